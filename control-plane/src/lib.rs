@@ -1,0 +1,3 @@
+//! The Orlop control plane: API server, store, scheduler and controllers in one process.
+
+pub mod client;

@@ -1,0 +1,1 @@
+//! Filled by the landings that follow.

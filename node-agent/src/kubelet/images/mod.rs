@@ -1,0 +1,1 @@
+//! Images: references, pulls, OCI archives, unpacked layers.

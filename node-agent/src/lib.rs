@@ -1,0 +1,13 @@
+//! The Orlop node agent: what one node does with what the API server says.
+//!
+//! Each subsystem folder has a pure part that decides and an effect part that acts; `sys` holds every
+//! system call. `agent.rs` wires them by hand.
+
+pub mod cni;
+pub mod dataplane;
+pub mod dns;
+pub mod kubelet;
+pub mod model;
+pub mod overlay;
+pub mod sys;
+pub mod table;

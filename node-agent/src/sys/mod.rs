@@ -1,0 +1,1 @@
+//! The doors to the kernel: the only place of the agent with `unsafe`, raw descriptors and commands.
