@@ -1,3 +1,5 @@
 //! The Orlop control plane: API server, store, scheduler and controllers in one process.
 
 pub mod client;
+pub mod config;
+pub mod pki;
