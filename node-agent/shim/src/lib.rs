@@ -1,0 +1,3 @@
+//! What the per-pod shim and the agent must understand the same way.
+
+pub mod wire;
