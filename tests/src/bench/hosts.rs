@@ -1,0 +1,140 @@
+//! Hosts of a benchmark: network namespaces joined by veth pairs. Effects; removed on drop.
+//!
+//! A `Node` is a namespace that routes; pods are namespaces with one veth pair to it, an address of
+//! the pod network and a default route, as a plain CNI plugin would make them.
+
+use std::{
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A node with its pods. Namespace names carry the process id, so that runs do not meet.
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub pods: Vec<Pod>,
+}
+
+/// A pod: its namespace and address, and the host's end of its veth pair.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub netns: String,
+    pub ip: Ipv4Addr,
+    pub host_veth: String,
+}
+
+impl Node {
+    /// Makes the node's namespace, with forwarding on.
+    ///
+    /// # Errors
+    /// When a namespace cannot be made (no root).
+    pub fn new(label: &str) -> Result<Self> {
+        let name = format!("ob{}-{label}", std::process::id());
+        ip(&["netns", "add", &name])?;
+        let node = Self { name, pods: Vec::new() };
+        ip(&["-n", &node.name, "link", "set", "lo", "up"])?;
+        node.sysctl("net.ipv4.ip_forward=1")?;
+        node.sysctl("net.ipv4.conf.all.rp_filter=0")?;
+        Ok(node)
+    }
+
+    /// Adds a pod with the next address of 10.244.0.0/24, from .10 on.
+    ///
+    /// # Errors
+    /// When a link or route cannot be made.
+    pub fn add_pod(&mut self) -> Result<Pod> {
+        let n = u8::try_from(self.pods.len()).context("at most 200 pods")?;
+        let host_veth = format!("pod{n}");
+        let netns = format!("{}-p{n}", self.name);
+        let pod = Pod { netns, ip: Ipv4Addr::new(10, 244, 0, 10 + n), host_veth };
+        ip(&["netns", "add", &pod.netns])?;
+        self.pods.push(pod.clone());
+        let (host, inside, addr) = (self.name.as_str(), pod.netns.as_str(), pod.ip.to_string());
+        let pair = ["link", "add", &pod.host_veth, "netns", host, "type", "veth", "peer", "name"];
+        ip(&[&["-n", inside], pair.as_slice(), &["eth0"]].concat())?;
+        ip(&["-n", inside, "link", "set", "lo", "up"])?;
+        ip(&["-n", inside, "link", "set", "eth0", "up"])?;
+        ip(&["-n", host, "link", "set", &pod.host_veth, "up"])?;
+        ip(&["-n", inside, "addr", "add", &format!("{addr}/32"), "dev", "eth0"])?;
+        ip(&["-n", inside, "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"])?;
+        ip(&["-n", inside, "route", "add", "default", "via", "169.254.1.1", "dev", "eth0"])?;
+        ip(&["-n", host, "route", "add", &format!("{addr}/32"), "dev", &pod.host_veth])?;
+        let mac = self.mac(&pod.host_veth)?;
+        ip(&[
+            "-n",
+            inside,
+            "neigh",
+            "add",
+            "169.254.1.1",
+            "lladdr",
+            &mac,
+            "dev",
+            "eth0",
+            "nud",
+            "permanent",
+        ])?;
+        exec(inside, &["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"], None)?;
+        Ok(pod)
+    }
+
+    /// Sets a sysctl in the node's namespace.
+    ///
+    /// # Errors
+    /// When the kernel has no such setting.
+    pub fn sysctl(&self, setting: &str) -> Result<()> {
+        exec(&self.name, &["sysctl", "-qw", setting], None)
+    }
+
+    fn mac(&self, device: &str) -> Result<String> {
+        let out = Command::new("ip")
+            .args(["-n", &self.name, "-o", "link", "show", device])
+            .output()
+            .context("run ip")?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+        mac.map(str::to_owned).with_context(|| format!("no address of {device} in: {text}"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for pod in &self.pods {
+            drop(ip(&["netns", "del", &pod.netns]));
+        }
+        drop(ip(&["netns", "del", &self.name]));
+    }
+}
+
+/// Runs a command in a namespace, with the given standard input.
+///
+/// # Errors
+/// When it cannot be started or fails; its words are in the error.
+pub fn exec(netns: &str, command: &[&str], input: Option<&str>) -> Result<()> {
+    let mut full = vec!["netns", "exec", netns];
+    full.extend_from_slice(command);
+    run("ip", &full, input)
+}
+
+fn ip(args: &[&str]) -> Result<()> {
+    run("ip", args, None)
+}
+
+fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<()> {
+    use std::io::Write as _;
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(text.as_bytes()).with_context(|| format!("write to {program}"))?;
+    }
+    let out = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
+    let words = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(out.status.success(), "{program} {}: {}", args.join(" "), words.trim());
+    Ok(())
+}
