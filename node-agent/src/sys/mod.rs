@@ -1,1 +1,4 @@
 //! The doors to the kernel: the only place of the agent with `unsafe`, raw descriptors and commands.
+
+pub mod netlink;
+pub mod netns;
