@@ -1,1 +1,174 @@
-//! Filled by the landings that follow.
+//! CNI: pod addresses and the links between pods and this node.
+//!
+//! `wire` and `ipam` are pure, `veth` and `engine` act, `server` listens. The plugin that runtimes
+//! execute is a few lines in the shim binary; it forwards to the socket here.
+//!
+//! Tasks: `serve` (socket; reads the endpoint table's programmed revision, writes the endpoint
+//! table) and `follow_pod_cidr` (reads the pod CIDR, writes the network configuration once it is
+//! known). Both end with the [`Handle`].
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{model::LocalEndpoint, sys::netns::NetNs, table::Table};
+
+mod engine;
+pub(crate) mod install;
+pub mod ipam;
+mod server;
+pub mod veth;
+pub mod wire;
+
+pub use engine::StateError;
+use engine::{Engine, StateFile};
+use server::Shared;
+
+/// Name of the plugin, its binary and its network.
+const PLUGIN: &str = "orlop";
+
+/// Where things are and how links are made.
+#[derive(Clone, Debug)]
+pub struct CniConfig {
+    pub socket: PathBuf,
+    /// The table of addresses, `<state-dir>/cni/ipam.json`.
+    pub state_file: PathBuf,
+    /// Where runtimes look for network configurations.
+    pub conf_dir: PathBuf,
+    /// Where runtimes look for plugins.
+    pub bin_dir: PathBuf,
+    /// Of both ends of a link, bytes: the underlay's less what the overlay adds.
+    pub mtu: u32,
+    /// Source address of the node's own traffic to its pods; it must be an address of the node.
+    /// `None` leaves the choice to the kernel.
+    pub node_ip: Option<Ipv4Addr>,
+    /// Where host ends live; `None` is the agent's own namespace.
+    pub host_netns: Option<PathBuf>,
+    /// How long an `ADD` waits for the dataplane before it fails with "try again later".
+    pub program_timeout: Duration,
+}
+
+impl CniConfig {
+    /// The usual places below a state folder (`/var/lib/orlop`) and a run folder (`/run/orlop`).
+    #[must_use]
+    pub fn new(state_dir: &Path, run_dir: &Path) -> Self {
+        Self {
+            socket: run_dir.join("cni.sock"),
+            state_file: state_dir.join("cni/ipam.json"),
+            conf_dir: PathBuf::from("/etc/cni/net.d"),
+            bin_dir: PathBuf::from("/opt/cni/bin"),
+            // 1,500 of Ethernet less 50 of VXLAN over IPv4 (RFC 7348 section 5).
+            mtu: 1450,
+            node_ip: None,
+            host_netns: None,
+            // Programming a pod takes milliseconds; two seconds are a dataplane in trouble.
+            program_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What the server is fed with.
+#[derive(Debug)]
+pub struct CniInputs {
+    /// The node's pod CIDR; `None` while the API server has not given one.
+    pub pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// Written here, read by the dataplane.
+    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
+    /// when there is no dataplane to wait for.
+    pub programmed: Option<watch::Receiver<u64>>,
+}
+
+/// Why the CNI server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot use the table of addresses")]
+    State(#[source] StateError),
+    #[error("cannot open network namespace {}", path.display())]
+    Namespace { path: PathBuf, source: io::Error },
+    #[error("cannot take stock of pod links")]
+    Links(#[source] veth::VethError),
+    #[error("cannot read the boot id")]
+    Boot(#[source] io::Error),
+    #[error("cannot install the CNI plugin in {}", path.display())]
+    Plugin { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {}", path.display())]
+    Listen { path: PathBuf, source: io::Error },
+}
+
+/// The running server; dropping it stops it. Pods keep their links.
+#[derive(Debug)]
+pub struct Handle {
+    tasks: JoinSet<()>,
+}
+
+impl Handle {
+    /// Stops listening and waits until no request is being worked on.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Restores the endpoint table, installs the plugin and starts to listen. Call it in a tokio
+/// runtime; it blocks for a few file and netlink operations.
+///
+/// # Errors
+/// When something on the node is in the way; a person must act.
+pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Handle, StartError> {
+    let host = match &config.host_netns {
+        None => NetNs::own(),
+        Some(path) => NetNs::open(path)
+            .map_err(|source| StartError::Namespace { path: path.clone(), source })?,
+    };
+    let boot =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::Boot)?;
+    let state = StateFile { path: config.state_file, boot: boot.trim().to_owned() };
+    let ipam = state.load().map_err(StartError::State)?;
+    let CniInputs { mut pod_cidr, endpoints, programmed } = inputs;
+    let (mtu, node_ip) = (config.mtu, config.node_ip);
+    let mut engine = Engine { host, mtu, node_ip, state, ipam, endpoints };
+    veth::enable_forwarding(&engine.host).map_err(StartError::Links)?;
+    let restored = engine.restore().map_err(StartError::Links)?;
+    engine.set_cidr(*pod_cidr.borrow_and_update());
+    install::install_plugin(&config.bin_dir, plugin)
+        .map_err(|source| StartError::Plugin { path: config.bin_dir.clone(), source })?;
+    let listener = server::bind(&config.socket)
+        .map_err(|source| StartError::Listen { path: config.socket.clone(), source })?;
+    tracing::info!(endpoints = restored, socket = %config.socket.display(), "CNI server ready");
+    let shared = Shared::new(engine, programmed, config.program_timeout);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_pod_cidr(pod_cidr, shared.clone(), config.conf_dir, config.socket));
+    tasks.spawn(server::serve(listener, shared));
+    Ok(Handle { tasks })
+}
+
+/// Hands the pod CIDR on, and tells runtimes that the network is ready once there is one.
+async fn follow_pod_cidr(
+    mut pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+    shared: Shared,
+    conf_dir: PathBuf,
+    socket: PathBuf,
+) {
+    loop {
+        let cidr = *pod_cidr.borrow_and_update();
+        let (shared, conf_dir, socket) = (shared.clone(), conf_dir.clone(), socket.clone());
+        let applied = tokio::task::spawn_blocking(move || {
+            shared.engine().set_cidr(cidr);
+            if cidr.is_some() { install::install_configuration(&conf_dir, &socket) } else { Ok(()) }
+        });
+        match applied.await {
+            Ok(Ok(())) => tracing::info!(?cidr, "pod CIDR set"),
+            Ok(Err(error)) => tracing::error!(%error, "CNI configuration not written"),
+            Err(error) => tracing::error!(%error, "pod CIDR not set"),
+        }
+        if pod_cidr.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -4,6 +4,11 @@
 //! Everything here is idempotent where the kernel lets it be: adding what is there and deleting
 //! what is gone succeed.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel sends attributes and messages that we do not ask about"
+)]
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
@@ -17,9 +22,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{
-        InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    },
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
@@ -412,9 +415,7 @@ fn route_message(route: Route) -> RouteMessage {
         Scope::Host => RouteScope::Host,
     };
     if route.prefix_len > 0 {
-        message
-            .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(route.destination)));
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(route.destination)));
     }
     if let Some(gateway) = route.gateway {
         message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));

@@ -84,14 +84,13 @@ impl NetNs {
             let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(
                 scope,
                 || -> io::Result<T> {
-                    move_into_link_name_space(
-                        held.file.as_fd(),
-                        Some(LinkNameSpaceType::Network),
-                    )?;
+                    move_into_link_name_space(held.file.as_fd(), Some(LinkNameSpaceType::Network))?;
                     Ok(work())
                 },
             )?;
-            thread.join().map_err(|_panic| io::Error::other("the work in the namespace panicked"))?
+            thread
+                .join()
+                .map_err(|_panic| io::Error::other("the work in the namespace panicked"))?
         })
     }
 }

@@ -1,0 +1,149 @@
+//! The specification's examples, and what it says must be refused.
+
+use super::*;
+
+fn envelope(command: &str, version: &str, extra: Value) -> Vec<u8> {
+    let mut config = json!({"cniVersion": version, "name": "orlop", "type": "orlop"});
+    if let (Value::Object(config), Value::Object(extra)) = (&mut config, extra) {
+        config.extend(extra);
+    }
+    json!({
+        "command": command,
+        "containerId": "a1b2",
+        "netns": "/run/orlop/netns/a1b2",
+        "ifname": "eth0",
+        "args": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+        "config": config,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+fn parse(command: &str, version: &str, extra: Value) -> Result<Request, (Version, CniError)> {
+    parse_request(&envelope(command, version, extra))
+}
+
+fn refused(command: &str, version: &str, extra: Value) -> u32 {
+    parse(command, version, extra).unwrap_err().1.code.number()
+}
+
+fn added() -> Added {
+    Added {
+        ip: Ipv4Addr::new(10, 244, 1, 5),
+        gateway: Ipv4Addr::new(169, 254, 1, 1),
+        host_name: "orl0123abcd".to_owned(),
+        host_mac: [2, 0, 0, 0, 0, 1],
+        pod_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1450,
+    }
+}
+
+#[test]
+fn an_add_request_is_read_with_its_pod() {
+    let request = parse("ADD", "1.1.0", json!({})).unwrap();
+    assert_eq!(request.command, Command::Add);
+    assert_eq!(request.attachment, Attachment::new("a1b2", "eth0"));
+    assert_eq!(request.pod, ObjectKey::new("default", "web-0"));
+}
+
+#[test]
+fn results_have_the_shape_of_the_version_that_was_asked_for() {
+    let result = |version| add_result(&parse("ADD", version, json!({})).unwrap(), &added());
+    let newest = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [
+            {"name": "orl0123abcd", "mac": "02:00:00:00:00:01", "mtu": 1450},
+            {"name": "eth0", "mac": "02:00:00:00:00:02", "mtu": 1450,
+             "sandbox": "/run/orlop/netns/a1b2"},
+        ],
+        "ips": [{"address": "10.244.1.5/32", "gateway": "169.254.1.1", "interface": 1}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}],
+        "dns": {},
+    });
+    assert_eq!(result("1.1.0"), newest);
+    assert_eq!(result("1.0.0")["interfaces"][0].get("mtu"), None);
+    assert_eq!(result("1.0.0")["ips"][0].get("version"), None);
+    assert_eq!(result("0.3.1")["ips"][0]["version"], "4");
+    assert_eq!(result("0.4.0")["cniVersion"], "0.4.0");
+}
+
+#[test]
+fn errors_have_the_specified_keys_and_codes() {
+    let error = CniError::new(Code::TryAgainLater, "not now").with_details("busy");
+    let expected = json!({"cniVersion": "1.0.0", "code": 11, "msg": "not now", "details": "busy"});
+    assert_eq!(error_result(Version::V1_0_0, &error), expected);
+    assert_eq!(error_result(NEWEST, &CniError::new(Code::Io, "x")).get("details"), None);
+}
+
+#[test]
+fn versions_and_commands_that_do_not_fit_are_refused() {
+    assert_eq!(refused("ADD", "0.2.0", json!({})), 1);
+    assert_eq!(refused("ADD", "9.9.9", json!({})), 1);
+    assert_eq!(refused("CHECK", "0.3.1", json!({"prevResult": {}})), 1);
+    assert_eq!(refused("GC", "1.0.0", json!({})), 1);
+    assert_eq!(refused("STATUS", "1.0.0", json!({})), 1);
+    assert_eq!(refused("MOVE", "1.1.0", json!({})), 4);
+}
+
+#[test]
+fn fields_that_we_do_not_implement_are_refused_by_name() {
+    let (_, error) = parse("ADD", "1.1.0", json!({"ipam": {"type": "host-local"}})).unwrap_err();
+    assert_eq!(error.code, Code::UnsupportedField);
+    assert!(error.details.starts_with("ipam: "), "{}", error.details);
+    assert_eq!(refused("ADD", "1.1.0", json!({"prevResult": {}})), 7);
+    assert_eq!(refused("CHECK", "1.1.0", json!({})), 7);
+    assert_eq!(refused("GC", "1.1.0", json!({"cni.dev/valid-attachments": [{}]})), 7);
+    assert_eq!(refused("ADD", "1.1.0", json!({"name": ""})), 7);
+}
+
+#[test]
+fn each_missing_or_malformed_variable_is_named() {
+    let cases = [
+        ("ADD", "containerId", json!(""), "CNI_CONTAINERID"),
+        ("ADD", "containerId", json!("../x"), "CNI_CONTAINERID"),
+        ("ADD", "ifname", json!("a/b"), "CNI_IFNAME"),
+        ("ADD", "ifname", json!("sixteen-bytes-xx"), "CNI_IFNAME"),
+        ("ADD", "netns", json!(""), "CNI_NETNS"),
+        ("CHECK", "netns", json!("relative"), "CNI_NETNS"),
+        ("DEL", "ifname", json!(""), "CNI_IFNAME"),
+    ];
+    for (command, key, value, variable) in cases {
+        let extra = if command == "CHECK" { json!({"prevResult": {}}) } else { json!({}) };
+        let mut envelope: Value =
+            serde_json::from_slice(&envelope(command, "1.1.0", extra)).unwrap();
+        envelope[key] = value;
+        let (_, error) = parse_request(envelope.to_string().as_bytes()).unwrap_err();
+        assert_eq!(error.code, Code::InvalidEnvironment, "{command} {key}");
+        assert!(error.message.contains(variable), "{}", error.message);
+    }
+}
+
+#[test]
+fn del_needs_no_namespace_and_gc_reads_its_list() {
+    let mut del: Value = serde_json::from_slice(&envelope("DEL", "1.1.0", json!({}))).unwrap();
+    del["netns"] = json!("");
+    assert_eq!(parse_request(del.to_string().as_bytes()).unwrap().command, Command::Del);
+    let list = json!({"cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]});
+    let request = parse("GC", "1.1.0", list).unwrap();
+    assert_eq!(request.valid, Some(BTreeSet::from([Attachment::new("a", "eth0")])));
+}
+
+#[test]
+fn a_previous_result_of_ours_agrees_and_another_does_not() {
+    let add = parse("ADD", "1.1.0", json!({})).unwrap();
+    let previous = add_result(&add, &added());
+    let check = parse("CHECK", "1.1.0", json!({"prevResult": previous.clone()})).unwrap();
+    assert_eq!(previous_differs(&check, &added()), None);
+    let other = Added { ip: Ipv4Addr::new(10, 244, 1, 6), ..added() };
+    assert_eq!(
+        previous_differs(&check, &other),
+        Some("prevResult lacks address 10.244.1.6/32".to_owned())
+    );
+}
+
+#[test]
+fn rubbish_is_a_decoding_error() {
+    for bytes in [&b""[..], b"{", b"[]", b"{\"command\":\"ADD\",\"config\":3}"] {
+        assert_eq!(parse_request(bytes).unwrap_err().1.code, Code::Decode);
+    }
+}
