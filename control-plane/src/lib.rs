@@ -3,4 +3,5 @@
 pub mod client;
 pub mod config;
 pub mod pki;
+pub mod schema;
 pub mod store;

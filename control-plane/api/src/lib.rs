@@ -1,2 +1,6 @@
-//! Shared vocabulary of both sides: quantities, selectors, names. Pure.
+//! What both sides must understand the same way: selectors, quantities, names. Pure.
 #![warn(missing_docs)]
+
+pub mod names;
+pub mod quantity;
+pub mod selector;
