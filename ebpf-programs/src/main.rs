@@ -1,6 +1,23 @@
+//! Orlop's programs for the kernel. One file per program; all in one object, so that maps are shared.
 #![no_std]
 #![no_main]
-#![deny(unused_results)]
+#![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+mod cg_connect4;
+mod cg_getpeername4;
+mod cg_recvmsg4;
+mod cg_sendmsg4;
+mod count;
+mod helpers;
+mod maps;
+mod nat;
+mod packet;
+mod route;
+mod service;
+mod tc_from_overlay;
+mod tc_from_pod;
+mod tc_from_underlay;
+mod tc_to_overlay;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -1,5 +1,7 @@
 //! The doors to the kernel: the only place of the agent with `unsafe`, raw descriptors and commands.
 
+pub mod bpf;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;
+pub mod tc;

@@ -1,0 +1,187 @@
+//! Services and their backends, and the choice between backends.
+
+/// Scope of a frontend at one of the service's own addresses (`ClusterIP`, external IP).
+pub const SCOPE_ADDRESS: u8 = 0;
+/// Scope of a node port: the key's address is zero, any address of the node matches.
+pub const SCOPE_NODE_PORT: u8 = 1;
+
+/// A frontend: where clients connect to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// Service address, network order; zero for a node port.
+    pub addr: [u8; 4],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// IP protocol number.
+    pub proto: u8,
+    /// [`SCOPE_ADDRESS`] or [`SCOPE_NODE_PORT`]; further values for traffic policies.
+    pub scope: u8,
+}
+const _: () = assert!(size_of::<ServiceKey>() == 8 && align_of::<ServiceKey>() == 1);
+
+/// What a frontend leads to: backends `{id, 0}` to `{id, count - 1}`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Names the frontend in the backends' keys. Never 0.
+    pub id: u32,
+    /// Backends that may be chosen; 0 refuses every client.
+    pub count: u32,
+    /// Room for affinity, traffic policy and tables; zero now.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<Service>() == 16 && align_of::<Service>() == 4);
+
+/// Which backend of which frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    /// [`Service::id`].
+    pub id: u32,
+    /// 0 to [`Service::count`] - 1.
+    pub slot: u32,
+}
+const _: () = assert!(size_of::<BackendKey>() == 8 && align_of::<BackendKey>() == 4);
+
+/// One backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Address, network order.
+    pub addr: [u8; 4],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+const _: () = assert!(size_of::<Backend>() == 8 && align_of::<Backend>() == 1);
+
+/// An address and a port in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Address.
+    pub addr: [u8; 4],
+    /// Port.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+const _: () = assert!(size_of::<Peer>() == 8 && align_of::<Peer>() == 1);
+
+/// Translations remembered per socket: an unconnected UDP socket that speaks to more services than
+/// this at once sees a backend's address in `recvfrom` for the oldest.
+pub const TRANSLATIONS: usize = 4;
+
+/// What a socket's connection or datagrams were translated from and to. Lives and dies with the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketTranslation {
+    /// What the program asked for.
+    pub service: [Peer; TRANSLATIONS],
+    /// What it got.
+    pub backend: [Peer; TRANSLATIONS],
+    /// Slot to be written next.
+    pub next: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<SocketTranslation>() == 72);
+
+impl SocketTranslation {
+    /// Remembers a translation unless it is already known.
+    #[inline(always)]
+    pub fn remember(&mut self, service: Peer, backend: Peer) {
+        let mut slot = 0;
+        while slot < TRANSLATIONS {
+            if self.backend[slot] == backend && self.service[slot] == service {
+                return;
+            }
+            slot += 1;
+        }
+        let slot = self.next as usize & (TRANSLATIONS - 1);
+        self.service[slot] = service;
+        self.backend[slot] = backend;
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// The service for which `backend` stands on this socket; the newest when there are several.
+    #[inline(always)]
+    #[must_use]
+    pub fn service_of(&self, backend: Peer) -> Option<Peer> {
+        let mut age = 1;
+        while age <= TRANSLATIONS {
+            let slot = (self.next as usize).wrapping_sub(age) & (TRANSLATIONS - 1);
+            if self.backend[slot] == backend {
+                return Some(self.service[slot]);
+            }
+            age += 1;
+        }
+        None
+    }
+}
+
+/// Maps 32 uniformly random bits onto `0..count` without division (multiply and shift); `None` when
+/// there is nothing to choose from. Its bias is below `count / 2^32`.
+#[inline(always)]
+#[must_use]
+pub const fn choose(random: u32, count: u32) -> Option<u32> {
+    if count == 0 {
+        return None;
+    }
+    Some(((random as u64 * count as u64) >> 32) as u32)
+}
+
+/// Mixes 64 bits into 32 (the finaliser of splitmix64): equal inputs always give the same choice.
+#[inline(always)]
+#[must_use]
+pub const fn mix(value: u64) -> u32 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((value ^ (value >> 31)) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(last: u8) -> Peer {
+        Peer { addr: [10, 0, 0, last], port: [0, 80], reserved: [0; 2] }
+    }
+
+    #[test]
+    fn the_choice_covers_every_slot_evenly_and_nothing_else() {
+        assert_eq!(choose(7, 0), None);
+        assert_eq!(choose(0, 3), Some(0));
+        assert_eq!(choose(u32::MAX, 3), Some(2));
+        let mut seen = [0_u32; 3];
+        for cookie in 0..30_000 {
+            let slot = choose(mix(cookie), 3).unwrap();
+            seen[slot as usize] += 1;
+        }
+        // Chi-squared with two degrees of freedom: 13.8 is exceeded once in a thousand.
+        let chi: f64 = seen.iter().map(|n| (f64::from(*n) - 10_000.0).powi(2) / 10_000.0).sum();
+        assert!(chi < 13.8, "{seen:?}");
+    }
+
+    #[test]
+    fn a_socket_remembers_its_last_four_services() {
+        let mut socket = SocketTranslation::default();
+        assert_eq!(socket.service_of(peer(1)), None);
+        for last in 1..=4 {
+            socket.remember(peer(100 + last), peer(last));
+            socket.remember(peer(100 + last), peer(last));
+        }
+        for last in 1..=4 {
+            assert_eq!(socket.service_of(peer(last)), Some(peer(100 + last)));
+        }
+        socket.remember(peer(105), peer(5));
+        assert_eq!(socket.service_of(peer(1)), None);
+        assert_eq!(socket.service_of(peer(5)), Some(peer(105)));
+        socket.remember(peer(106), peer(5));
+        assert_eq!(socket.service_of(peer(5)), Some(peer(106)), "the newest wins");
+    }
+}

@@ -1,0 +1,12 @@
+//! Pods of other nodes.
+
+/// Where the pods of a CIDR are reached.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The node's address, network order: the far end of the tunnel.
+    pub node: [u8; 4],
+    /// Zero; room for a key or an encryption index.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<Tunnel>() == 8 && align_of::<Tunnel>() == 4);

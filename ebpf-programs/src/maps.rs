@@ -1,0 +1,138 @@
+//! Every map, and safe typed look-ups over them.
+//!
+//! aya's look-ups are unsafe since a row may be deleted and its memory used for another row while we
+//! read it. The rows read here are copied at once, are at most 24 bytes of plain integers, and a
+//! torn copy is at worst a wrong backend for one connection that its client would have lost anyway;
+//! memory of a map always stays readable (RCU). That is the reason behind each `SAFETY` below.
+#![expect(unsafe_code, reason = "map rows are reached through raw pointers")]
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    programs::SockAddrContext,
+};
+use ebpf_common::{
+    config::Config,
+    conntrack::{Flow, FlowKey},
+    endpoint::Endpoint,
+    maps::{BACKENDS_MAX, CONNTRACK_MAX, ENDPOINTS_MAX, NODE_ADDRS_MAX, SERVICES_MAX, TUNNELS_MAX},
+    service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation},
+    tunnel::Tunnel,
+    verdict::{DROP_REASONS, DropReason},
+};
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(SERVICES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static BACKENDS: HashMap<BackendKey, Backend> =
+    HashMap::with_max_entries(BACKENDS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static NODE_ADDRS: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(NODE_ADDRS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static LOCAL_MACS: HashMap<[u8; 8], u32> =
+    HashMap::with_max_entries(NODE_ADDRS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static ENDPOINTS: HashMap<[u8; 4], Endpoint> =
+    HashMap::with_max_entries(ENDPOINTS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static TUNNELS: LpmTrie<[u8; 4], Tunnel> = LpmTrie::with_max_entries(TUNNELS_MAX, 0);
+#[map]
+static CONNTRACK: HashMap<FlowKey, Flow> =
+    HashMap::with_max_entries(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS, 0);
+#[btf_map]
+static SOCKETS: SkStorage<SocketTranslation> = SkStorage::new();
+
+/// The settings; `None` only if the kernel lost its array.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn service(key: &ServiceKey) -> Option<Service> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { SERVICES.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn backend(key: &BackendKey) -> Option<Backend> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { BACKENDS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn is_node_address(addr: [u8; 4]) -> bool {
+    NODE_ADDRS.get_ptr(addr).is_some()
+}
+
+#[inline(always)]
+pub fn is_local_mac(mac: [u8; 6]) -> bool {
+    LOCAL_MACS.get_ptr([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]).is_some()
+}
+
+#[inline(always)]
+pub fn endpoint(addr: [u8; 4]) -> Option<Endpoint> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { ENDPOINTS.get(addr) }.copied()
+}
+
+#[inline(always)]
+pub fn tunnel(addr: [u8; 4]) -> Option<Tunnel> {
+    TUNNELS.get(Key::new(32, addr)).copied()
+}
+
+/// A flow's row. Fields written through it are single integers that only age the flow.
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+    // SAFETY: the row stays readable and writable for the program's run (RCU); several CPUs may age
+    // it at once, each by aligned stores of whole integers.
+    CONNTRACK.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// Inserts a row that must not exist yet.
+#[inline(always)]
+pub fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    CONNTRACK.insert(key, flow, u64::from(BPF_NOEXIST))
+}
+
+#[inline(always)]
+pub fn remove_flow(key: &FlowKey) {
+    // An absent row is what we want.
+    let _absent: Result<(), i32> = CONNTRACK.remove(key);
+}
+
+#[inline(always)]
+pub fn count(reason: DropReason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the pointer is this CPU's own slot, aligned and valid while the program runs.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Remembers on the socket that `backend` stands for `service`.
+#[inline(always)]
+pub fn remember(ctx: &SockAddrContext, service: Peer, backend: Peer) {
+    // SAFETY: the context's socket is valid while the program runs.
+    let translation = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    // SAFETY: null or this socket's storage, zeroed when made, which lives as long as the socket.
+    if let Some(translation) = unsafe { translation.as_mut() } {
+        translation.remember(service, backend);
+    }
+}
+
+/// The service for which `backend` stands on this socket.
+#[inline(always)]
+pub fn service_of(ctx: &SockAddrContext, backend: Peer) -> Option<Peer> {
+    // SAFETY: the context's socket is valid while the program runs.
+    let translation = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    // SAFETY: null or this socket's storage, which lives as long as the socket.
+    unsafe { translation.as_ref() }.and_then(|translation| translation.service_of(backend))
+}

@@ -1,0 +1,343 @@
+//! Loads the programs, attaches them, and lets them outlive the agent.
+//!
+//! Effects only. Maps and links are pinned below a folder whose name carries the ABI version. A new
+//! agent takes the pinned maps over and swaps the programs inside the pinned links, so that no
+//! packet and no connection ever meets a node without programs.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    programs::{
+        CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
+    },
+};
+use ebpf_common::{ABI_VERSION, maps as names};
+use thiserror::Error;
+
+use super::{maps::Maps, object::object};
+use crate::sys::{
+    bpf::{self, AttachType},
+    tc,
+};
+
+/// Why the dataplane could not be brought up.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("cannot prepare the BPF file system folder {path}")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the kernel refused the eBPF object")]
+    Object(#[source] EbpfError),
+    #[error("the eBPF object has no map {name}")]
+    NoMap { name: &'static str },
+    #[error("map {name} is not as expected")]
+    Map {
+        name: &'static str,
+        #[source]
+        source: MapError,
+    },
+    #[error("the eBPF object has no program {name}")]
+    NoProgram { name: &'static str },
+    #[error("the kernel refused program {name}")]
+    Program {
+        name: &'static str,
+        #[source]
+        source: ProgramError,
+    },
+    #[error("cannot attach {name} to {target}")]
+    Attach {
+        name: &'static str,
+        target: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A place for a tc program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TcHook {
+    /// Host end of a pod's veth pair, ingress.
+    FromPod,
+    /// VXLAN device, ingress.
+    FromOverlay,
+    /// VXLAN device, egress.
+    ToOverlay,
+    /// The node's network devices, ingress.
+    FromUnderlay,
+}
+
+impl TcHook {
+    /// All places, in the order in which they are loaded.
+    pub const ALL: [Self; 4] =
+        [Self::FromPod, Self::FromOverlay, Self::ToOverlay, Self::FromUnderlay];
+
+    /// The program's name in the object.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "tc_from_pod",
+            Self::FromOverlay => "tc_from_overlay",
+            Self::ToOverlay => "tc_to_overlay",
+            Self::FromUnderlay => "tc_from_underlay",
+        }
+    }
+
+    const fn tcx(self) -> AttachType {
+        match self {
+            Self::FromPod | Self::FromOverlay | Self::FromUnderlay => AttachType::TcxIngress,
+            Self::ToOverlay => AttachType::TcxEgress,
+        }
+    }
+
+    const fn direction(self) -> TcAttachType {
+        match self {
+            Self::FromPod | Self::FromOverlay | Self::FromUnderlay => TcAttachType::Ingress,
+            Self::ToOverlay => TcAttachType::Egress,
+        }
+    }
+}
+
+/// How packets reach our tc programs on this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcPath {
+    /// tcx links (6.6 and newer).
+    Tcx,
+    /// clsact filters over netlink.
+    Clsact,
+}
+
+const CGROUP_HOOKS: [(&str, AttachType); 4] = [
+    ("cg_connect4", AttachType::CgroupConnect4),
+    ("cg_sendmsg4", AttachType::CgroupSendmsg4),
+    ("cg_recvmsg4", AttachType::CgroupRecvmsg4),
+    ("cg_getpeername4", AttachType::CgroupGetpeername4),
+];
+
+const MAPS: [&str; 10] = [
+    names::CONFIG,
+    names::SERVICES,
+    names::BACKENDS,
+    names::NODE_ADDRS,
+    names::LOCAL_MACS,
+    names::ENDPOINTS,
+    names::TUNNELS,
+    names::CONNTRACK,
+    names::COUNTERS,
+    names::SOCKETS,
+];
+
+/// The loaded programs. Dropping it leaves everything that is pinned in place.
+pub struct Programs {
+    object: Ebpf,
+    pins: Option<PathBuf>,
+    /// Links that are not pinned, held open by us.
+    links: Vec<std::os::fd::OwnedFd>,
+    tc_path: Option<TcPath>,
+}
+
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs")
+            .field("pins", &self.pins)
+            .field("tc_path", &self.tc_path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    /// Loads everything. With `pins` (a folder in a BPF file system, usually `/sys/fs/bpf/orlop`),
+    /// maps of the same ABI version are taken over; without, all ends with this process.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; its source has the verifier's words.
+    pub fn load(pins: Option<&Path>) -> Result<(Self, Maps), LoadError> {
+        let pins = pins.map(|root| root.join(format!("v{ABI_VERSION}")));
+        let mut loader = EbpfLoader::new();
+        if let Some(folder) = &pins {
+            let links = folder.join("links");
+            let failed = |source| LoadError::Folder { path: links.clone(), source };
+            let root = folder.ancestors().nth(2).unwrap_or(folder);
+            bpf::ensure_bpf_folder(root, &links).map_err(failed)?;
+            for name in MAPS {
+                loader.map_pin_path(name, folder.join(name));
+            }
+        }
+        let mut object = loader.load(object()).map_err(LoadError::Object)?;
+        let maps = Maps::take(&mut object)?;
+        let mut programs = Self { object, pins, links: Vec::new(), tc_path: None };
+        for hook in TcHook::ALL {
+            let name = hook.program();
+            let failed = |source| LoadError::Program { name, source };
+            programs.classifier(name)?.load().map_err(failed)?;
+        }
+        for (name, _) in CGROUP_HOOKS {
+            let failed = |source| LoadError::Program { name, source };
+            programs.sock_addr(name)?.load().map_err(failed)?;
+        }
+        Ok((programs, maps))
+    }
+
+    /// How tc programs were attached; `None` before the first one was.
+    #[must_use]
+    pub const fn tc_path(&self) -> Option<TcPath> {
+        self.tc_path
+    }
+
+    /// Translates connections of every process below a cgroup (of version 2).
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Attach`].
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), LoadError> {
+        for (name, attach) in CGROUP_HOOKS {
+            self.attach_one_cgroup(cgroup, name, attach).map_err(|source| LoadError::Attach {
+                name,
+                target: format!("cgroup {}", cgroup.display()),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Puts a program on a device, or in the place of the one that an earlier agent put there.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Attach`].
+    pub fn attach_tc(&mut self, hook: TcHook, ifindex: u32) -> Result<(), LoadError> {
+        self.attach_one_tc(hook, ifindex).map_err(|source| LoadError::Attach {
+            name: hook.program(),
+            target: format!("device {ifindex}"),
+            source,
+        })
+    }
+
+    /// Removes the pin of a device that is gone. The kernel has taken the program off with it.
+    pub fn forget_tc(&mut self, hook: TcHook, ifindex: u32) {
+        if let Some(pin) = self.tc_pin(hook, ifindex)
+            && let Err(error) = fs::remove_file(&pin)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(pin = %pin.display(), %error, "cannot remove a link's pin");
+        }
+    }
+
+    /// Runs a tc program on a packet (`BPF_PROG_TEST_RUN`) and returns its verdict and the packet as
+    /// it left it. Redirections are not carried out, map rows are written as by a real packet.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Program`].
+    pub fn test_run(
+        &mut self,
+        hook: TcHook,
+        ifindex: u32,
+        packet: &[u8],
+    ) -> Result<(i32, Vec<u8>), LoadError> {
+        let name = hook.program();
+        let failed = |source| LoadError::Program { name, source };
+        let mut out = vec![0; packet.len() + 256];
+        let mut context = [0_u8; SKB_LEN];
+        context[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
+        let result = self.classifier(name)?.test_run(options).map_err(failed)?;
+        out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
+        Ok((result.return_value.cast_signed(), out))
+    }
+
+    fn attach_one_cgroup(
+        &mut self,
+        cgroup: &Path,
+        name: &'static str,
+        attach: AttachType,
+    ) -> io::Result<()> {
+        let pin = self.pins.as_ref().map(|folder| folder.join("links").join(name));
+        let program = self.sock_addr(name).map_err(io::Error::other)?;
+        let program =
+            program.fd().map_err(io::Error::other)?.try_clone().map_err(io::Error::other)?;
+        let folder = File::open(cgroup)?;
+        let target = folder.as_raw_fd().cast_unsigned();
+        self.link(program.as_fd(), pin.as_deref(), target, attach)
+    }
+
+    fn attach_one_tc(&mut self, hook: TcHook, ifindex: u32) -> io::Result<()> {
+        if self.tc_path != Some(TcPath::Clsact) {
+            let pin = self.tc_pin(hook, ifindex);
+            let program = self.classifier(hook.program()).map_err(io::Error::other)?;
+            let program =
+                program.fd().map_err(io::Error::other)?.try_clone().map_err(io::Error::other)?;
+            match self.link(program.as_fd(), pin.as_deref(), ifindex, hook.tcx()) {
+                Ok(()) => {
+                    self.tc_path = Some(TcPath::Tcx);
+                    return Ok(());
+                }
+                // This kernel does not know the attach type: the probe for tcx.
+                Err(error)
+                    if self.tc_path.is_none() && error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let program = self.classifier(hook.program()).map_err(io::Error::other)?;
+        tc::attach(program, ifindex, hook.direction())?;
+        self.tc_path = Some(TcPath::Clsact);
+        Ok(())
+    }
+
+    /// Swaps the program inside the pinned link, or makes and pins a new one.
+    fn link(
+        &mut self,
+        program: BorrowedFd<'_>,
+        pin: Option<&Path>,
+        target: u32,
+        attach: AttachType,
+    ) -> io::Result<()> {
+        let Some(pin) = pin else {
+            self.links.push(bpf::link_create(program, target, attach)?);
+            return Ok(());
+        };
+        match bpf::open_pin(pin).and_then(|link| bpf::link_update(link.as_fd(), program)) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // The link's device or cgroup is gone; an interface index may have come around.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(pin)?,
+            Err(error) => return Err(error),
+        }
+        let link = bpf::link_create(program, target, attach)?;
+        bpf::pin(link.as_fd(), pin)
+    }
+
+    fn tc_pin(&self, hook: TcHook, ifindex: u32) -> Option<PathBuf> {
+        let folder = self.pins.as_ref()?;
+        Some(folder.join("links").join(format!("{}_{ifindex}", hook.program())))
+    }
+
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+        program.try_into().map_err(|source| LoadError::Program { name, source })
+    }
+
+    fn sock_addr(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, LoadError> {
+        let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+        program.try_into().map_err(|source| LoadError::Program { name, source })
+    }
+}
+
+/// Length of `struct __sk_buff` up to and without `hwtstamp` (linux/bpf.h), which 6.1 has too.
+const SKB_LEN: usize = 184;
+/// Offset of `ifindex` in it: the tenth word.
+const SKB_IFINDEX: usize = 40;

@@ -1,0 +1,282 @@
+//! Typed handles of the kernel's maps: reading what is there, and writing one row at a time.
+//!
+//! Effects only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::Ipv4Addr,
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use ebpf_common::{
+    config::Config,
+    conntrack::{Flow, FlowKey},
+    endpoint::Endpoint,
+    maps as names,
+    service::{Backend, BackendKey, Service, ServiceKey},
+    tunnel::Tunnel,
+    verdict::DropReason,
+};
+use ipnet::Ipv4Net;
+
+use super::{
+    load::LoadError,
+    plan::{MapOp, Observed},
+};
+
+/// Every map that the agent reads or writes.
+pub struct Maps {
+    config: Array<MapData, Config>,
+    services: HashMap<MapData, ServiceKey, Service>,
+    backends: HashMap<MapData, BackendKey, Backend>,
+    node_addresses: HashMap<MapData, [u8; 4], u32>,
+    local_macs: HashMap<MapData, [u8; 8], u32>,
+    endpoints: HashMap<MapData, [u8; 4], Endpoint>,
+    tunnels: LpmTrie<MapData, [u8; 4], Tunnel>,
+    conntrack: HashMap<MapData, FlowKey, Flow>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Map`] when the object lacks one or has it in another shape.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            config: typed(object, names::CONFIG)?,
+            services: typed(object, names::SERVICES)?,
+            backends: typed(object, names::BACKENDS)?,
+            node_addresses: typed(object, names::NODE_ADDRS)?,
+            local_macs: typed(object, names::LOCAL_MACS)?,
+            endpoints: typed(object, names::ENDPOINTS)?,
+            tunnels: typed(object, names::TUNNELS)?,
+            conntrack: typed(object, names::CONNTRACK)?,
+            counters: typed(object, names::COUNTERS)?,
+        })
+    }
+
+    /// What the service maps hold.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading.
+    pub fn observed(&self) -> io::Result<Observed> {
+        Ok(Observed::from_rows(rows(self.services.iter())?, rows(self.backends.iter())?))
+    }
+
+    /// Does one write of a plan. A row that is to go and is gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `E2BIG` when the map is full.
+    pub fn apply(&mut self, op: &MapOp) -> io::Result<()> {
+        match op {
+            MapOp::PutBackend { key, backend } => {
+                self.backends.insert(key, backend, 0).map_err(errno)
+            }
+            MapOp::PutService { key, service } => {
+                self.services.insert(key, service, 0).map_err(errno)
+            }
+            MapOp::DelService { key } => gone(self.services.remove(key)),
+            MapOp::DelBackend { key } => gone(self.backends.remove(key)),
+        }
+    }
+
+    /// Writes the settings if they differ.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_config(&mut self, config: &Config) -> io::Result<()> {
+        if self.config.get(&0, 0).map_err(errno)? == *config {
+            return Ok(());
+        }
+        self.config.set(0, *config, 0).map_err(errno)
+    }
+
+    /// Makes the node's own addresses exactly these.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_node_addresses(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
+        let desired = addresses.iter().map(|address| (address.octets(), 1)).collect();
+        sync(&mut self.node_addresses, &desired)
+    }
+
+    /// Makes the MACs whose broadcasts are echoes exactly these.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_local_macs(&mut self, macs: &BTreeSet<[u8; 6]>) -> io::Result<()> {
+        let padded = |mac: &[u8; 6]| [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0];
+        let desired = macs.iter().map(|mac| (padded(mac), 1)).collect();
+        sync(&mut self.local_macs, &desired)
+    }
+
+    /// The pods that are programmed.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn endpoints(&self) -> io::Result<BTreeMap<Ipv4Addr, Endpoint>> {
+        let rows: BTreeMap<[u8; 4], Endpoint> = rows(self.endpoints.iter())?;
+        Ok(rows.into_iter().map(|(addr, endpoint)| (Ipv4Addr::from(addr), endpoint)).collect())
+    }
+
+    /// Programs a pod.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> io::Result<()> {
+        self.endpoints.insert(address.octets(), endpoint, 0).map_err(errno)
+    }
+
+    /// Forgets a pod.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn delete_endpoint(&mut self, address: Ipv4Addr) -> io::Result<()> {
+        gone(self.endpoints.remove(&address.octets()))
+    }
+
+    /// Pod CIDRs of other nodes that are programmed.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn tunnels(&self) -> io::Result<BTreeMap<Ipv4Net, Ipv4Addr>> {
+        self.tunnels
+            .iter()
+            .map(|row| {
+                let (key, tunnel) = row.map_err(errno)?;
+                let (data, prefix) = (key.data(), key.prefix_len());
+                let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
+                let net = Ipv4Net::new(Ipv4Addr::from(data), prefix).map_err(io::Error::other)?;
+                Ok((net, Ipv4Addr::from(tunnel.node)))
+            })
+            .collect()
+    }
+
+    /// Programs the far end for a pod CIDR.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn put_tunnel(&mut self, net: Ipv4Net, node: Ipv4Addr) -> io::Result<()> {
+        let tunnel = Tunnel { node: node.octets(), reserved: 0 };
+        self.tunnels.insert(&lpm(net), tunnel, 0).map_err(errno)
+    }
+
+    /// Forgets a pod CIDR.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn delete_tunnel(&mut self, net: Ipv4Net) -> io::Result<()> {
+        gone(self.tunnels.remove(&lpm(net)))
+    }
+
+    /// Every row of the connection table.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn flows(&self) -> io::Result<BTreeMap<FlowKey, Flow>> {
+        rows(self.conntrack.iter())
+    }
+
+    /// Ends one direction of a flow.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn delete_flow(&mut self, key: &FlowKey) -> io::Result<()> {
+        gone(self.conntrack.remove(key))
+    }
+
+    /// Drops and refusals by reason since the maps were made, summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
+        DropReason::ALL
+            .iter()
+            .zip(0_u32..)
+            .map(|(reason, index)| {
+                let values = self.counters.get(&index, 0).map_err(errno)?;
+                Ok((*reason, values.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let map = object.take_map(name).ok_or(LoadError::NoMap { name })?;
+    T::try_from(map).map_err(|source| LoadError::Map { name, source })
+}
+
+fn rows<K: Ord, V>(
+    rows: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> io::Result<BTreeMap<K, V>> {
+    rows.map(|row| row.map_err(errno)).collect()
+}
+
+/// Writes what differs, then deletes what is surplus.
+fn sync<K: Pod + Ord, V: Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, V>,
+    desired: &BTreeMap<K, V>,
+) -> io::Result<()> {
+    let observed: BTreeMap<K, V> = rows(map.iter())?;
+    for (key, value) in desired.iter().filter(|(key, value)| observed.get(key) != Some(value)) {
+        map.insert(key, value, 0).map_err(errno)?;
+    }
+    for key in observed.keys().filter(|key| !desired.contains_key(key)) {
+        gone(map.remove(key))?;
+    }
+    Ok(())
+}
+
+fn lpm(net: Ipv4Net) -> Key<[u8; 4]> {
+    Key::new(u32::from(net.prefix_len()), net.network().octets())
+}
+
+fn gone(result: Result<(), MapError>) -> io::Result<()> {
+    match result.map_err(errno) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The kernel's error inside aya's.
+fn errno(error: MapError) -> io::Error {
+    if matches!(error, MapError::KeyNotFound) {
+        return io::Error::from(io::ErrorKind::NotFound);
+    }
+    if let MapError::SyscallError(error) = error {
+        return error.io_error;
+    }
+    io::Error::other(error)
+}

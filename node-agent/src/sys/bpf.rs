@@ -1,0 +1,149 @@
+//! The `bpf(2)` calls that the aya crate does not offer: links by target and attach type, swapped in
+//! place and pinned, without an owner whose drop would detach them.
+//!
+//! Effects only; takes and returns plain values.
+#![expect(unsafe_code, reason = "bpf(2) and mount(2) take raw pointers")]
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Commands of `enum bpf_cmd` (linux/bpf.h).
+const OBJ_PIN: i32 = 6;
+const OBJ_GET: i32 = 7;
+const LINK_CREATE: i32 = 28;
+const LINK_UPDATE: i32 = 29;
+
+/// Where a program can be attached; values of `enum bpf_attach_type` (linux/bpf.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    CgroupConnect4 = 10,
+    CgroupSendmsg4 = 14,
+    CgroupRecvmsg4 = 19,
+    CgroupGetpeername4 = 29,
+    TcxIngress = 46,
+    TcxEgress = 47,
+}
+
+/// The part of `union bpf_attr` used here, as eight-byte words; the kernel takes any length whose
+/// unknown tail is zero.
+type Attributes = [u64; 8];
+
+/// Attaches a program to a cgroup (`target` is its descriptor) or device (its interface index). The
+/// program stays attached while the link's descriptor or a pin of it lives; programs of others beside
+/// it keep running.
+///
+/// # Errors
+///
+/// `EINVAL` when the kernel has no such attach type.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach: AttachType,
+) -> io::Result<OwnedFd> {
+    let program = word(program.as_raw_fd());
+    #[expect(clippy::as_conversions, reason = "the discriminants of a repr(u32) enum")]
+    let attach = attach as u32;
+    let mut attributes: Attributes = [pair(program, target), u64::from(attach), 0, 0, 0, 0, 0, 0];
+    owned(bpf(LINK_CREATE, &mut attributes)?)
+}
+
+/// Replaces a link's program; no packet and no call passes without one.
+///
+/// # Errors
+///
+/// `ENOLINK` when the device or cgroup is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let both = pair(word(link.as_raw_fd()), word(program.as_raw_fd()));
+    let mut attributes: Attributes = [both, 0, 0, 0, 0, 0, 0, 0];
+    bpf(LINK_UPDATE, &mut attributes).map(|_zero| ())
+}
+
+/// Pins an object in a BPF file system.
+///
+/// # Errors
+///
+/// `EEXIST` when the path is taken, `EPERM` when it lies in no BPF file system.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let object = u64::from(word(object.as_raw_fd()));
+    let mut attributes: Attributes = [address(&path), object, 0, 0, 0, 0, 0, 0];
+    bpf(OBJ_PIN, &mut attributes).map(|_zero| ())
+}
+
+/// Opens a pinned object.
+///
+/// # Errors
+///
+/// `ENOENT` when nothing is pinned there.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attributes: Attributes = [address(&path), 0, 0, 0, 0, 0, 0, 0];
+    owned(bpf(OBJ_GET, &mut attributes)?)
+}
+
+/// Sees to it that `folder` exists in a BPF file system, and mounts one at `root` if there is none.
+///
+/// # Errors
+///
+/// What the kernel says to mounting or making the folder.
+pub fn ensure_bpf_folder(root: &Path, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(root)?;
+    if statfs(root)?.filesystem_type() != BPF_FS_MAGIC {
+        mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    }
+    fs::create_dir_all(folder)
+}
+
+fn bpf(command: i32, attributes: &mut Attributes) -> io::Result<i32> {
+    let length = size_of::<Attributes>();
+    // SAFETY: the attributes live through the call, are `length` bytes long and hold either integers
+    // or the address of a C string that the caller keeps alive; the commands used write nothing back.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, libc::c_long::from(command), attributes.as_mut_ptr(), length)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
+
+fn owned(descriptor: i32) -> io::Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn address(path: &CString) -> u64 {
+    u64::try_from(path.as_ptr().addr()).expect("addresses have at most 64 bits")
+}
+
+/// A valid descriptor is never negative.
+const fn word(descriptor: i32) -> u32 {
+    descriptor.cast_unsigned()
+}
+
+/// Two 32-bit fields in the order in which they lie in memory.
+const fn pair(first: u32, second: u32) -> u64 {
+    let [a, b, c, d] = first.to_ne_bytes();
+    let [e, f, g, h] = second.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
