@@ -1,0 +1,66 @@
+//! The sample's proof on a cluster of VMs. These tests need the cluster of `cargo xtask up` and are run,
+//! in this order and one after the other, by `cargo xtask test --vm`; elsewhere they are listed as ignored.
+#![expect(clippy::print_stdout, reason = "measured values are part of the test's report")]
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is one module of tests")]
+
+use xtask::{cluster::Cluster, paths::Paths, proof};
+
+fn cluster() -> (Paths, Cluster) {
+    let paths = Paths::new();
+    let cluster =
+        Cluster::running(&paths).expect("no cluster runs here: start it with `cargo xtask up`");
+    assert!(cluster.nodes.len() >= 3, "the proof is about a server and two workers");
+    (paths, cluster)
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn a_requests_by_name_and_by_node_port_reach_every_replica() {
+    let (_, cluster) = cluster();
+    let shown = proof::requests(&cluster).unwrap();
+    println!("{shown}");
+    assert_eq!(shown.split.values().sum::<u32>(), proof::REQUESTS);
+    assert_eq!(shown.split.len(), 3, "three replicas");
+    let workers: std::collections::BTreeSet<_> = shown.placed.values().collect();
+    assert_eq!(workers.len(), 2, "the replicas are spread over the workers: {:?}", shown.placed);
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn b_no_node_has_a_packet_filter_rule() {
+    proof::no_rules(&cluster().1).unwrap();
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn c_busy_loop_is_held_to_a_fifth_of_a_core() {
+    let (paths, cluster) = cluster();
+    let cores = proof::cpu_limit(&paths, &cluster).unwrap();
+    println!("busy loop: {cores:.3} cores");
+    // 5 % either way: one period of 100 ms more or less in ten seconds is 1 %, the rest is emulation.
+    assert!((0.19..=0.21).contains(&cores), "{cores} cores");
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn d_pod_past_its_memory_limit_is_oom_killed() {
+    let (paths, cluster) = cluster();
+    let state = proof::memory_limit(&paths, &cluster).unwrap();
+    assert_eq!(state["reason"], "OOMKilled", "{state}");
+    assert_eq!(state["exitCode"], 137, "{state}");
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn e_killed_agents_cost_no_request_and_restart_no_container() {
+    let requests = proof::agent_killed(&cluster().1).unwrap();
+    println!("kill -9 of two agents: {requests} requests, all answered");
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn f_deleted_replica_is_taken_out_in_time_and_replaced() {
+    let seconds = proof::deletion_under_load(&cluster().1).unwrap();
+    println!("replaced after {seconds:.1} s");
+    assert!(seconds < 20.0, "{seconds} s until the replacement was ready");
+}

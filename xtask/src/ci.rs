@@ -1,0 +1,91 @@
+//! `ci`: exactly what CI runs, in order; CI files call only this.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    exec::{cmd, find, run},
+    paths::Paths,
+    setup::{self, Need},
+    step, test, tidy,
+};
+
+/// Sets up, then tidy, format, lints (host and BPF), tests; ends at the first that fails.
+///
+/// # Errors
+/// Names the stage that failed.
+pub fn ci(paths: &Paths) -> Result<()> {
+    let began = Instant::now();
+    stage("set-up", || setup::ensure(paths, &[Need::Ebpf, Need::Packages, Need::Vm]))?;
+    stage("tidy", || tidy::tidy(paths))?;
+    stage("format", || cargo(paths, &["fmt", "--all", "--check"]))?;
+    stage("lints", || {
+        cargo(
+            paths,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
+    })?;
+    stage("lints of the kernel side", || lint_ebpf(paths))?;
+    stage("tests", || test::test(paths, test::Kinds::Possible, None))?;
+    for (tool, what) in
+        [("cargo-deny", "licences and bans"), ("cargo-machete", "unused dependencies")]
+    {
+        if find(tool).is_none() {
+            println!("skipped: {what} ({tool} is not installed)");
+        }
+    }
+    println!("ci passed in {} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    step(name);
+    let began = Instant::now();
+    work().with_context(|| format!("{name} failed"))?;
+    println!("    {name}: {:.1} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn cargo(paths: &Paths, args: &[&str]) -> Result<()> {
+    run(cmd("cargo", args).current_dir(&paths.root))
+}
+
+/// Formats and compiles the kernel side with its warnings as errors. Debian's compiler for BPF comes
+/// without clippy, so its lints run where rustup has `rust-src`.
+fn lint_ebpf(paths: &Paths) -> Result<()> {
+    let programs = paths.root.join("ebpf-programs");
+    run(cmd("cargo", ["fmt", "--check"]).current_dir(&programs))?;
+    let sysroot = crate::exec::output(&mut cmd("rustc", ["--print", "sysroot"]))?;
+    let source =
+        std::path::Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    if source.is_file() {
+        return run(cmd(
+            "cargo",
+            [
+                "clippy",
+                "--release",
+                "--target",
+                ebpf_build::TARGET,
+                "-Z",
+                "build-std=core",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
+        .env("RUSTC_BOOTSTRAP", "1")
+        .current_dir(&programs));
+    }
+    println!("skipped: clippy of the kernel side (rustup has no rust-src here)");
+    crate::build_ebpf::build_ebpf(paths)
+}

@@ -1,0 +1,100 @@
+//! Runs other programs. An error names the program, its arguments and the end of what it said.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Lines of a failed program's output that are repeated in the error.
+const TAIL_LINES: usize = 15;
+
+/// A program with its arguments; the usual way to start a call.
+pub(crate) fn cmd<S: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: impl IntoIterator<Item = S>,
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(args);
+    command
+}
+
+/// Runs to the end with output shown as it comes.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let status = command.status().with_context(|| format!("cannot run {shown}"))?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
+/// Runs to the end quietly and returns stdout; stderr is in the error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let bytes = output_bytes(command)?;
+    String::from_utf8(bytes).with_context(|| format!("{}: output is not UTF-8", show(command)))
+}
+
+/// As `output`, for programs that write binary data.
+pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
+    let shown = show(command);
+    let out =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
+    if !out.status.success() {
+        let said = [out.stdout, out.stderr].concat();
+        bail!("{shown}: {}\n{}", out.status, tail(&String::from_utf8_lossy(&said), TAIL_LINES));
+    }
+    Ok(out.stdout)
+}
+
+/// Where `program` lies in `PATH` or the system folders that a user's `PATH` often lacks.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// The last `lines` lines of `text`.
+pub(crate) fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Makes the folder that `file` lies in.
+pub(crate) fn make_parent(file: &Path) -> Result<()> {
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn show(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tail_keeps_the_last_lines_and_all_of_a_short_text() {
+        assert_eq!(tail("a\nb\nc", 2), "b\nc");
+        assert_eq!(tail("a", 5), "a");
+        assert_eq!(tail("", 5), "");
+    }
+
+    #[test]
+    fn failed_program_is_named_with_its_words() {
+        let error = output(&mut cmd("sh", ["-c", "echo no room >&2; exit 4"])).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("sh -c") && text.contains("no room") && text.contains('4'), "{text}");
+    }
+}

@@ -1,0 +1,35 @@
+//! The project's own commands as a library: `main.rs` turns flags into calls, the end-to-end tests
+//! drive the same clusters and the same proof that `up` prints.
+#![expect(clippy::print_stdout, reason = "progress and results are what these commands are for")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a single-threaded command-line program: it may sleep and read its environment"
+)]
+
+pub mod bench;
+pub mod build_ebpf;
+pub mod ci;
+pub mod cluster;
+mod cpio;
+mod deb;
+pub mod down;
+mod exec;
+pub mod guest;
+pub mod image;
+mod kernel;
+pub mod kubectl;
+mod oci;
+pub mod paths;
+pub mod proof;
+mod rootfs;
+mod setup;
+pub mod stop;
+pub mod test;
+pub mod tidy;
+pub mod up;
+mod vm;
+
+/// Prints one progress line at once, even into a pipe.
+fn step(line: &str) {
+    println!("==> {line}");
+}

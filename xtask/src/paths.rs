@@ -1,0 +1,42 @@
+//! Where things lie: everything this program makes is under `.orlop` and cargo's target folder.
+
+use std::path::{Path, PathBuf};
+
+/// The project's folders.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The workspace's root.
+    pub root: PathBuf,
+    /// Downloads and derived files that any cluster may use again.
+    pub cache: PathBuf,
+    /// The one local cluster: disks, consoles, `state.json`, `kubeconfig`.
+    pub cluster: PathBuf,
+    /// OCI archives made by `cargo xtask image`.
+    pub images: PathBuf,
+    /// Cargo's target folder of the static binaries that run in VMs and images.
+    pub static_target: PathBuf,
+}
+
+impl Paths {
+    /// The folders of the workspace this program was built from.
+    #[must_use]
+    pub fn new() -> Self {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = manifest.parent().unwrap_or(manifest).to_owned();
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        Self {
+            cache: root.join(".orlop/cache"),
+            cluster: root.join(".orlop/cluster"),
+            images: root.join(".orlop/images"),
+            static_target: target.join("static"),
+            root,
+        }
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self::new()
+    }
+}

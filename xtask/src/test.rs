@@ -1,0 +1,105 @@
+//! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
+//! is not run is listed with its reason.
+
+use anyhow::{Result, bail};
+
+use crate::{
+    down,
+    exec::{cmd, find, run},
+    paths::Paths,
+    setup::{self, Need},
+    step,
+    stop::impossible,
+    up,
+};
+
+/// Which kinds of tests to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinds {
+    /// All that this machine can run; the rest is listed.
+    Possible,
+    Host,
+    Vm,
+    /// Everything; what cannot run is a failure.
+    All,
+}
+
+impl Kinds {
+    /// From three flags of which at most one is set.
+    #[must_use]
+    pub fn from_flags(host: bool, vm: bool, all: bool) -> Self {
+        match (host, vm, all) {
+            (true, _, _) => Self::Host,
+            (_, true, _) => Self::Vm,
+            (_, _, true) => Self::All,
+            (false, false, false) => Self::Possible,
+        }
+    }
+}
+
+/// Runs the tests whose name contains `filter`, all when there is none.
+///
+/// # Errors
+/// When a test fails, or with `All` and `Vm` when one cannot be run.
+pub fn test(paths: &Paths, kinds: Kinds, filter: Option<&str>) -> Result<()> {
+    setup::ensure(paths, &[Need::Ebpf])?;
+    let mut skipped = Vec::new();
+    if kinds != Kinds::Vm {
+        host(paths, filter, &mut skipped)?;
+    }
+    match (kinds, vm_obstacle()) {
+        (Kinds::Host, _) => skipped.push("tests in virtual machines: not asked for".to_owned()),
+        (Kinds::Possible, Some(why)) => skipped.push(format!("tests in virtual machines: {why}")),
+        (Kinds::Vm | Kinds::All, Some(why)) => {
+            return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
+        }
+        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => vm(paths, filter)?,
+    }
+    for line in &skipped {
+        println!("skipped: {line}");
+    }
+    if kinds == Kinds::All && !skipped.is_empty() {
+        bail!("--all was asked for, and {} kinds of tests were skipped", skipped.len());
+    }
+    Ok(())
+}
+
+fn host(paths: &Paths, filter: Option<&str>, skipped: &mut Vec<String>) -> Result<()> {
+    if !setup::is_root() {
+        skipped.push("tests that load programs or make network namespaces: not root".to_owned());
+    }
+    step("tests on this machine");
+    let mut cargo = if find("cargo-nextest").is_some() {
+        let mut cargo =
+            cmd("cargo", ["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+        if filter.is_some() {
+            cargo.args(["--no-tests", "warn"]);
+        }
+        cargo
+    } else {
+        cmd("cargo", ["test", "--workspace", "--locked", "--no-fail-fast"])
+    };
+    run(cargo.args(filter).current_dir(&paths.root))
+}
+
+/// Boots the cluster (or takes the running one) and runs the tests that are marked as needing it.
+fn vm(paths: &Paths, filter: Option<&str>) -> Result<()> {
+    let ran_before = crate::cluster::Cluster::running(paths).is_some();
+    up::up(paths, &up::Wish::default())?;
+    step("the sample's proof in virtual machines");
+    let mut cargo =
+        cmd("cargo", ["test", "--locked", "--package", "tests", "--test", "cluster", "--"]);
+    cargo.args(["--ignored", "--test-threads=1", "--nocapture"]).args(filter);
+    let result = run(cargo.current_dir(&paths.root));
+    if !ran_before && result.is_ok() {
+        down::down(paths)?;
+    }
+    result
+}
+
+fn vm_obstacle() -> Option<String> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Some("the VM images are made for x86-64 hosts only".to_owned());
+    }
+    setup::missing(&[Need::Vm, Need::Packages, Need::Kubectl])
+}

@@ -1,0 +1,293 @@
+//! `up`: from nothing to a cluster of VMs with the proven sample. A second call finds the cluster running
+//! and only proves it again.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cluster::{Cluster, Plan, Role},
+    down, image, kernel,
+    kubectl::{Kubectl, wait_for},
+    oci,
+    paths::Paths,
+    proof, rootfs,
+    setup::{self, Need},
+    step,
+    stop::wrong_input,
+    vm,
+};
+
+/// Debian 12's kernel: the lowest that is promised to work.
+pub const DEFAULT_KERNEL: &str = kernel::DEFAULT;
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    pub nodes: u8,
+    pub arch: String,
+    /// A Debian series or a file.
+    pub kernel: String,
+    /// Modules of a kernel file.
+    pub modules: Option<PathBuf>,
+    /// VMs only, without Orlop on them.
+    pub bare: bool,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            arch: "amd64".into(),
+            kernel: DEFAULT_KERNEL.into(),
+            modules: None,
+            bare: false,
+        }
+    }
+}
+
+/// Makes the cluster, deploys the sample, proves it and says what to try.
+///
+/// # Errors
+/// Exit code 2 for wrong flags, 3 for a machine that cannot do it; else the step that failed.
+pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
+    let began = Instant::now();
+    if !(1..=9).contains(&wish.nodes) {
+        return Err(wrong_input(format!("--nodes {}: expected 1 to 9", wish.nodes)));
+    }
+    image::check_arch(&wish.arch)?;
+    setup::ensure(paths, &[Need::Ebpf, Need::Vm, Need::Packages, Need::Kubectl])?;
+    if wish.bare {
+        return bare(paths, wish);
+    }
+    let programs = image::programs(paths)?;
+    let built = Instant::now();
+    let fingerprint = fingerprint(paths, wish, &programs)?;
+    let cluster = match Cluster::running(paths) {
+        Some(cluster) if cluster.fingerprint == fingerprint => {
+            step("the cluster is running already");
+            cluster
+        }
+        other => {
+            if other.is_some() {
+                step("the running cluster was made from something else: replacing it");
+            }
+            down_quietly(paths)?;
+            let contents = contents(paths, &programs)?;
+            let cluster = boot(paths, wish, &contents, fingerprint)?;
+            join(&cluster)?;
+            cluster
+        }
+    };
+    let kubectl = Kubectl::new(&cluster.kubeconfig);
+    wait_ready(&cluster, kubectl)?;
+    deploy(paths, &cluster, kubectl)?;
+    step("prove the sample by requests");
+    print!("{}", proof::requests(&cluster)?);
+    let (total, after) = (began.elapsed().as_secs(), built.elapsed().as_secs());
+    println!(
+        "\nready in {total} s ({after} s after the build): {} nodes, kernel {}",
+        cluster.nodes.len(),
+        cluster.kernel
+    );
+    println!("Try:");
+    println!("  kubectl get nodes,pods,svc -o wide");
+    println!("  kubectl exec client -- wget -qO- http://nginx");
+    println!("  kubectl delete pod -l app=nginx --wait=false && kubectl get pods -w");
+    println!("export KUBECONFIG={}", cluster.kubeconfig.display());
+    Ok(())
+}
+
+/// VMs that run init and nothing else, for work on the VMs themselves.
+fn bare(paths: &Paths, wish: &Wish) -> Result<()> {
+    down_quietly(paths)?;
+    let contents = rootfs::Contents::default();
+    let cluster = boot(paths, wish, &contents, "bare".into())?;
+    for node in &cluster.nodes {
+        println!("{} {}: shell on 127.0.0.1:{}", node.name, node.ip, node.shell_port);
+    }
+    Ok(())
+}
+
+fn down_quietly(paths: &Paths) -> Result<()> {
+    if let Some(cluster) = Cluster::recorded(paths) {
+        cluster.kill()?;
+    }
+    down::remove(paths)
+}
+
+fn contents(paths: &Paths, programs: &image::Programs) -> Result<rootfs::Contents> {
+    step("make the sample's images");
+    let images = image::sample(paths, programs)?;
+    let programs = [&programs.node_agent, &programs.control_plane, &programs.load];
+    Ok(rootfs::Contents { programs: programs.map(Clone::clone).into(), images })
+}
+
+/// A digest of what the VMs are made from.
+fn fingerprint(paths: &Paths, wish: &Wish, programs: &image::Programs) -> Result<String> {
+    let mut text = format!("{wish:?}");
+    let deploy = |name: &str| paths.root.join("deploy").join(name);
+    for file in [
+        programs.node_agent.clone(),
+        programs.control_plane.clone(),
+        programs.load.clone(),
+        deploy("vm/init"),
+        deploy("vm/initramfs-init"),
+        deploy("images/nginx/nginx.conf"),
+    ] {
+        let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        text.push_str(&oci::hex(&bytes));
+    }
+    Ok(oci::hex(text.as_bytes()))
+}
+
+fn boot(
+    paths: &Paths,
+    wish: &Wish,
+    contents: &rootfs::Contents,
+    fingerprint: String,
+) -> Result<Cluster> {
+    let kernel = kernel::get(paths, &wish.kernel, wish.modules.as_deref())?;
+    step("make the nodes' disks");
+    fs::create_dir_all(&paths.cluster).context("make the cluster's folder")?;
+    let initramfs = rootfs::initramfs(paths, &kernel)?;
+    let disk = rootfs::disk(paths, &kernel, contents)?;
+    let accel = vm::accel(paths, &kernel.image, &initramfs)?;
+    step(&format!("boot {} VMs with {}", wish.nodes, kernel.name));
+    let began = Instant::now();
+    let plan = Plan {
+        nodes: wish.nodes,
+        kernel: &kernel.image,
+        initramfs: &initramfs,
+        disk: &disk,
+        accel,
+        kernel_name: kernel.name.clone(),
+        fingerprint,
+        bare: wish.bare,
+    };
+    let cluster = Cluster::boot(paths, &plan)?;
+    println!("    all VMs answer after {:.1} s", began.elapsed().as_secs_f64());
+    Ok(cluster)
+}
+
+/// Waits for the API server, writes the kubeconfig, hands the workers a join token.
+fn join(cluster: &Cluster) -> Result<()> {
+    let server = cluster.server()?;
+    step("wait for the API server");
+    let data = "--data-dir /var/lib/control-plane";
+    let kubeconfig =
+        wait_for("control-plane kubeconfig on the server VM", Duration::from_secs(60), || {
+            server.shell().sh(&format!("control-plane kubeconfig {data} 2>&1")).map(Some)
+        })
+        .with_context(|| why(server, "control-plane"))?;
+    let local = format!("https://127.0.0.1:{}", server.api_port);
+    let text = replace_server(&kubeconfig, &local);
+    fs::write(&cluster.kubeconfig, text)
+        .with_context(|| format!("write {}", cluster.kubeconfig.display()))?;
+    let kubectl = Kubectl::new(&cluster.kubeconfig);
+    wait_for("the API server's /readyz", Duration::from_secs(60), || {
+        kubectl.run(&["get", "--raw", "/readyz"]).map(Some)
+    })
+    .with_context(|| why(server, "control-plane"))?;
+    let token = wait_for("a join token", Duration::from_secs(30), || {
+        server.shell().sh("cat /var/lib/orlop/token").map(Some)
+    })?;
+    for node in cluster.nodes.iter().filter(|node| node.role == Role::Worker) {
+        let write =
+            "cat > /var/lib/orlop/token.new && mv /var/lib/orlop/token.new /var/lib/orlop/token";
+        node.shell().sh(&format!("echo '{token}' | ( {write} )"))?;
+    }
+    Ok(())
+}
+
+/// The kubeconfig with the address at which the host reaches the server.
+fn replace_server(kubeconfig: &str, url: &str) -> String {
+    let mut text = String::new();
+    for line in kubeconfig.lines() {
+        match line.split_once("server:") {
+            Some((indent, _)) if indent.trim().is_empty() => {
+                text.push_str(&format!("{indent}server: {url}\n"));
+            }
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// What a node's program said last, for an error.
+fn why(node: &crate::cluster::Node, program: &str) -> String {
+    let log = node
+        .shell()
+        .sh(&format!("tail -n 15 /var/log/{program}.log"))
+        .unwrap_or_else(|error| format!("{error:#}"));
+    format!("{program} on {} said last:\n{log}", node.name)
+}
+
+fn wait_ready(cluster: &Cluster, kubectl: Kubectl<'_>) -> Result<()> {
+    step("wait until all nodes are ready");
+    for node in &cluster.nodes {
+        wait_for(&format!("node {} to be Ready", node.name), Duration::from_secs(120), || {
+            let object = kubectl.json(&["get", "node", &node.name])?;
+            Ok(proof::condition(&object, "Ready").filter(|status| status == "True"))
+        })
+        .with_context(|| why(node, "node-agent"))?;
+        println!("    {} is ready", node.name);
+    }
+    Ok(())
+}
+
+/// Taints the server, so that the replicas go to the workers, and applies the sample.
+fn deploy(paths: &Paths, cluster: &Cluster, kubectl: Kubectl<'_>) -> Result<()> {
+    step("apply deploy/examples/nginx.yaml");
+    if cluster.nodes.len() > 1 {
+        let taint = "node-role.kubernetes.io/control-plane=:NoSchedule";
+        kubectl.run(&["taint", "nodes", "server", taint, "--overwrite"])?;
+    }
+    apply_file(paths, kubectl, "nginx.yaml")?;
+    wait_for("the Deployment's replicas to be ready", Duration::from_secs(120), || {
+        let object = kubectl.json(&["get", "deployment", "nginx"])?;
+        Ok((object["status"]["readyReplicas"] == object["spec"]["replicas"]).then_some(()))
+    })
+    .with_context(|| pods(kubectl))?;
+    wait_for("the client pod to be ready", Duration::from_secs(60), || {
+        let object = kubectl.json(&["get", "pod", "client"])?;
+        Ok(proof::condition(&object, "Ready").filter(|status| status == "True"))
+    })
+    .with_context(|| pods(kubectl))?;
+    Ok(())
+}
+
+/// Applies a file of `deploy/examples`.
+pub(crate) fn apply_file(paths: &Paths, kubectl: Kubectl<'_>, name: &str) -> Result<()> {
+    let file: PathBuf = Path::new("deploy/examples").join(name);
+    kubectl.run(&["apply", "-f", &paths.root.join(file).to_string_lossy()])?;
+    Ok(())
+}
+
+/// What an operator would look at first.
+fn pods(kubectl: Kubectl<'_>) -> String {
+    let shown = |args: &[&str]| kubectl.run(args).unwrap_or_else(|error| format!("{error:#}"));
+    format!("{}\n{}", shown(&["get", "pods", "-o", "wide"]), shown(&["get", "events"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_server_line_of_a_kubeconfig_is_replaced() {
+        let before =
+            "clusters:\n- cluster:\n    server: https://10.0.2.15:6443\n  name: server:x\n";
+        assert_eq!(
+            replace_server(before, "https://127.0.0.1:1"),
+            "clusters:\n- cluster:\n    server: https://127.0.0.1:1\n  name: server:x\n"
+        );
+    }
+}
