@@ -5,3 +5,4 @@ pub mod netlink;
 pub mod netns;
 pub mod rootdir;
 pub mod tc;
+pub mod tmpfs;

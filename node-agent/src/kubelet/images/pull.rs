@@ -61,8 +61,9 @@ impl Puller {
         let (manifest, manifest_digest) = self.manifest(reference, &auth).await?;
         let config = self.config(reference, &manifest).await?;
         let image = layout::image(&manifest, &config)?;
-        stream::iter(&image.layers)
-            .map(|layer| self.layer(reference, layer))
+        // Owned layers: a closure over borrowed ones is not general enough for a `Send` future.
+        stream::iter(image.layers.clone())
+            .map(|layer| async move { self.layer(reference, &layer).await })
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<()>()
             .await?;

@@ -81,7 +81,9 @@ pub enum PodEvent {
     SandboxReady {
         ips: Vec<IpAddr>,
     },
+    /// `reason` is that of the Event: `FailedCreatePodSandBox` or `FailedMount`.
     SandboxFailed {
+        reason: &'static str,
         message: String,
     },
     /// The pod's shim died; its containers are dead.

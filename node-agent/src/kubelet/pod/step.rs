@@ -12,7 +12,9 @@ impl PodMachine {
     pub(super) fn take_in(&mut self, event: PodEvent, now: Instant, out: &mut Vec<PodEffect>) {
         match event {
             PodEvent::SandboxReady { ips } => self.sandbox_made(ips),
-            PodEvent::SandboxFailed { message } => self.sandbox_failed(&message, now, out),
+            PodEvent::SandboxFailed { reason, message } => {
+                self.sandbox_failed((reason, message), now, out);
+            }
             PodEvent::SandboxLost => self.sandbox_lost(now, out),
             PodEvent::SandboxRemoved => {
                 let gone = self.ending.is_some();
@@ -98,17 +100,19 @@ impl PodMachine {
         }
     }
 
-    fn sandbox_failed(&mut self, message: &str, now: Instant, out: &mut Vec<PodEffect>) {
+    fn sandbox_failed(
+        &mut self,
+        (reason, message): (&'static str, String),
+        now: Instant,
+        out: &mut Vec<PodEffect>,
+    ) {
         if self.sandbox != SandboxPhase::Creating {
             return;
         }
         let retry = Some(now + backoff(SANDBOX_BACKOFF, self.sandbox_failures));
         self.sandbox_failures = self.sandbox_failures.saturating_add(1);
         self.sandbox = SandboxPhase::Absent { retry };
-        out.push(pod_note(
-            "FailedCreatePodSandBox",
-            format!("Failed to create pod sandbox: {message}"),
-        ));
+        out.push(pod_note(reason, message));
     }
 
     fn sandbox_lost(&mut self, now: Instant, out: &mut Vec<PodEffect>) {

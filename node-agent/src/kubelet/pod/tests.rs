@@ -405,7 +405,9 @@ impl World {
         for effect in effects {
             let event = match effect {
                 PodEffect::EnsureSandbox if good => PodEvent::SandboxReady { ips: Vec::new() },
-                PodEffect::EnsureSandbox => PodEvent::SandboxFailed { message: String::new() },
+                PodEffect::EnsureSandbox => {
+                    PodEvent::SandboxFailed { reason: "FailedMount", message: String::new() }
+                }
                 PodEffect::PullImage { slot } if good => {
                     PodEvent::ImageReady { slot, digest: String::new() }
                 }
