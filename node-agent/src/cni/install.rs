@@ -23,7 +23,12 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<
     File::open(folder)?.sync_all()
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Replaces a file as [`write_durably`] does, but leaves the folder unsynced: for what need not
+/// outlive a boot.
+///
+/// # Errors
+/// When a step fails; the old file is then untouched.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

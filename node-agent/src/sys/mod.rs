@@ -1,8 +1,10 @@
 //! The doors to the kernel: the only place of the agent with `unsafe`, raw descriptors and commands.
 
 pub mod bpf;
+pub mod daemon;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;
+pub mod socket;
 pub mod tc;
 pub mod tmpfs;
