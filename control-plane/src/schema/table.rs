@@ -276,6 +276,11 @@ impl Field {
     }
 }
 
+/// What the table was made of, for hashes of what is made from it.
+pub(crate) fn fingerprint() -> [&'static [u8]; 2] {
+    [TABLE, DOCS]
+}
+
 /// The texts of types and fields, inflated. About a megabyte: made for one request and dropped.
 #[derive(Debug)]
 pub struct Docs(Vec<u8>);

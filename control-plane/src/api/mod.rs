@@ -1,0 +1,5 @@
+//! HTTP: what the API server takes and gives.
+
+pub mod discovery;
+pub mod openapi;
+pub mod patch;
