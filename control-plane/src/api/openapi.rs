@@ -369,7 +369,7 @@ fn operation(resource: &Served, gvk: &Value, method: &str, action: &str) -> Valu
     if method == "patch" {
         parameters.push(query("force", "boolean"));
     }
-    let schema = resource.kind().map_or(json!({}), |kind| reference(kind.body.name()));
+    let schema = resource.kind().map_or_else(|| json!({}), |kind| reference(kind.body.name()));
     let mut out = json!({
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": gvk,

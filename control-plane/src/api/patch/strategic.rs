@@ -172,10 +172,7 @@ fn merge_entries(
 }
 
 fn element_type(field: Field) -> Option<Type> {
-    match field.element() {
-        Element::Object(of) => Some(of),
-        _ => None,
-    }
+    if let Element::Object(of) = field.element() { Some(of) } else { None }
 }
 
 fn merge_list(
@@ -254,7 +251,13 @@ fn plain_list(field: Option<Field>, items: &[Value]) -> Result<Vec<Value>, Patch
         match item {
             Value::Object(map) if map.get(PATCH) == Some(&"delete".into()) => {}
             Value::Object(map) => out.push(Value::Object(fresh(of, map)?)),
-            other => out.push(other.clone()),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => {
+                out.push(item.clone());
+            }
         }
     }
     Ok(out)
