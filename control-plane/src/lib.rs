@@ -3,6 +3,8 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod controllers;
 pub mod pki;
+pub mod scheduler;
 pub mod schema;
 pub mod store;
