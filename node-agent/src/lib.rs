@@ -9,5 +9,7 @@ pub mod dns;
 pub mod kubelet;
 pub mod model;
 pub mod overlay;
+pub mod parse;
 pub mod sys;
 pub mod table;
+pub mod watch;

@@ -2,7 +2,11 @@
 //! after, by `BPF_PROG_TEST_RUN` on the running kernel.
 
 #[cfg(test)]
-mod support;
+#[path = "support/frame.rs"]
+mod frame;
+#[cfg(test)]
+#[path = "support/place.rs"]
+mod place;
 
 #[cfg(test)]
 mod tests {
@@ -18,7 +22,10 @@ mod tests {
         model::Protocol,
     };
 
-    use super::support::{ACK, FIN, Frame, SYN, missing, own_namespaces};
+    use super::{
+        frame::{ACK, FIN, Frame, SYN},
+        place::{is_possible, own_namespaces},
+    };
 
     const PASS: i32 = -1;
     const DROP: i32 = 2;
@@ -82,8 +89,7 @@ mod tests {
 
     /// Runs a test in namespaces of its own with the programs loaded and this node's rows in place.
     fn with_kernel(name: &str, test: impl FnOnce(&mut Kernel) + Send) {
-        if let Some(why) = missing() {
-            eprintln!("skipped: {why}");
+        if !is_possible() {
             return;
         }
         let run = || {

@@ -64,6 +64,24 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// Whether a device to be attached to is gone.
+    #[must_use]
+    pub fn is_missing_device(&self) -> bool {
+        match self {
+            Self::Attach { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
+            }
+            Self::Folder { .. }
+            | Self::Object(_)
+            | Self::NoMap { .. }
+            | Self::Map { .. }
+            | Self::NoProgram { .. }
+            | Self::Program { .. } => false,
+        }
+    }
+}
+
 /// A place for a tc program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TcHook {
@@ -193,6 +211,11 @@ impl Programs {
     #[must_use]
     pub const fn tc_path(&self) -> Option<TcPath> {
         self.tc_path
+    }
+
+    /// Goes by one tc path without probing; to be called before the first program is attached.
+    pub const fn force_tc_path(&mut self, path: TcPath) {
+        self.tc_path = Some(path);
     }
 
     /// Translates connections of every process below a cgroup (of version 2).

@@ -97,13 +97,22 @@ impl Maps {
         }
     }
 
+    /// The settings as they are.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn config(&self) -> io::Result<Config> {
+        self.config.get(&0, 0).map_err(errno)
+    }
+
     /// Writes the settings if they differ.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub fn set_config(&mut self, config: &Config) -> io::Result<()> {
-        if self.config.get(&0, 0).map_err(errno)? == *config {
+        if self.config()? == *config {
             return Ok(());
         }
         self.config.set(0, *config, 0).map_err(errno)

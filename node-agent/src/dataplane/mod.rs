@@ -1,9 +1,149 @@
 //! The dataplane: services and backends into eBPF maps; programs loaded, attached and pinned.
+//!
+//! Task: `Runner::run` (`apply.rs`) owns programs and maps. It reads the tables and the overlay's
+//! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
 
+mod apply;
+pub mod gc;
 pub mod load;
 pub mod maps;
 pub mod model;
 mod object;
 pub mod plan;
+pub mod status;
 
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+pub use load::{LoadError, TcPath};
+pub use model::NodeLocalService;
 pub use object::object;
+pub use status::Report;
+
+use crate::{
+    model::{EndpointSliceRow, LocalEndpoint, ObjectKey, ServiceRow},
+    overlay::OverlayDevice,
+    table::Table,
+};
+
+/// What this node's dataplane is like.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    /// Cgroup (version 2) below which connections are translated, usually its root; `None` leaves
+    /// services of this node's own processes to the packet path.
+    pub cgroup: Option<PathBuf>,
+    /// Folder in a BPF file system below which maps and links are pinned; `None` pins nothing, and
+    /// everything ends with the process.
+    pub pins: Option<PathBuf>,
+    /// Addresses of the node beside those found on its devices.
+    pub node_ips: Vec<Ipv4Addr>,
+    /// Network devices of the node on which node ports answer; empty means every device that has an
+    /// IPv4 address, loopback and Orlop's own apart.
+    pub devices: Vec<String>,
+    /// The cluster's service CIDR: its addresses that no service has are refused. `None` if unknown.
+    pub service_cidr: Option<Ipv4Net>,
+    /// First and last node port.
+    pub node_ports: (u16, u16),
+    /// The service that answers on every node itself, that is cluster DNS.
+    pub node_local: Option<NodeLocalService>,
+    /// How tc programs are attached; `None` takes the best that the kernel has.
+    pub tc: Option<TcPath>,
+}
+
+impl DataplaneConfig {
+    /// The usual places and ranges: cgroup root `/sys/fs/cgroup`, pins below `/sys/fs/bpf/orlop`,
+    /// service CIDR 10.96.0.0/16, node ports 30000 to 32767 (upstream's defaults), cluster DNS
+    /// `kube-system/kube-dns` at 169.254.20.10.
+    #[must_use]
+    pub fn new(node_ip: Ipv4Addr) -> Self {
+        Self {
+            cgroup: Some(Path::new("/sys/fs/cgroup").to_owned()),
+            pins: Some(Path::new("/sys/fs/bpf/orlop").to_owned()),
+            node_ips: vec![node_ip],
+            devices: Vec::new(),
+            service_cidr: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
+            node_ports: (30_000, 32_767),
+            node_local: Some(NodeLocalService {
+                service: ObjectKey::new("kube-system", "kube-dns"),
+                address: Ipv4Addr::new(169, 254, 20, 10),
+            }),
+            tc: None,
+        }
+    }
+}
+
+/// What the dataplane is fed with.
+#[derive(Debug)]
+pub struct Tables {
+    pub services: Table<ObjectKey, ServiceRow>,
+    pub slices: Table<ObjectKey, EndpointSliceRow>,
+    /// Written by the CNI server.
+    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    /// Written by the overlay.
+    pub tunnels: Table<Ipv4Net, Ipv4Addr>,
+    /// Written by the overlay; a closed channel means that there is none.
+    pub overlay: watch::Receiver<Option<OverlayDevice>>,
+}
+
+/// The running dataplane. Dropping it stops the task; programs, maps and links that are pinned stay
+/// and keep working.
+#[derive(Debug)]
+pub struct Handle {
+    /// The revision of the endpoint table up to which pods are programmed.
+    pub programmed: watch::Receiver<u64>,
+    questions: mpsc::Sender<oneshot::Sender<Report>>,
+    tasks: JoinSet<()>,
+}
+
+/// Questions that may wait for the task; the next one waits for room.
+const QUESTIONS: usize = 8;
+
+impl Handle {
+    /// What is programmed, by which paths, and what was dropped; `None` when the task has ended.
+    pub async fn report(&self) -> Option<Report> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.send(reply).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// A sender for [`Self::report`]'s questions, for a task that serves them.
+    #[must_use]
+    pub fn reporter(&self) -> mpsc::Sender<oneshot::Sender<Report>> {
+        self.questions.clone()
+    }
+
+    /// Stops the task. Everything pinned stays.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Loads and attaches the programs, takes over what an earlier agent left, and starts to follow the
+/// tables. Call it in a tokio runtime; it blocks for the verifier (some 100 ms).
+///
+/// # Errors
+///
+/// [`LoadError`]: something about this kernel that a person must see to.
+pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadError> {
+    let (mut programs, maps) = load::Programs::load(config.pins.as_deref())?;
+    if let Some(path) = config.tc {
+        programs.force_tc_path(path);
+    }
+    if let Some(cgroup) = &config.cgroup {
+        programs.attach_cgroup(cgroup)?;
+    }
+    let (programmed_tx, programmed) = watch::channel(0);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let mut tasks = JoinSet::new();
+    let runner = apply::Runner::new(config, tables, (programs, maps), programmed_tx);
+    tasks.spawn(runner.run(asked));
+    Ok(Handle { programmed, questions, tasks })
+}

@@ -1,1 +1,225 @@
-//! Filled by the landings that follow.
+//! The overlay: pods of other nodes through a VXLAN device or by routes.
+//!
+//! Task: `follow` reads the node table, owns device, address and routes, and writes the tunnel table
+//! and the device for the dataplane and the pod CIDR for the CNI server. It ends with the [`Handle`].
+
+mod apply;
+pub mod plan;
+
+use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
+use tokio::{sync::watch, task::JoinSet, time};
+
+pub use plan::Mode;
+
+use crate::{
+    model::{NodeRow, ObjectKey},
+    sys::netlink::Netlink,
+    table::Table,
+};
+
+/// How often the kernel is looked at although nothing changed.
+const REFRESH: Duration = Duration::from_secs(30);
+/// How soon a failed round is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What this node's overlay is like.
+#[derive(Clone, Debug)]
+pub struct OverlayConfig {
+    pub node_name: String,
+    /// The node's address on the network that connects nodes.
+    pub node_ip: Ipv4Addr,
+    pub mode: Mode,
+    /// Name of the VXLAN device.
+    pub device: String,
+    /// VXLAN network identifier, the same on all nodes.
+    pub vni: u32,
+    /// UDP port of the tunnel, the same on all nodes.
+    pub port: u16,
+}
+
+impl OverlayConfig {
+    /// The usual numbers: device `orlop.vxlan`, VNI 1, port 8472 (Linux's default), mode `auto` off.
+    #[must_use]
+    pub fn new(node_name: &str, node_ip: Ipv4Addr) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            node_ip,
+            mode: Mode::Vxlan,
+            device: "orlop.vxlan".to_owned(),
+            vni: 1,
+            port: 8472,
+        }
+    }
+}
+
+/// The VXLAN device once it can carry packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverlayDevice {
+    pub ifindex: u32,
+    /// This node's gateway address: the first host of its pod CIDR.
+    pub gateway: Ipv4Addr,
+    pub vni: u32,
+}
+
+/// What is wrong with the overlay. The round is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error("no device has the node address {node_ip}")]
+    NoUnderlay { node_ip: Ipv4Addr },
+    #[error("cannot list devices")]
+    Links(#[source] io::Error),
+    #[error("cannot make VXLAN device {name}")]
+    Device {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot set gateway address {gateway}")]
+    Gateway {
+        gateway: Ipv4Addr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot list routes")]
+    Routes(#[source] io::Error),
+    #[error("cannot change the route to {destination}")]
+    Route {
+        destination: Ipv4Net,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot set {path}")]
+    Setting {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] io::Error),
+}
+
+/// The running overlay; dropping it stops the task and leaves the network as it is.
+#[derive(Debug)]
+pub struct Handle {
+    /// Pod CIDR to node address, for the dataplane.
+    pub tunnels: Table<Ipv4Net, Ipv4Addr>,
+    /// The device, for the dataplane.
+    pub device: watch::Receiver<Option<OverlayDevice>>,
+    /// This node's pod CIDR, for the CNI server.
+    pub pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// What is wrong at the moment, in words with causes.
+    pub trouble: watch::Receiver<Option<String>>,
+    tasks: JoinSet<()>,
+}
+
+impl Handle {
+    /// Stops the task; tunnels and routes stay.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Starts to follow the nodes. Call it in a tokio runtime.
+///
+/// # Errors
+///
+/// [`OverlayError::Netlink`]; everything later is retried and told by [`Handle::trouble`].
+pub fn start(
+    config: OverlayConfig,
+    nodes: Table<ObjectKey, NodeRow>,
+) -> Result<Handle, OverlayError> {
+    let netlink = Netlink::open().map_err(OverlayError::Netlink)?;
+    let (device_tx, device) = watch::channel(None);
+    let (cidr_tx, pod_cidr) = watch::channel(None);
+    let (trouble_tx, trouble) = watch::channel(None);
+    let tunnels = Table::new();
+    let task = Follow {
+        config,
+        nodes,
+        netlink,
+        tunnels: tunnels.clone(),
+        device: device_tx,
+        pod_cidr: cidr_tx,
+        trouble: trouble_tx,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(task.run());
+    Ok(Handle { tunnels, device, pod_cidr, trouble, tasks })
+}
+
+struct Follow {
+    config: OverlayConfig,
+    nodes: Table<ObjectKey, NodeRow>,
+    netlink: Netlink,
+    tunnels: Table<Ipv4Net, Ipv4Addr>,
+    device: watch::Sender<Option<OverlayDevice>>,
+    pod_cidr: watch::Sender<Option<Ipv4Net>>,
+    trouble: watch::Sender<Option<String>>,
+}
+
+impl Follow {
+    async fn run(mut self) {
+        let mut changed = self.nodes.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let outcome = self.round();
+            let pause = if outcome.is_ok() { REFRESH } else { RETRY };
+            let words = outcome.err().map(|error| chain(&error));
+            self.trouble.send_if_modified(|old| {
+                let differs = *old != words;
+                if differs {
+                    if let Some(words) = &words {
+                        tracing::warn!(trouble = words, "overlay");
+                    }
+                    old.clone_from(&words);
+                }
+                differs
+            });
+            if let Ok(Err(_closed)) = time::timeout(pause, changed.changed()).await {
+                return;
+            }
+        }
+    }
+
+    fn round(&mut self) -> Result<(), OverlayError> {
+        let delta = self.nodes.changes_since(0);
+        let underlay = apply::prepare(&mut self.netlink, &self.config)?;
+        // Without the whole list a missing node may only be late: its routes stay.
+        if !delta.synced {
+            return Ok(());
+        }
+        let rows: BTreeMap<_, _> = delta.upserts.into_iter().collect();
+        let nodes = rows.iter().map(|(key, row)| (key, row.as_ref()));
+        let desired = plan::desired(nodes, &self.config.node_name, self.config.mode, underlay);
+        // Tunnels first: a route into the device without a tunnel drops packets.
+        self.tunnels.replace(desired.tunnels.clone());
+        let device = apply::apply(&mut self.netlink, &self.config, underlay, &desired)?;
+        publish(&self.device, device);
+        publish(&self.pod_cidr, desired.pod_cidr);
+        Ok(())
+    }
+}
+
+fn publish<T: PartialEq>(channel: &watch::Sender<T>, value: T) {
+    channel.send_if_modified(|old| {
+        let differs = *old != value;
+        if differs {
+            *old = value;
+        }
+        differs
+    });
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}

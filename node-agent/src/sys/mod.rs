@@ -8,3 +8,4 @@ pub mod rootdir;
 pub mod socket;
 pub mod tc;
 pub mod tmpfs;
+pub mod vxlan;

@@ -1,64 +1,28 @@
-//! What the tests of the kernel side share: packets as bytes, and a place of one's own.
+//! Packets as bytes, with right checksums.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
-
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-    unistd::geteuid,
-};
-
-/// Says why a test that needs root and eBPF does not run here; `None` when it does.
-pub fn missing() -> Option<&'static str> {
-    if !geteuid().is_root() {
-        return Some("not root");
-    }
-    if !PathBuf::from("/sys/kernel/btf/vmlinux").exists() {
-        return Some("kernel without BTF");
-    }
-    None
-}
-
-/// Moves the calling thread into a network namespace of its own, with loopback up, and into a mount
-/// namespace of its own with an empty BPF file system, whose path it returns.
-pub fn own_namespaces(name: &str) -> PathBuf {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let folder = std::env::temp_dir().join(format!("orlop-{name}-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none).unwrap();
-    ip("link set lo up");
-    folder
-}
-
-/// Runs `ip` in the thread's network namespace.
-pub fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
+use std::net::Ipv4Addr;
 
 /// A frame with IPv4 and TCP or UDP in it, written out with right checksums.
 #[derive(Clone, Debug)]
-pub struct Frame {
-    pub dst_mac: [u8; 6],
-    pub src_mac: [u8; 6],
-    pub ttl: u8,
-    pub proto: u8,
-    pub src: (Ipv4Addr, u16),
-    pub dst: (Ipv4Addr, u16),
-    pub tcp_flags: u8,
-    pub payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) dst_mac: [u8; 6],
+    pub(crate) src_mac: [u8; 6],
+    pub(crate) ttl: u8,
+    pub(crate) proto: u8,
+    pub(crate) src: (Ipv4Addr, u16),
+    pub(crate) dst: (Ipv4Addr, u16),
+    pub(crate) tcp_flags: u8,
+    pub(crate) payload: Vec<u8>,
     /// UDP without a checksum.
-    pub unchecked: bool,
+    pub(crate) unchecked: bool,
 }
 
-pub const SYN: u8 = 2;
-pub const ACK: u8 = 16;
-pub const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const FIN: u8 = 1;
 
 impl Frame {
-    pub fn tcp(src: (&str, u16), dst: (&str, u16)) -> Self {
+    pub(crate) fn tcp(src: (&str, u16), dst: (&str, u16)) -> Self {
         Self {
             dst_mac: [0; 6],
             src_mac: [2, 0, 0, 0, 0, 9],
@@ -72,11 +36,11 @@ impl Frame {
         }
     }
 
-    pub fn udp(src: (&str, u16), dst: (&str, u16)) -> Self {
+    pub(crate) fn udp(src: (&str, u16), dst: (&str, u16)) -> Self {
         Self { proto: 17, ..Self::tcp(src, dst) }
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         let length = u16::try_from(20 + transport.len()).unwrap();
         let mut ip = vec![0x45, 0];

@@ -1,0 +1,423 @@
+//! The loop that keeps the kernel's maps and attachments equal to the tables.
+//!
+//! Effects. Each round takes what changed, plans it and writes it item by item. An item that fails
+//! is told in the report; the part it belongs to is then read back from the kernel and planned as a
+//! whole after a pause.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use ebpf_common::{config::Config, endpoint::Endpoint, service::ServiceKey};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{self, Instant},
+};
+
+use super::{
+    DataplaneConfig, Tables, gc,
+    load::{Programs, TcHook},
+    maps::Maps,
+    model::Model,
+    plan::{MapOp, Observed},
+    status::{self, Report},
+};
+use crate::{
+    model::LocalEndpoint,
+    overlay::{OverlayDevice, chain},
+    sys::netlink::Netlink,
+};
+
+/// How often the maps are read back and compared although nothing changed.
+const REFRESH: Duration = Duration::from_secs(300);
+/// How often devices are looked up and finished flows removed.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// First and longest pause after a failed round.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Owner of programs and maps.
+pub(super) struct Runner {
+    config: DataplaneConfig,
+    tables: Tables,
+    programs: Programs,
+    maps: Maps,
+    programmed: watch::Sender<u64>,
+    model: Model,
+    /// What the service maps hold; `None` until they are read (again).
+    observed: Option<Observed>,
+    seen: Seen,
+    attached: Attached,
+    trouble: BTreeMap<&'static str, String>,
+    retry: Duration,
+}
+
+/// Revisions of the tables up to which the model follows them.
+#[derive(Default)]
+struct Seen {
+    services: u64,
+    slices: u64,
+    endpoints: u64,
+    tunnels: u64,
+}
+
+/// Devices that have our programs.
+#[derive(Default)]
+struct Attached {
+    pods: BTreeMap<Ipv4Addr, u32>,
+    underlay: BTreeSet<u32>,
+    overlay: Option<u32>,
+}
+
+impl Runner {
+    pub(super) fn new(
+        config: DataplaneConfig,
+        tables: Tables,
+        (programs, maps): (Programs, Maps),
+        programmed: watch::Sender<u64>,
+    ) -> Self {
+        let model = Model::new(config.node_local.clone());
+        Self {
+            config,
+            tables,
+            programs,
+            maps,
+            programmed,
+            model,
+            observed: None,
+            seen: Seen::default(),
+            attached: Attached::default(),
+            trouble: BTreeMap::new(),
+            retry: RETRY.0,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Report>>) {
+        let mut services = self.tables.services.subscribe();
+        let mut slices = self.tables.slices.subscribe();
+        let mut endpoints = self.tables.endpoints.subscribe();
+        let mut tunnels = self.tables.tunnels.subscribe();
+        let mut overlay = self.tables.overlay.clone();
+        let mut overlay_lives = true;
+        let mut housekeeping = time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
+        loop {
+            let pause = if self.trouble.is_empty() { REFRESH } else { self.retry };
+            let alive = tokio::select! {
+                changed = services.changed() => changed.is_ok(),
+                changed = slices.changed() => changed.is_ok(),
+                changed = endpoints.changed() => changed.is_ok(),
+                changed = tunnels.changed() => changed.is_ok(),
+                changed = overlay.changed(), if overlay_lives => {
+                    overlay_lives = changed.is_ok();
+                    true
+                }
+                _instant = housekeeping.tick() => {
+                    self.housekeep();
+                    true
+                }
+                _instant = refresh.tick() => {
+                    self.observed = None;
+                    self.seen.endpoints = 0;
+                    self.seen.tunnels = 0;
+                    true
+                }
+                () = time::sleep(pause) => true,
+                question = asked.recv() => match question {
+                    Some(reply) => {
+                        // Whoever asked may have gone.
+                        let _gone: Result<(), Report> = reply.send(self.report());
+                        continue;
+                    }
+                    None => false,
+                },
+            };
+            if !alive {
+                return;
+            }
+            self.round();
+        }
+    }
+
+    fn round(&mut self) {
+        let device = *self.tables.overlay.borrow();
+        let had_trouble = !self.trouble.is_empty();
+        let outcome = self.settings(device);
+        self.note("settings", outcome);
+        let outcome = self.follow_endpoints();
+        self.note("pods", outcome);
+        let outcome = self.follow_tunnels();
+        self.note("tunnels", outcome);
+        let outcome = self.follow_services();
+        self.note("services", outcome);
+        self.retry = match (had_trouble, self.trouble.is_empty()) {
+            (_, true) => RETRY.0,
+            (true, false) => (self.retry * 2).min(RETRY.1),
+            (false, false) => self.retry,
+        };
+    }
+
+    /// Records how a part went; logs only what changed.
+    fn note(&mut self, part: &'static str, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => drop(self.trouble.remove(part)),
+            Err(words) => {
+                if self.trouble.get(part) != Some(&words) {
+                    tracing::warn!(part, trouble = words, "dataplane");
+                }
+                self.trouble.insert(part, words);
+            }
+        }
+    }
+
+    fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {
+        if let Some(device) = device
+            && self.attached.overlay != Some(device.ifindex)
+        {
+            for hook in [TcHook::ToOverlay, TcHook::FromOverlay] {
+                self.programs.attach_tc(hook, device.ifindex).map_err(|error| chain(&error))?;
+            }
+            self.attached.overlay = Some(device.ifindex);
+        }
+        let service = self.config.service_cidr;
+        let config = Config {
+            service_net: service.map_or([0; 4], |net| net.network().octets()),
+            service_mask: service.map_or([0; 4], |net| net.netmask().octets()),
+            gateway: device.map_or([0; 4], |device| device.gateway.octets()),
+            vxlan_ifindex: device.map_or(0, |device| device.ifindex),
+            vni: device.map_or(0, |device| device.vni),
+            node_port_first: self.config.node_ports.0,
+            node_port_last: self.config.node_ports.1,
+        };
+        // The overlay has not spoken yet: what an earlier agent wrote still holds.
+        if device.is_none() && self.tables.overlay.has_changed().is_ok() {
+            let old = self.maps.config().map_err(|error| chain(&error))?;
+            let kept = Config {
+                gateway: old.gateway,
+                vxlan_ifindex: old.vxlan_ifindex,
+                vni: old.vni,
+                ..config
+            };
+            return self.maps.set_config(&kept).map_err(|error| chain(&error));
+        }
+        self.maps.set_config(&config).map_err(|error| chain(&error))
+    }
+
+    fn follow_endpoints(&mut self) -> Result<(), String> {
+        let delta = self.tables.endpoints.changes_since(self.seen.endpoints);
+        let mut failed = Failures::default();
+        let old = if delta.full {
+            self.maps.endpoints().map_err(|e| chain(&e))?
+        } else {
+            BTreeMap::new()
+        };
+        let mut gone = delta.deletes.clone();
+        if delta.full && delta.synced {
+            let live: BTreeSet<Ipv4Addr> = delta.upserts.iter().map(|(ip, _)| *ip).collect();
+            gone.extend(old.keys().filter(|ip| !live.contains(*ip)));
+        }
+        for ip in gone {
+            failed.note(ip, self.maps.delete_endpoint(ip));
+            let from_map = old.get(&ip).map(|endpoint| endpoint.ifindex);
+            if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map) {
+                self.programs.forget_tc(TcHook::FromPod, ifindex);
+            }
+        }
+        for (ip, row) in &delta.upserts {
+            let outcome = self.put_endpoint(*ip, row, old.get(ip));
+            failed.note(ip, outcome);
+        }
+        failed.outcome()?;
+        self.seen.endpoints = delta.revision;
+        self.programmed.send_replace(delta.revision);
+        Ok(())
+    }
+
+    /// The row first, then the program: a pod may be answered before it can ask.
+    fn put_endpoint(
+        &mut self,
+        ip: Ipv4Addr,
+        row: &LocalEndpoint,
+        old: Option<&Endpoint>,
+    ) -> io::Result<()> {
+        let endpoint =
+            Endpoint { ifindex: row.host_ifindex, host_mac: row.host_mac, pod_mac: row.pod_mac };
+        if old != Some(&endpoint) {
+            self.maps.put_endpoint(ip, &endpoint)?;
+        }
+        if self.attached.pods.get(&ip) == Some(&row.host_ifindex) {
+            return Ok(());
+        }
+        match self.programs.attach_tc(TcHook::FromPod, row.host_ifindex) {
+            Ok(()) => {
+                self.attached.pods.insert(ip, row.host_ifindex);
+                Ok(())
+            }
+            // The pod went while it was being programmed; its row is about to be deleted.
+            Err(error) if error.is_missing_device() => Ok(()),
+            Err(error) => Err(io::Error::other(chain(&error))),
+        }
+    }
+
+    fn follow_tunnels(&mut self) -> Result<(), String> {
+        let delta = self.tables.tunnels.changes_since(self.seen.tunnels);
+        let mut failed = Failures::default();
+        let old =
+            if delta.full { self.maps.tunnels().map_err(|e| chain(&e))? } else { BTreeMap::new() };
+        for (net, node) in &delta.upserts {
+            if old.get(net) != Some(node.as_ref()) {
+                failed.note(net, self.maps.put_tunnel(*net, **node));
+            }
+        }
+        let mut gone = delta.deletes.clone();
+        if delta.full && delta.synced {
+            let live: BTreeSet<_> = delta.upserts.iter().map(|(net, _)| *net).collect();
+            gone.extend(old.keys().filter(|net| !live.contains(*net)));
+        }
+        for net in gone {
+            failed.note(net, self.maps.delete_tunnel(net));
+        }
+        failed.outcome()?;
+        self.seen.tunnels = delta.revision;
+        Ok(())
+    }
+
+    /// A service without its slices would lose its backends, so both sources must be complete.
+    fn follow_services(&mut self) -> Result<(), String> {
+        if !(self.tables.services.is_synced() && self.tables.slices.is_synced()) {
+            return Ok(());
+        }
+        let services = self.tables.services.changes_since(self.seen.services);
+        let slices = self.tables.slices.changes_since(self.seen.slices);
+        self.seen.services = services.revision;
+        self.seen.slices = slices.revision;
+        let mut touched = self.model.update(services, slices);
+        let mut observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => {
+                let observed = self.maps.observed().map_err(|error| chain(&error))?;
+                touched.extend(observed.frontends.keys());
+                touched.extend(self.model.frontends());
+                observed
+            }
+        };
+        let mut failed = Failures::default();
+        for key in touched {
+            let ops = observed.plan(key, self.model.backends(&key));
+            failed.note(status::frontend(&key), self.write(&ops));
+        }
+        let sweep = observed.sweep();
+        failed.note("rows left over", self.write(&sweep));
+        failed.outcome()?;
+        self.observed = Some(observed);
+        Ok(())
+    }
+
+    /// Stops at the first failure: the writes after it would expose what is not there.
+    fn write(&mut self, ops: &[MapOp]) -> io::Result<()> {
+        ops.iter().try_for_each(|op| self.maps.apply(op))
+    }
+
+    fn housekeep(&mut self) {
+        let outcome = self.devices();
+        self.note("devices", outcome);
+        let outcome = self.collect();
+        self.note("connections", outcome);
+    }
+
+    /// Node addresses and MACs as they are now, and our program on every device that has one.
+    fn devices(&mut self) -> Result<(), String> {
+        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
+        let mut present = BTreeSet::new();
+        let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
+        let gateway = self.tables.overlay.borrow().map(|device| device.gateway);
+        for link in netlink.links().map_err(|error| chain(&error))? {
+            let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
+            let chosen = self.config.devices.contains(&link.name);
+            let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
+            if ours || link.name == "lo" || found.is_empty() {
+                continue;
+            }
+            if !self.config.devices.is_empty() && !chosen {
+                continue;
+            }
+            addresses.extend(found.into_iter().map(|(ip, _)| ip));
+            macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
+            present.insert(link.index);
+            if !self.attached.underlay.contains(&link.index) {
+                self.programs
+                    .attach_tc(TcHook::FromUnderlay, link.index)
+                    .map_err(|error| chain(&error))?;
+            }
+        }
+        addresses.extend(&self.config.node_ips);
+        addresses.retain(|ip| !ip.is_loopback() && !ip.is_link_local() && Some(*ip) != gateway);
+        for lost in self.attached.underlay.difference(&present) {
+            self.programs.forget_tc(TcHook::FromUnderlay, *lost);
+        }
+        self.attached.underlay = present;
+        self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
+        self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
+    }
+
+    fn collect(&mut self) -> Result<(), String> {
+        let flows = self.maps.flows().map_err(|error| chain(&error))?;
+        let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now_s = u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0);
+        let mut failed = Failures::default();
+        for key in gc::expired(&flows, now_s) {
+            failed.note("flow", self.maps.delete_flow(&key));
+        }
+        failed.outcome()
+    }
+
+    fn report(&self) -> Report {
+        let programmed: BTreeMap<ServiceKey, usize> = self
+            .observed
+            .iter()
+            .flat_map(|observed| &observed.frontends)
+            .map(|(key, programmed)| (*key, programmed.backends.len()))
+            .collect();
+        Report {
+            sockets: self.config.cgroup.clone(),
+            tc: self.programs.tc_path(),
+            pins: self.config.pins.clone(),
+            services: status::services(&self.model, self.observed.as_ref()),
+            frontends: programmed.len(),
+            endpoints: self.tables.endpoints.changes_since(0).upserts.into_iter().collect(),
+            tunnels: self.maps.tunnels().unwrap_or_default(),
+            flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
+            drops: self.maps.drops().unwrap_or_default(),
+            unsupported: status::unsupported(&self.model),
+            conflicts: status::conflicts(&self.model),
+            trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
+        }
+    }
+}
+
+/// What went wrong in one part of a round: the first failure in words, and how many there were.
+#[derive(Default)]
+struct Failures {
+    first: Option<String>,
+    count: usize,
+}
+
+impl Failures {
+    fn note(&mut self, item: impl std::fmt::Display, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            self.count += 1;
+            self.first.get_or_insert_with(|| format!("{item}: {error}"));
+        }
+    }
+
+    fn outcome(self) -> Result<(), String> {
+        match self.first {
+            None => Ok(()),
+            Some(first) if self.count == 1 => Err(first),
+            Some(first) => Err(format!("{first} (and {} more)", self.count - 1)),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What the dataplane tells about itself, and how that reads.
+//!
+//! Pure: values in, text and JSON out.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use ebpf_common::{
+    service::{Backend, SCOPE_NODE_PORT, ServiceKey},
+    verdict::DropReason,
+};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use super::{load::TcPath, model::Model, plan::Observed};
+use crate::model::{LocalEndpoint, ObjectKey};
+
+/// The state of the dataplane at one moment.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The cgroup whose sockets are translated.
+    pub sockets: Option<PathBuf>,
+    pub tc: Option<TcPath>,
+    pub pins: Option<PathBuf>,
+    pub services: Vec<ServiceReport>,
+    /// Frontends in the maps.
+    pub frontends: usize,
+    pub endpoints: BTreeMap<Ipv4Addr, Arc<LocalEndpoint>>,
+    pub tunnels: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Flows that are translated per packet.
+    pub flows: usize,
+    pub drops: Vec<(DropReason, u64)>,
+    /// Services that are not programmed, and the fields that this agent does not implement.
+    pub unsupported: Vec<(ObjectKey, Vec<String>)>,
+    /// Services that claim a frontend of another: loser, frontend, owner.
+    pub conflicts: Vec<(ObjectKey, String, ObjectKey)>,
+    /// What went wrong in the last round, by part.
+    pub trouble: Vec<(&'static str, String)>,
+}
+
+/// One frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceReport {
+    pub service: ObjectKey,
+    /// `10.96.0.1:443/TCP`, or `node:30080/TCP`.
+    pub frontend: String,
+    /// As programmed, by slot.
+    pub backends: Vec<String>,
+}
+
+/// Every frontend as it is programmed.
+#[must_use]
+pub fn services(model: &Model, observed: Option<&Observed>) -> Vec<ServiceReport> {
+    let Some(observed) = observed else { return Vec::new() };
+    let rows = observed.frontends.iter().filter_map(|(key, programmed)| {
+        Some(ServiceReport {
+            service: model.owner(key)?.clone(),
+            frontend: frontend(key),
+            backends: programmed.backends.iter().map(backend).collect(),
+        })
+    });
+    let mut rows: Vec<ServiceReport> = rows.collect();
+    rows.sort_by(|one, other| one.service.cmp(&other.service));
+    rows
+}
+
+/// Services that are not programmed.
+#[must_use]
+pub fn unsupported(model: &Model) -> Vec<(ObjectKey, Vec<String>)> {
+    let fields = |fields: &[Box<str>]| fields.iter().map(ToString::to_string).collect();
+    model.unsupported().map(|(key, list)| (key.clone(), fields(list))).collect()
+}
+
+/// Services that lost a frontend to another.
+#[must_use]
+pub fn conflicts(model: &Model) -> Vec<(ObjectKey, String, ObjectKey)> {
+    model
+        .conflicts()
+        .map(|(loser, key, owner)| (loser.clone(), frontend(key), owner.clone()))
+        .collect()
+}
+
+/// A frontend in words.
+#[must_use]
+pub fn frontend(key: &ServiceKey) -> String {
+    let protocol = match key.proto {
+        6 => "TCP",
+        17 => "UDP",
+        132 => "SCTP",
+        _ => "?",
+    };
+    let port = u16::from_be_bytes(key.port);
+    if key.scope == SCOPE_NODE_PORT {
+        return format!("node:{port}/{protocol}");
+    }
+    format!("{}:{port}/{protocol}", Ipv4Addr::from(key.addr))
+}
+
+fn backend(backend: &Backend) -> String {
+    format!("{}:{}", Ipv4Addr::from(backend.addr), u16::from_be_bytes(backend.port))
+}
+
+impl Report {
+    /// `node-agent status`: which path each kind of traffic takes, how much is programmed, and what
+    /// is wrong.
+    #[must_use]
+    pub fn status_text(&self) -> String {
+        let mut lines = vec![
+            match &self.sockets {
+                Some(cgroup) => format!(
+                    "services from this node   translated at connect and sendmsg (cgroup {})",
+                    cgroup.display()
+                ),
+                None => "services from this node   not translated (no cgroup given)".to_owned(),
+            },
+            format!("pods, tunnels, node ports {}", tc_words(self.tc)),
+            match &self.pins {
+                Some(path) => {
+                    format!("restart                   invisible (pinned below {})", path.display())
+                }
+                None => {
+                    "restart                   ends all translation (nothing is pinned)".to_owned()
+                }
+            },
+            format!(
+                "programmed                {} frontends, {} pods, {} tunnels, {} flows",
+                self.frontends,
+                self.endpoints.len(),
+                self.tunnels.len(),
+                self.flows
+            ),
+        ];
+        lines.extend(self.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| {
+            format!("dropped                   {count} × {}", reason.words())
+        }));
+        lines.extend(self.unsupported.iter().map(|(service, fields)| {
+            format!(
+                "not programmed            service {service}: {} is not supported",
+                fields.join(", ")
+            )
+        }));
+        lines.extend(self.conflicts.iter().map(|(loser, frontend, owner)| {
+            format!("conflict                  service {loser}: {frontend} belongs to {owner}")
+        }));
+        lines.extend(
+            self.trouble
+                .iter()
+                .map(|(part, words)| format!("trouble                   {part}: {words}")),
+        );
+        lines.join("\n") + "\n"
+    }
+
+    /// `node-agent services`.
+    #[must_use]
+    pub fn services_text(&self) -> String {
+        let rows = self.services.iter().map(|row| {
+            let backends =
+                if row.backends.is_empty() { "<none>".to_owned() } else { row.backends.join(",") };
+            [row.service.to_string(), row.frontend.clone(), backends]
+        });
+        table(["SERVICE", "FRONTEND", "BACKENDS"], rows.collect())
+    }
+
+    /// `node-agent endpoints`.
+    #[must_use]
+    pub fn endpoints_text(&self) -> String {
+        let rows = self.endpoints.values().map(|row| {
+            [row.pod.to_string(), row.ip.to_string(), format!("ifindex {}", row.host_ifindex)]
+        });
+        let tunnels = self
+            .tunnels
+            .iter()
+            .map(|(net, node)| [net.to_string(), node.to_string(), "tunnel".to_owned()]);
+        table(["POD", "ADDRESS", "PATH"], rows.chain(tunnels).collect())
+    }
+
+    /// All of it, for `-o json`.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let services: Vec<Value> = self
+            .services
+            .iter()
+            .map(|row| {
+                json!({
+                    "namespace": &*row.service.namespace,
+                    "name": &*row.service.name,
+                    "frontend": row.frontend,
+                    "backends": row.backends,
+                })
+            })
+            .collect();
+        let endpoints: Vec<Value> = self
+            .endpoints
+            .values()
+            .map(|row| json!({"pod": row.pod.to_string(), "ip": row.ip, "ifindex": row.host_ifindex}))
+            .collect();
+        let drops: BTreeMap<&str, u64> =
+            self.drops.iter().map(|(reason, count)| (reason.words(), *count)).collect();
+        let tunnels: BTreeMap<String, Ipv4Addr> =
+            self.tunnels.iter().map(|(net, node)| (net.to_string(), *node)).collect();
+        json!({
+            "paths": {"sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins},
+            "services": services,
+            "endpoints": endpoints,
+            "tunnels": tunnels,
+            "flows": self.flows,
+            "drops": drops,
+            "unsupported": self.unsupported.iter()
+                .map(|(key, fields)| json!({"service": key.to_string(), "fields": fields}))
+                .collect::<Vec<_>>(),
+            "conflicts": self.conflicts.iter()
+                .map(|(loser, frontend, owner)| json!({
+                    "service": loser.to_string(), "frontend": frontend, "owner": owner.to_string(),
+                }))
+                .collect::<Vec<_>>(),
+            "trouble": self.trouble.iter()
+                .map(|(part, words)| json!({"part": part, "message": words}))
+                .collect::<Vec<_>>(),
+        })
+    }
+}
+
+const fn tc_name(path: TcPath) -> &'static str {
+    match path {
+        TcPath::Tcx => "tcx",
+        TcPath::Clsact => "clsact",
+    }
+}
+
+const fn tc_words(path: Option<TcPath>) -> &'static str {
+    match path {
+        Some(TcPath::Tcx) => "per packet by tcx links",
+        Some(TcPath::Clsact) => "per packet by clsact filters (this kernel has no tcx)",
+        None => "no device attached yet",
+    }
+}
+
+fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
+    let head = head.map(str::to_owned);
+    let width = |column: usize| {
+        std::iter::once(&head)
+            .chain(&rows)
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in std::iter::once(&head).chain(&rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            // Writing to a string cannot fail.
+            write!(line, "{cell:width$}   ").unwrap_or_default();
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            sockets: Some("/sys/fs/cgroup".into()),
+            tc: Some(TcPath::Clsact),
+            pins: None,
+            services: vec![ServiceReport {
+                service: ObjectKey::new("default", "web"),
+                frontend: "10.96.1.1:80/TCP".into(),
+                backends: vec![],
+            }],
+            frontends: 1,
+            endpoints: BTreeMap::new(),
+            tunnels: BTreeMap::from([(
+                "10.244.2.0/24".parse().unwrap(),
+                Ipv4Addr::new(192, 168, 0, 2),
+            )]),
+            flows: 3,
+            drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],
+            unsupported: vec![(ObjectKey::new("a", "b"), vec!["spec.sessionAffinity".into()])],
+            conflicts: vec![],
+            trouble: vec![("pods", "10.244.0.3: File exists".into())],
+        }
+    }
+
+    #[test]
+    fn the_status_names_paths_drops_and_what_is_wrong() {
+        let text = report().status_text();
+        for words in [
+            "clsact filters (this kernel has no tcx)",
+            "2 × service has no ready endpoint",
+            "service a/b: spec.sessionAffinity is not supported",
+            "pods: 10.244.0.3: File exists",
+            "nothing is pinned",
+        ] {
+            assert!(text.contains(words), "{words} not in\n{text}");
+        }
+        assert!(!text.contains("no node is known"), "a reason that never happened is not shown");
+    }
+
+    #[test]
+    fn tables_line_up_and_say_none() {
+        assert_eq!(
+            report().services_text(),
+            "SERVICE       FRONTEND           BACKENDS\n\
+             default/web   10.96.1.1:80/TCP   <none>\n"
+        );
+        assert!(report().endpoints_text().contains("10.244.2.0/24   192.168.0.2   tunnel"));
+        assert_eq!(report().json()["drops"]["service has no ready endpoint"], 2);
+    }
+}

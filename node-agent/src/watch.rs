@@ -1,0 +1,284 @@
+//! Follows a Kubernetes API server: lists and watches into tables.
+//!
+//! Effects only; what an object means is decided in `parse`. Tasks: one per kind, which writes its
+//! table, and one that reports services with unsupported fields as Events. All end with the
+//! [`Handle`]. A lost connection is retried with growing pauses; until a new list is complete the
+//! tables stay as they are, so nothing is deleted for being absent from an unfinished list.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::{
+    api::{
+        core::v1::{Event, EventSource, Node, ObjectReference, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client, Resource,
+    api::PostParams,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{
+    model::{EndpointSliceRow, NodeRow, ObjectKey, ServiceRow},
+    parse,
+    table::Table,
+};
+
+/// Services whose report may wait; further ones are told by the next list.
+const REPORTS: usize = 256;
+/// Services whose reports are remembered, so that each is told once; the oldest set is forgotten
+/// when it is full.
+const REPORTED: usize = 16_384;
+
+/// The tables that are kept equal to the API server.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    pub services: Table<ObjectKey, ServiceRow>,
+    pub slices: Table<ObjectKey, EndpointSliceRow>,
+    pub nodes: Table<ObjectKey, NodeRow>,
+}
+
+/// The running watches; dropping it stops them and leaves the tables as they are.
+#[derive(Debug)]
+pub struct Handle {
+    tasks: JoinSet<()>,
+}
+
+impl Handle {
+    /// Stops all watches.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Starts to follow services, slices and nodes. Call it in a tokio runtime.
+#[must_use]
+pub fn start(client: &Client, node_name: &str, sources: &Sources) -> Handle {
+    let (report, reports) = mpsc::channel(REPORTS);
+    let mut tasks = JoinSet::new();
+    let services = sources.services.clone();
+    let parse_service = move |object: &Service| {
+        let (key, row) = parse::service(object)?;
+        if !row.unsupported.is_empty() {
+            let unsupported = Unsupported {
+                key: key.clone(),
+                uid: object.metadata.uid.clone().unwrap_or_default(),
+                fields: row.unsupported.join(", "),
+            };
+            // Full: a later list reports it.
+            if report.try_send(unsupported).is_err() {
+                tracing::debug!(service = %key, "too many services to report at once");
+            }
+        }
+        Some((key, row))
+    };
+    tasks.spawn(follow(Api::all(client.clone()), services, parse_service));
+    let slices = Api::<EndpointSlice>::all(client.clone());
+    tasks.spawn(follow(slices, sources.slices.clone(), parse::endpoint_slice));
+    let nodes = Api::<Node>::all(client.clone());
+    tasks.spawn(follow(nodes, sources.nodes.clone(), parse::node));
+    tasks.spawn(tell(client.clone(), node_name.to_owned(), reports));
+    Handle { tasks }
+}
+
+/// Keeps one table equal to one kind. Ends when the stream does, which it never does by itself.
+pub async fn follow<K, V>(
+    api: Api<K>,
+    table: Table<ObjectKey, V>,
+    parse: impl Fn(&K) -> Option<(ObjectKey, V)>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    V: PartialEq,
+{
+    let mut listed: Option<BTreeMap<ObjectKey, V>> = None;
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    loop {
+        match events.try_next().await {
+            Ok(Some(event)) => take(event, &table, &mut listed, &parse),
+            Ok(None) => return,
+            Err(error) => {
+                let kind = K::kind(&());
+                tracing::warn!(%kind, error = crate::overlay::chain(&error), "watch interrupted");
+            }
+        }
+    }
+}
+
+/// Carries one event over. `listed` holds the rows of a list that is not whole yet.
+fn take<K, V: PartialEq>(
+    event: watcher::Event<K>,
+    table: &Table<ObjectKey, V>,
+    listed: &mut Option<BTreeMap<ObjectKey, V>>,
+    parse: &impl Fn(&K) -> Option<(ObjectKey, V)>,
+) where
+    K: Resource,
+{
+    match event {
+        watcher::Event::Init => *listed = Some(BTreeMap::new()),
+        watcher::Event::InitApply(object) => {
+            listed.get_or_insert_default().extend(parse(&object));
+        }
+        watcher::Event::InitDone => table.replace(listed.take().unwrap_or_default()),
+        watcher::Event::Apply(object) => match parse(&object) {
+            Some((key, row)) => drop(table.upsert(key, row)),
+            // It has lost what made it ours, a slice its service's label for one.
+            None => delete(table, &object),
+        },
+        watcher::Event::Delete(object) => delete(table, &object),
+    }
+}
+
+fn delete<K: Resource, V: PartialEq>(table: &Table<ObjectKey, V>, object: &K) {
+    if let Some(key) = parse::key(object.meta()) {
+        table.delete(&key);
+    }
+}
+
+/// A service that is not programmed.
+struct Unsupported {
+    key: ObjectKey,
+    uid: String,
+    fields: String,
+}
+
+/// Writes one Event per service and set of fields.
+async fn tell(client: Client, node: String, mut reports: mpsc::Receiver<Unsupported>) {
+    let mut told = BTreeSet::new();
+    while let Some(report) = reports.recv().await {
+        if told.len() >= REPORTED {
+            told.clear();
+        }
+        if !told.insert((report.uid.clone(), report.fields.clone())) {
+            continue;
+        }
+        let events = Api::<Event>::namespaced(client.clone(), &report.key.namespace);
+        let event = event(&report, &node);
+        match events.create(&PostParams::default(), &event).await {
+            Ok(_created) => {}
+            // Told by this node before it restarted.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => {
+                tracing::warn!(
+                    service = %report.key,
+                    error = crate::overlay::chain(&error),
+                    "cannot write an event"
+                );
+                told.remove(&(report.uid, report.fields));
+            }
+        }
+    }
+}
+
+fn event(report: &Unsupported, node: &str) -> Event {
+    let now = Time(jiff::Timestamp::now());
+    let name = &report.key.name;
+    let mark = fingerprint(&[&report.uid, &report.fields, node]);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{mark:016x}")),
+            namespace: Some(report.key.namespace.to_string()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            name: Some(name.to_string()),
+            namespace: Some(report.key.namespace.to_string()),
+            uid: Some(report.uid.clone()),
+            ..ObjectReference::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("UnsupportedField".to_owned()),
+        message: Some(format!(
+            "Service is not programmed on node {node}: {} is not supported",
+            report.fields
+        )),
+        source: Some(EventSource {
+            component: Some("orlop-dataplane".to_owned()),
+            host: Some(node.to_owned()),
+        }),
+        first_timestamp: Some(now.clone()),
+        last_timestamp: Some(now),
+        count: Some(1),
+        ..Event::default()
+    }
+}
+
+/// FNV-1a over the parts: the same report gets the same name, also after a restart.
+fn fingerprint(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(name: &str, ip: &str) -> Service {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "d", "name": name, "uid": name},
+            "spec": {"clusterIP": ip, "ports": [{"port": 80}]},
+        }))
+        .unwrap()
+    }
+
+    fn names(table: &Table<ObjectKey, ServiceRow>) -> Vec<String> {
+        table.changes_since(0).upserts.iter().map(|(key, _)| key.name.to_string()).collect()
+    }
+
+    #[test]
+    fn an_interrupted_list_deletes_nothing_and_a_whole_one_replaces() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let table = Table::new();
+        let mut listed = None;
+        let mut feed = |event| take(event, &table, &mut listed, &parse::service);
+        for event in
+            [Init, InitApply(object("a", "10.96.0.2")), InitApply(object("b", "10.96.0.3"))]
+        {
+            feed(event);
+        }
+        assert!(table.is_empty() && !table.is_synced(), "not before the list is whole");
+        feed(InitDone);
+        assert!(table.is_synced());
+        feed(Apply(object("c", "10.96.0.4")));
+        feed(Delete(object("a", "10.96.0.2")));
+        assert_eq!(names(&table), ["b", "c"]);
+        feed(Init);
+        feed(InitApply(object("c", "10.96.0.4")));
+        assert_eq!(names(&table), ["b", "c"], "the new list is not whole yet");
+        feed(Init);
+        feed(InitApply(object("d", "10.96.0.5")));
+        feed(InitDone);
+        assert_eq!(names(&table), ["d"]);
+    }
+
+    #[test]
+    fn an_event_names_service_field_and_node_and_is_the_same_after_a_restart() {
+        let report = || Unsupported {
+            key: ObjectKey::new("d", "web"),
+            uid: "u".into(),
+            fields: "spec.sessionAffinity".into(),
+        };
+        let (one, other) = (event(&report(), "n1"), event(&report(), "n1"));
+        assert_eq!(one.metadata.name, other.metadata.name);
+        assert_ne!(one.metadata.name, event(&report(), "n2").metadata.name);
+        assert_eq!(one.reason.as_deref(), Some("UnsupportedField"));
+        let message = one.message.unwrap();
+        assert!(message.contains("spec.sessionAffinity") && message.contains("n1"));
+    }
+}
