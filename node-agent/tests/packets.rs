@@ -88,12 +88,12 @@ mod tests {
     }
 
     /// Runs a test in namespaces of its own with the programs loaded and this node's rows in place.
-    fn with_kernel(name: &str, test: impl FnOnce(&mut Kernel) + Send) {
+    fn with_kernel(test: impl FnOnce(&mut Kernel) + Send) {
         if !is_possible() {
             return;
         }
         let run = || {
-            own_namespaces(name);
+            own_namespaces();
             let (programs, mut maps) = Programs::load(None).unwrap();
             let config = Config {
                 service_net: [10, 96, 0, 0],
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn from_pod() {
-        with_kernel("from-pod", |kernel| {
+        with_kernel(|kernel| {
             let hook = TcHook::FromPod;
             let other = ("10.244.1.8", 40_000);
             for near in [Frame::tcp(other, POD), Frame::udp(other, POD)] {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn malformed() {
-        with_kernel("malformed", |kernel| {
+        with_kernel(|kernel| {
             let whole = Frame::tcp(CLIENT, NODE).bytes();
             let mut short_header = whole.clone();
             short_header[14] = 0x44;
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn overlay() {
-        with_kernel("overlay", |kernel| {
+        with_kernel(|kernel| {
             let out = Frame::tcp(POD, FAR_POD).bytes();
             kernel.check(TcHook::ToOverlay, &out, PASS, None);
             let nowhere = Frame::tcp(POD, ("10.244.3.7", 1)).bytes();
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn node_port_to_a_pod_here_and_back() {
-        with_kernel("node-port-near", |kernel| {
+        with_kernel(|kernel| {
             kernel.node_port(Protocol::Tcp, &[POD]);
             let asked = Frame::tcp(CLIENT, NODE);
             let masked = (GATEWAY, CLIENT.1);
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn node_port_to_a_pod_elsewhere_and_back() {
-        with_kernel("node-port-far", |kernel| {
+        with_kernel(|kernel| {
             kernel.node_port(Protocol::Udp, &[FAR_POD]);
             for unchecked in [false, true] {
                 let client = (CLIENT.0, CLIENT.1 + u16::from(unchecked));
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn node_port_ports_are_never_shared_and_come_back() {
-        with_kernel("node-port-ports", |kernel| {
+        with_kernel(|kernel| {
             kernel.node_port(Protocol::Tcp, &[POD]);
             let mut sources = BTreeSet::new();
             for last in 1..=50 {
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_no_node_port_is_left_to_the_stack() {
-        with_kernel("node-port-pass", |kernel| {
+        with_kernel(|kernel| {
             let hook = TcHook::FromUnderlay;
             kernel.check(hook, &Frame::tcp(CLIENT, NODE).bytes(), PASS, None);
             kernel.node_port(Protocol::Tcp, &[]);
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn own_broadcasts_that_come_back_are_dropped() {
-        with_kernel("own-frame", |kernel| {
+        with_kernel(|kernel| {
             let hook = TcHook::FromUnderlay;
             let echo = Frame {
                 dst_mac: [0xff; 6],

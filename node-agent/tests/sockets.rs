@@ -118,7 +118,7 @@ mod tests {
         }
         let cgroup = TestCgroup::enter("sockets");
         let test = || {
-            let pins = own_namespaces("sockets").join("orlop");
+            let pins = own_namespaces().join("orlop");
             let (mut programs, mut maps) = Programs::load(Some(&pins)).unwrap();
             programs.attach_cgroup(&cgroup.path).unwrap();
             let config = Config {

@@ -31,11 +31,11 @@ pub(crate) fn is_possible() -> bool {
 
 /// Moves the calling thread into a network namespace of its own, with loopback up, and into a mount
 /// namespace of its own with an empty BPF file system, whose path it returns.
-pub(crate) fn own_namespaces(name: &str) -> PathBuf {
+pub(crate) fn own_namespaces() -> PathBuf {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let folder = std::env::temp_dir().join(format!("orlop-{name}-{}", std::process::id()));
+    let folder = std::env::temp_dir().join("orlop-test-bpf");
     fs::create_dir_all(&folder).unwrap();
     mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none).unwrap();
     ip("link set lo up");
