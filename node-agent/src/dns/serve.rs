@@ -17,6 +17,7 @@ use super::{
     upstream,
     zone::Zone,
 };
+use crate::sys::socket::take_queued;
 
 /// Queries at upstream servers at a time; more are answered with "server failure" at once. Each
 /// costs a socket and some 5 KiB.
@@ -27,6 +28,9 @@ const CONNECTIONS: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// Longest query taken over UDP.
 const QUERY_BYTES: usize = 4096;
+
+/// Longer than the kernel takes from choosing a socket for a datagram to queueing it there.
+const HANDING_OVER: Duration = Duration::from_millis(50);
 
 /// What all sockets share.
 #[derive(Debug)]
@@ -120,8 +124,12 @@ pub(super) async fn serve_udp(
     // A connected socket takes no more from strangers: the kernel gives new queries to the
     // successor, which shares our address, and what is queued here is still answered.
     socket.connect(socket.local_addr()?).await?;
-    while let Ok((length, peer)) = socket.try_recv_from(&mut buffer) {
-        answer_udp(&socket, &server, buffer.get(..length).unwrap_or_default(), peer);
+    // A second look for what the kernel was handing to us while we connected.
+    for pause in [Duration::ZERO, HANDING_OVER] {
+        tokio::time::sleep(pause).await;
+        while let Some((length, peer)) = take_queued(&*socket, &mut buffer)? {
+            answer_udp(&socket, &server, buffer.get(..length).unwrap_or_default(), peer);
+        }
     }
     Ok(())
 }

@@ -17,6 +17,10 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
+/// A log longer than this is emptied before the next start. What we start logs changes of state, not
+/// requests, so it grows only when it is started again and again.
+const LOG_BYTES: u64 = 1 << 20;
+
 /// Starts a program with nothing on its standard input and output, and its errors in a log file.
 /// It is to make itself a session of its own ([`new_session`]). Returns its process id.
 ///
@@ -24,6 +28,9 @@ use tokio::io::unix::AsyncFd;
 /// When the log cannot be opened or the program cannot be executed.
 pub fn spawn(program: &Path, arguments: &[OsString], log: &Path) -> io::Result<u32> {
     let log = OpenOptions::new().create(true).append(true).open(log)?;
+    if log.metadata()?.len() > LOG_BYTES {
+        log.set_len(0)?;
+    }
     let mut child = Command::new(program)
         .args(arguments)
         .current_dir("/")

@@ -5,11 +5,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, listen, recvfrom, socket_with,
     sockopt::{set_ip_freebind, set_socket_reuseaddr, set_socket_reuseport},
 };
 
@@ -33,6 +33,25 @@ pub fn shared_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = shared(address, SocketType::STREAM)?;
     listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
+}
+
+/// Takes a datagram that is queued at a socket, by asking the kernel rather than a runtime, which may
+/// not know of it yet. `None` when there is none.
+///
+/// # Errors
+/// When the socket fails.
+pub fn take_queued(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+) -> io::Result<Option<(usize, SocketAddr)>> {
+    match recvfrom(socket, buffer, RecvFlags::DONTWAIT) {
+        Ok((length, _, peer)) => {
+            let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+            Ok(Some((length, SocketAddr::try_from(peer)?)))
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn shared(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
