@@ -22,7 +22,7 @@ const MAX_PACKET_BYTES: usize = 192 << 10;
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn send(
+pub fn send(
     socket: &OwnedFd,
     value: &impl Serialize,
     fd: Option<BorrowedFd<'_>>,
@@ -47,13 +47,13 @@ pub(crate) fn send(
 }
 
 /// A packet: its value and the descriptor that came with it; `None` at the end of the stream.
-pub(crate) type Packet<T> = Option<(T, Option<OwnedFd>)>;
+pub type Packet<T> = Option<(T, Option<OwnedFd>)>;
 
 /// Receives one packet.
 ///
 /// # Errors
 /// The kernel's, or of a value that does not decode.
-pub(crate) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Packet<T>> {
+pub fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Packet<T>> {
     let mut bytes = vec![0; MAX_PACKET_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -10,10 +10,12 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
     thread::UnshareFlags,
 };
-use shim::wire::{ContainerConfig, Failure};
+use shim::{
+    channel,
+    wire::{ContainerConfig, Failure},
+};
 
 use crate::{
-    channel,
     process::{self, Streams},
     rootfs,
     step::At as _,

@@ -18,10 +18,12 @@ use rustix::{
     },
     thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
 };
-use shim::wire::{ContainerConfig, ExecConfig, ExecMessage, Failure};
+use shim::{
+    channel,
+    wire::{ContainerConfig, ExecConfig, ExecMessage, Failure},
+};
 
 use crate::{
-    channel,
     process::{self, Streams},
     step::At as _,
     sys,

@@ -8,7 +8,6 @@ use std::{
     process::ExitCode,
 };
 
-mod channel;
 mod cni;
 mod connection;
 mod container;

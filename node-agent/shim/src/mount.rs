@@ -3,11 +3,13 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::unix::ffi::OsStrExt as _,
     path::{Component, Path, PathBuf},
 };
 
 use rustix::{
     fs::{self as rfs, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
         fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -61,6 +63,9 @@ pub(crate) fn place(mount: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(mount, "", target, "", flags)?)
 }
 
+/// Links to nowhere that are followed in a row; images have one, such as `resolv.conf` of systemd.
+const MAX_LINKS: u32 = 8;
+
 /// A container's root folder. Symbolic links in its paths are followed as if it were `/`, so that an
 /// image cannot make the node's files a mount's target.
 #[derive(Debug)]
@@ -83,6 +88,10 @@ impl Root {
 
     /// Opens the folder at `path`, made with its parents where missing.
     pub(crate) fn ensure_dir(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.ensure_dir_over(path, MAX_LINKS)
+    }
+
+    fn ensure_dir_over(&self, path: &Path, links: u32) -> io::Result<OwnedFd> {
         match self.find(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => return found,
@@ -90,12 +99,14 @@ impl Root {
         let mut place = PathBuf::from("/");
         let mut parent = self.find(&place)?;
         for component in path.components() {
-            let Component::Normal(name) = component else { continue };
-            place.push(name);
+            match component {
+                Component::Normal(name) => place.push(name),
+                Component::ParentDir => drop(place.pop()),
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
+            }
             parent = match self.find(&place) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    rfs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                    self.find(&place)?
+                    self.make_dir(&parent, &place, links)?
                 }
                 found => found?,
             };
@@ -103,8 +114,24 @@ impl Root {
         Ok(parent)
     }
 
+    /// Makes the folder at `place`, or the one that a link there points to.
+    fn make_dir(&self, parent: &OwnedFd, place: &Path, links: u32) -> io::Result<OwnedFd> {
+        let name = place.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        match rfs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => self.find(place),
+            Err(Errno::EXIST) if links > 0 => {
+                self.ensure_dir_over(&link_target(parent, place)?, links - 1)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the file at `path`, made empty with its parents where missing.
     pub(crate) fn ensure_file(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.ensure_file_over(path, MAX_LINKS)
+    }
+
+    fn ensure_file_over(&self, path: &Path, links: u32) -> io::Result<OwnedFd> {
         match self.find(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => return found,
@@ -112,7 +139,13 @@ impl Root {
         let parent = self.ensure_dir(path.parent().unwrap_or_else(|| Path::new("/")))?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        drop(rfs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?);
+        match rfs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+            Ok(file) => drop(file),
+            Err(Errno::EXIST) if links > 0 => {
+                return self.ensure_file_over(&link_target(&parent, path)?, links - 1);
+            }
+            Err(error) => return Err(error.into()),
+        }
         self.find(path)
     }
 
@@ -124,6 +157,15 @@ impl Root {
             self.ensure_file(path)
         }
     }
+}
+
+/// Where the link at `place` points to, as a path of the same root. It cannot lead out, whatever it says:
+/// the path is resolved in the root again.
+fn link_target(parent: &OwnedFd, place: &Path) -> io::Result<PathBuf> {
+    let name = place.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let target = rfs::readlinkat(parent, name, Vec::new())?;
+    let folder = place.parent().unwrap_or_else(|| Path::new("/"));
+    Ok(folder.join(std::ffi::OsStr::from_bytes(target.as_bytes())))
 }
 
 /// Whether an open place is a folder.

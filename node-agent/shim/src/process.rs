@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{
     fs::{self as rfs, Access, Gid, Mode, OFlags, Uid},
-    process::{Resource, Rlimit, chdir, setrlimit, setsid},
+    process::{Resource, Rlimit, chdir, getrlimit, setrlimit, setsid},
     thread::{
         CapabilitySet, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
     },
@@ -98,7 +98,16 @@ fn limits(config: &ContainerConfig) -> io::Result<()> {
     if config.open_files == 0 {
         return Ok(());
     }
-    let files = Some(config.open_files);
+    // Without CAP_SYS_RESOURCE the node's own limit is the most that there is.
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let privileged = setrlimit(
+        Resource::Nofile,
+        Rlimit { current: Some(config.open_files), maximum: Some(config.open_files) },
+    );
+    if privileged.is_ok() {
+        return Ok(());
+    }
+    let files = Some(hard.map_or(config.open_files, |hard| hard.min(config.open_files)));
     Ok(setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })?)
 }
 

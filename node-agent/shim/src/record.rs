@@ -12,10 +12,12 @@ use rustix::{
     net::RecvFlags,
     process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
 };
-use shim::wire::{ContainerConfig, ContainerReport, ExitReport, Failure, MAX_MESSAGE_BYTES};
+use shim::{
+    channel,
+    wire::{ContainerConfig, ContainerReport, ExitReport, Failure, MAX_MESSAGE_BYTES},
+};
 
 use crate::{
-    channel,
     container::{self, Starting},
     exec,
     log::{Head, Lines, LogFile, rfc3339},
@@ -57,6 +59,7 @@ pub(crate) struct Container {
     /// Forgotten; taken out of the list at the end of the round.
     pub(crate) removed: bool,
     cgroup: String,
+    stop_signal: i32,
     termination_file: String,
     pidfd: Option<OwnedFd>,
     status: Option<OwnedFd>,
@@ -82,6 +85,7 @@ impl Container {
             kill_at: None,
             removed: false,
             cgroup: config.cgroup.clone(),
+            stop_signal: config.stop_signal,
             termination_file: config.termination_file.clone(),
             pidfd: Some(pidfd),
             status: Some(status),
@@ -196,13 +200,14 @@ impl Container {
     }
 
     /// Asks the program to end, and remembers when to make it.
-    pub(crate) fn stop(&mut self, signal: i32, grace: Duration) {
+    pub(crate) fn stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.kill_at = Some(self.kill_at.map_or(deadline, |earlier| earlier.min(deadline)));
         if grace.is_zero() {
             return;
         }
-        if let (Some(pidfd), Some(signal)) = (&self.pidfd, Signal::from_named_raw(signal)) {
+        if let (Some(pidfd), Some(signal)) = (&self.pidfd, Signal::from_named_raw(self.stop_signal))
+        {
             // It may have just ended; then its exit is on its way.
             pidfd_send_signal(pidfd, signal).unwrap_or_default();
         }

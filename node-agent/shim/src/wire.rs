@@ -43,9 +43,9 @@ pub enum Call {
     /// Starts the container whose configuration lies in `<id>.json`; `Body::Started` once its program
     /// runs, `Body::Failed` when a step failed. Asking again for a started one repeats the answer.
     Start { id: String },
-    /// Sends `signal`, and SIGKILL to the whole cgroup after `grace_ms`; a second call can only shorten
-    /// the time. `Body::Done` at once, also when the container has ended.
-    Stop { id: String, signal: i32, grace_ms: u64 },
+    /// Sends the container's stop signal, and SIGKILL to its whole cgroup after `grace_ms`; a second call
+    /// can only shorten the time. `Body::Done` at once, also when the container has ended.
+    Stop { id: String, grace_ms: u64 },
     /// Forgets an exited container and removes its files in the pod's folder.
     Remove { id: String },
     /// Opens the container's log file anew, after it was renamed.
@@ -160,6 +160,8 @@ pub struct ContainerConfig {
     pub oom_score_adj: i32,
     /// Soft and hard limit of open files.
     pub open_files: u64,
+    /// Asks the program to end.
+    pub stop_signal: i32,
     pub stdin: bool,
     pub tty: bool,
     /// On the node; its content becomes the exit message. Empty: none.

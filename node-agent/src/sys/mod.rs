@@ -1,10 +1,13 @@
 //! The doors to the kernel: the only place of the agent with `unsafe`, raw descriptors and commands.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod daemon;
+pub mod exec;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;
+pub mod sandbox;
 pub mod socket;
 pub mod tc;
 pub mod tmpfs;

@@ -8,6 +8,24 @@ use std::{collections::BTreeMap, fmt, future::Future, net::IpAddr, path::PathBuf
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+pub use self::{
+    cni::CniError,
+    embedded::{Embedded, RuntimeConfig},
+    plan::PlanError,
+};
+
+pub mod binary;
+mod client;
+mod cni;
+mod embedded;
+mod plan;
+mod sandbox;
+mod seccomp;
+mod seccomp_calls;
+mod session;
+mod start;
+mod state;
+
 /// A runtime of pods. Every call is idempotent: asking again for what exists returns it.
 pub trait Runtime: Send + Sync + 'static {
     /// Makes the pod's cgroup, network namespace and shim, and wires its network through CNI.

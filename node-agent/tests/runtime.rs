@@ -1,0 +1,538 @@
+//! Containers of the embedded runtime on this machine: real shims, namespaces, cgroups and logs.
+//!
+//! Needs root and a cgroup v2 tree, in which each test works below a folder of its own. Controllers are
+//! left out here, as a build machine may have none in v2: limits are tested in VMs.
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        fs,
+        io::{Read as _, Write as _},
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::{Path, PathBuf},
+        sync::atomic::{AtomicU32, Ordering},
+        time::{Duration, Instant},
+    };
+
+    use node_agent::kubelet::runtime::{
+        Capabilities, CgroupSpec, ContainerId, ContainerSpec, DnsConfig, Embedded, ExecSpec, Exit,
+        ImageConfig, Mount, PodUid, Runtime as _, RuntimeConfig, RuntimeEvent, SandboxSpec,
+        Seccomp, UnpackedImage, User,
+    };
+    use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
+
+    const SLOW: Duration = Duration::from_secs(20);
+
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+
+    /// Where a cgroup v2 tree is mounted, if the tests can run here.
+    fn tree() -> Option<&'static Path> {
+        let mut trees = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new).into_iter();
+        let tree = trees.find(|path| path.join("cgroup.controllers").exists());
+        let missing = if !rustix::process::geteuid().is_root() {
+            "root"
+        } else if tree.is_none() {
+            "a cgroup v2 tree"
+        } else if !Path::new("/bin/busybox").exists() {
+            "/bin/busybox (busybox-static)"
+        } else {
+            return tree;
+        };
+        #[expect(clippy::print_stderr, reason = "a test says why it skips")]
+        {
+            eprintln!("skipped: no {missing}");
+        }
+        None
+    }
+
+    /// A node with a runtime and one pod, removed when dropped.
+    struct Node {
+        dir: tempfile::TempDir,
+        config: RuntimeConfig,
+        runtime: Embedded,
+        events: mpsc::Receiver<RuntimeEvent>,
+        uid: PodUid,
+    }
+
+    impl Node {
+        async fn new() -> Option<Self> {
+            let tree = tree()?;
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("orlop-test-{}-{number}", std::process::id());
+            let dir = tempfile::tempdir().unwrap();
+            let config = RuntimeConfig {
+                controllers: Vec::new(),
+                cgroup_root: tree.join(&name),
+                cni_conf_dir: dir.path().join("net.d"),
+                cni_bin_dir: dir.path().join("cni"),
+                ..RuntimeConfig::standard(
+                    dir.path().join("lib"),
+                    dir.path().join("run"),
+                    vec!["192.0.2.1".parse().unwrap()],
+                )
+            };
+            fs::create_dir_all(&config.cni_conf_dir).unwrap();
+            fs::create_dir_all(&config.cni_bin_dir).unwrap();
+            image(dir.path());
+            plugin(&config, dir.path());
+            let (runtime, events) = start(&config).await;
+            let uid = PodUid(format!("00000000-0000-0000-0000-{number:012}").into());
+            Some(Self { dir, config, runtime, events, uid })
+        }
+
+        fn sandbox(&self) -> SandboxSpec {
+            SandboxSpec {
+                uid: self.uid.clone(),
+                namespace: "default".to_owned(),
+                name: "web".to_owned(),
+                hostname: "web-host".to_owned(),
+                host_network: false,
+                cgroup: CgroupSpec {
+                    path: format!("burstable/pod{}", self.uid),
+                    ..CgroupSpec::default()
+                },
+                dns: DnsConfig { servers: vec!["10.96.0.10".to_owned()], ..DnsConfig::default() },
+                host_aliases: vec![("192.0.2.7".to_owned(), vec!["alias".to_owned()])],
+                sysctls: BTreeMap::new(),
+            }
+        }
+
+        fn container(&self, script: &str) -> ContainerSpec {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            ContainerSpec {
+                id: ContainerId(format!("{number:064x}").into()),
+                pod: self.uid.clone(),
+                name: "main".to_owned(),
+                restart_count: 0,
+                image: UnpackedImage {
+                    reference: "test/busybox".to_owned(),
+                    digest: "sha256:0".to_owned(),
+                    layers: vec![
+                        self.dir.path().join("layers/base"),
+                        self.dir.path().join("layers/top"),
+                    ],
+                    config: ImageConfig::default(),
+                },
+                args: ["sh", "-c", script].map(str::to_owned).into(),
+                env: vec![("GREETING".to_owned(), "hello".to_owned())],
+                working_dir: String::new(),
+                user: User::default(),
+                mounts: Vec::new(),
+                cgroup: CgroupSpec::default(),
+                oom_score_adj: 7,
+                capabilities: Capabilities::default(),
+                privileged: false,
+                read_only_root: false,
+                no_new_privileges: false,
+                seccomp: Seccomp::RuntimeDefault,
+                stdin: false,
+                tty: false,
+                termination_message_path: "/dev/termination-log".to_owned(),
+                stop_signal: 15,
+                log_path: self.dir.path().join(format!("logs/main/{number}.log")),
+            }
+        }
+
+        /// Starts a container in the pod and waits for its end.
+        async fn run(&mut self, spec: &ContainerSpec) -> (Exit, String) {
+            self.runtime.ensure_sandbox(&self.sandbox()).await.unwrap();
+            self.runtime.start_container(spec).await.unwrap_or_else(|error| {
+                panic!("{error}: {}", std::error::Error::source(&error).unwrap())
+            });
+            let exit = self.exit(&spec.id).await;
+            (exit, log(&spec.log_path))
+        }
+
+        async fn exit(&mut self, wanted: &ContainerId) -> Exit {
+            loop {
+                let event = timeout(SLOW, self.events.recv()).await.expect("an exit").unwrap();
+                match event {
+                    RuntimeEvent::ContainerExited { id, exit, .. } if id == *wanted => return exit,
+                    RuntimeEvent::ContainerExited { .. } => {}
+                    RuntimeEvent::SandboxLost { pod } => panic!("{pod} is lost"),
+                }
+            }
+        }
+
+        /// Removes the pod and asserts that nothing of it is left.
+        async fn finish(self) {
+            self.runtime.remove_sandbox(&self.uid).await.unwrap();
+            self.runtime.remove_sandbox(&self.uid).await.unwrap();
+            assert!(self.runtime.sandboxes().await.unwrap().is_empty());
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let dir = self.dir.path().to_str().unwrap();
+            assert!(!mounts.contains(dir), "{mounts}");
+            let empty = |path: PathBuf| fs::read_dir(path).unwrap().count() == 0;
+            assert!(empty(self.config.run_dir.join("shim")));
+            assert!(empty(self.config.run_dir.join("netns")));
+            assert!(empty(self.config.state_dir.join("containers")));
+            assert!(!self.config.cgroup_root.join(format!("burstable/pod{}", self.uid)).exists());
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            // Also after a failed assertion: what runs is killed by its cgroup.
+            let root = &self.config.cgroup_root;
+            drop(fs::write(root.join("cgroup.kill"), "1"));
+            drop(node_agent::sys::cgroup::remove(root));
+            for path in
+                ["shm"].map(|name| self.config.run_dir.join("shim").join(&*self.uid.0).join(name))
+            {
+                drop(node_agent::sys::sandbox::release(&path));
+            }
+            drop(node_agent::sys::sandbox::release(
+                &self.config.run_dir.join("netns").join(&*self.uid.0),
+            ));
+        }
+    }
+
+    async fn start(config: &RuntimeConfig) -> (Embedded, mpsc::Receiver<RuntimeEvent>) {
+        let runtime = Embedded::new(config.clone()).await.unwrap();
+        let events = runtime.take_events().unwrap();
+        assert!(runtime.take_events().is_none());
+        (runtime, events)
+    }
+
+    /// Two layers: busybox with its names, and a file that hides another.
+    fn image(dir: &Path) {
+        let (base, top) = (dir.join("layers/base"), dir.join("layers/top"));
+        for folder in ["bin", "etc", "tmp"] {
+            fs::create_dir_all(base.join(folder)).unwrap();
+        }
+        fs::create_dir_all(top.join("etc")).unwrap();
+        fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
+        for name in [
+            "sh", "cat", "sleep", "id", "mount", "hostname", "ls", "touch", "mknod", "unshare",
+            "stat", "head", "yes", "tty", "stty", "ip", "grep", "printenv", "kill", "echo", "pwd",
+            "test", "env", "ulimit", "mkdir", "umount", "chmod", "cp",
+        ] {
+            symlink("busybox", base.join("bin").join(name)).unwrap();
+        }
+        fs::write(
+            base.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(base.join("etc/layer"), "base").unwrap();
+        fs::write(top.join("etc/layer"), "top").unwrap();
+        fs::write(top.join("etc/plain"), "no program").unwrap();
+        symlink("/outside", top.join("etc/link")).unwrap();
+    }
+
+    /// A CNI plugin that writes its calls down and gives an address.
+    fn plugin(config: &RuntimeConfig, dir: &Path) {
+        fs::write(
+            config.cni_conf_dir.join("10-test.conflist"),
+            r#"{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "note"}]}"#,
+        )
+        .unwrap();
+        let calls = dir.join("calls").display().to_string();
+        let script = format!(
+            "#!/bin/sh\necho \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS $(cat)\" >> {calls}\n\
+             test -e $CNI_NETNS || exit 1\n\
+             echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"10.244.9.9/24\"}}]}}'\n"
+        );
+        let path = config.cni_bin_dir.join("note");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The log's data, each entry checked for its form.
+    fn log(path: &Path) -> String {
+        let mut data = String::new();
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let mut parts = line.splitn(4, ' ');
+            let time = parts.next().unwrap();
+            assert!(time.parse::<jiff::Timestamp>().is_ok(), "{line}");
+            let stream = parts.next().unwrap();
+            assert!(matches!(stream, "stdout" | "stderr"), "{line}");
+            let tag = parts.next().unwrap();
+            data.push_str(parts.next().unwrap());
+            if tag == "F" {
+                data.push('\n');
+            }
+        }
+        data
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_runs_in_its_own_world_and_leaves_nothing() {
+        let Some(mut node) = Node::new().await else { return };
+        let script = "
+            echo pid $$; hostname; echo $GREETING $HOME; cat /etc/layer; echo; pwd
+            cat /etc/hosts /etc/resolv.conf; cat /proc/self/oom_score_adj
+            echo error >&2; echo -n done > /dev/termination-log; exit 3";
+        let spec = node.container(script);
+        let (exit, log) = node.run(&spec).await;
+        assert_eq!((exit.code, exit.signal, exit.oom_killed), (3, 0, false), "{log}");
+        assert_eq!(exit.message, "done");
+        for line in [
+            "pid 1",
+            "web-host",
+            "hello /root",
+            "top",
+            "/",
+            "10.244.9.9\tweb-host",
+            "192.0.2.7\talias",
+            "nameserver 10.96.0.10",
+            "7",
+            "error",
+        ] {
+            assert!(log.lines().any(|found| found == line), "no {line:?} in {log}");
+        }
+        let known = node.runtime.sandboxes().await.unwrap();
+        let known = known.first().unwrap();
+        assert_eq!(known.ips, ["10.244.9.9".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(known.containers.first().unwrap().exit.as_ref(), Some(&exit));
+        node.runtime.remove_container(&spec.id).await.unwrap();
+        node.runtime.remove_container(&spec.id).await.unwrap();
+        assert!(node.runtime.sandboxes().await.unwrap().first().unwrap().containers.is_empty());
+
+        let calls = fs::canonicalize(node.dir.path().join("calls")).unwrap();
+        let added = fs::read_to_string(&calls).unwrap();
+        assert!(added.starts_with(&format!("ADD {} eth0 ", node.uid)), "{added}");
+        assert!(added.contains("K8S_POD_NAME=web"), "{added}");
+        let keep = tempfile::tempdir().unwrap();
+        let kept = keep.path().join("calls");
+        fs::hard_link(&calls, &kept).unwrap();
+        node.finish().await;
+        let all = fs::read_to_string(kept).unwrap();
+        assert_eq!(all.lines().filter(|line| line.starts_with("DEL ")).count(), 1, "{all}");
+        assert!(all.contains("prevResult"), "{all}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_cannot_reach_the_node() {
+        let Some(mut node) = Node::new().await else { return };
+        let script = "
+            mount -t tmpfs none /tmp 2>/dev/null && echo mounted
+            unshare -U true 2>/dev/null && echo unshared
+            echo x > /proc/sys/kernel/panic 2>/dev/null && echo sysctl
+            touch /sys/x 2>/dev/null && echo sysfs
+            head -c1 /proc/kcore 2>/dev/null | grep -q . && echo kcore
+            ls /sys/firmware | grep -q . && echo firmware
+            mknod /dev/sneaky c 1 3 && cat /dev/sneaky 2>/dev/null && echo device
+            mknod /tmp/sneaky c 1 3 && cat /tmp/sneaky 2>/dev/null && echo device
+            cat /dev/null || echo nonull
+            grep -q . /proc/1/cgroup && grep -v ':/$' /proc/self/cgroup | grep '^0:' && echo cgroup
+            grep CapBnd /proc/self/status; grep Seccomp: /proc/self/status; ls /outside; id";
+        let spec = node.container(script);
+        let outside = node.dir.path().join("secret");
+        fs::write(&outside, "secret").unwrap();
+        let (_, text) = node.run(&spec).await;
+        for word in [
+            "mounted", "unshared", "sysctl", "sysfs", "kcore", "firmware", "device", "nonull",
+            "cgroup",
+        ] {
+            assert!(!text.lines().any(|line| line.ends_with(word)), "{word}: {text}");
+        }
+        // The 14 default capabilities as a mask.
+        assert!(text.contains("CapBnd:\t00000000a80425fb"), "{text}");
+        assert!(text.contains("Seccomp:\t2"), "{text}");
+
+        // A mount whose destination is behind a link of the image lands inside the container.
+        let mut spec = node.container("cat /outside/file; touch /outside/file; id -u; id -G; touch /x; grep Cap /proc/self/status");
+        spec.mounts = vec![Mount {
+            source: Some(outside),
+            destination: "/etc/link/file".into(),
+            read_only: true,
+        }];
+        spec.user = User { uid: 33, gid: 34, additional_gids: vec![50] };
+        spec.read_only_root = true;
+        spec.capabilities.drop = vec!["ALL".to_owned()];
+        spec.no_new_privileges = true;
+        let (_, text) = node.run(&spec).await;
+        assert!(text.contains("secret"), "{text}");
+        assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+        assert!(text.contains("33\n34 50\n"), "{text}");
+        assert!(text.contains("CapBnd:\t0000000000000000"), "{text}");
+        assert!(!Path::new("/outside").exists());
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_program_that_cannot_start_is_named() {
+        let Some(node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        for (program, words) in [
+            ("ghost", "exec: \"ghost\": executable file not found in $PATH"),
+            ("/ghost", "exec: \"/ghost\": stat /ghost: no such file or directory"),
+            ("/etc/plain", "exec: \"/etc/plain\": permission denied"),
+        ] {
+            let mut spec = node.container("");
+            spec.args = vec![program.to_owned()];
+            let error = node.runtime.start_container(&spec).await.unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.ends_with(words), "{source}");
+        }
+        assert!(node.runtime.sandboxes().await.unwrap().first().unwrap().containers.is_empty());
+        assert_eq!(fs::read_dir(node.config.state_dir.join("containers")).unwrap().count(), 0);
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_outlives_the_agent_and_its_end_is_not_missed() {
+        let Some(mut node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        let stays = node.container("trap 'exit 9' TERM; while :; do sleep 0.1; done");
+        let gate = node.dir.path().join("gate");
+        let mut ends = node.container("while test ! -e /gate/open; do sleep 0.05; done; exit 5");
+        fs::create_dir(&gate).unwrap();
+        ends.mounts = vec![Mount {
+            source: Some(gate.clone()),
+            destination: "/gate".into(),
+            read_only: true,
+        }];
+        let started = node.runtime.start_container(&stays).await.unwrap();
+        node.runtime.start_container(&ends).await.unwrap();
+
+        // The agent dies, one container ends, a new agent comes.
+        let config = node.config.clone();
+        let (spare, unused) = mpsc::channel(1);
+        drop(spare);
+        drop(std::mem::replace(&mut node.events, unused));
+        fs::write(gate.join("open"), "").unwrap();
+        let state =
+            config.run_dir.join("shim").join(&*node.uid.0).join(format!("{}.state.json", ends.id));
+        let deadline = Instant::now() + SLOW;
+        while !fs::read_to_string(&state).is_ok_and(|text| text.contains("\"code\":5")) {
+            assert!(Instant::now() < deadline, "the exit was not written");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (node.runtime, node.events) = start(&config).await;
+        let known = node.runtime.sandboxes().await.unwrap();
+        let known = &known.first().unwrap().containers;
+        let find = |id: &ContainerId| known.iter().find(|known| known.id == *id).unwrap();
+        assert_eq!(find(&ends.id).exit.as_ref().unwrap().code, 5);
+        assert_eq!(find(&stays.id).exit, None);
+        assert_eq!((find(&stays.id).pid, find(&stays.id).started_at), (started.pid, started.at));
+        assert_eq!(node.runtime.start_container(&stays).await.unwrap(), started);
+
+        node.runtime.stop_container(&stays.id, SLOW).await.unwrap();
+        assert_eq!(node.exit(&stays.id).await.code, 9);
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_that_ignores_the_signal_is_killed_with_its_children_after_the_grace() {
+        let Some(mut node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        let spec =
+            node.container("trap '' TERM; sleep 1000 & echo up; while :; do sleep 1000; done");
+        let started = node.runtime.start_container(&spec).await.unwrap();
+        let before = Instant::now();
+        let grace = Duration::from_millis(300);
+        node.runtime.stop_container(&spec.id, grace).await.unwrap();
+        let exit = node.exit(&spec.id).await;
+        assert_eq!((exit.code, exit.signal), (137, 9));
+        assert!(before.elapsed() >= grace);
+        assert!(!Path::new(&format!("/proc/{}", started.pid)).exists());
+        let procs = node
+            .config
+            .cgroup_root
+            .join(format!("burstable/pod{}/{}/cgroup.procs", node.uid, spec.id));
+        assert_eq!(fs::read_to_string(procs).unwrap(), "");
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shim_that_dies_is_told_and_its_pod_can_be_removed() {
+        let Some(mut node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        let spec = node.container("sleep 1000");
+        node.runtime.start_container(&spec).await.unwrap();
+        let procs =
+            node.config.cgroup_root.join(format!("burstable/pod{}/shim/cgroup.kill", node.uid));
+        fs::write(procs, "1").unwrap();
+        let event = timeout(SLOW, node.events.recv()).await.unwrap().unwrap();
+        assert_eq!(event, RuntimeEvent::SandboxLost { pod: node.uid.clone() });
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn exec_runs_beside_the_container_with_pipes_or_a_terminal() {
+        let Some(node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        let spec = node.container("sleep 1000");
+        node.runtime.start_container(&spec).await.unwrap();
+        let exec = |script: &str, tty| ExecSpec {
+            args: ["sh", "-c", script].map(str::to_owned).into(),
+            stdin: true,
+            tty,
+        };
+        let script = "cat; echo $GREETING; cat /proc/1/cmdline; grep Seccomp: /proc/self/status; echo no >&2; exit 4";
+        let mut io = node.runtime.exec(&spec.id, &exec(script, false)).await.unwrap();
+        let mut stdin = io.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, b"typed\n").await.unwrap();
+        tokio::io::AsyncWriteExt::flush(&mut stdin).await.unwrap();
+        drop(stdin);
+        let mut text = String::new();
+        io.stdout.unwrap().read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("typed\nhello\n") && text.contains("Seccomp:\t2"), "{text}");
+        assert!(text.contains("sleep\u{0}1000"), "{text}");
+        let mut text = String::new();
+        io.stderr.unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "no\n");
+        assert_eq!(timeout(SLOW, io.exit).await.unwrap().unwrap(), 4);
+
+        let io = node.runtime.exec(&spec.id, &exec("tty; exit 6", true)).await.unwrap();
+        assert!(io.terminal.is_some() && io.stderr.is_none());
+        let mut master = fs::File::from(io.terminal.unwrap());
+        let mut space = [0; 64];
+        let count = tokio::task::spawn_blocking(move || {
+            master.read(&mut space).map(|count| space[..count].to_vec())
+        });
+        let said =
+            String::from_utf8(timeout(SLOW, count).await.unwrap().unwrap().unwrap()).unwrap();
+        assert!(said.starts_with("/dev/pts/"), "{said}");
+        assert_eq!(timeout(SLOW, io.exit).await.unwrap().unwrap(), 6);
+
+        let error = node
+            .runtime
+            .exec(&spec.id, &ExecSpec { args: vec!["ghost".to_owned()], stdin: false, tty: false })
+            .await
+            .unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("executable file not found in $PATH"), "{source}");
+
+        // Nobody wants it any more: the program is killed.
+        let io =
+            node.runtime.exec(&spec.id, &exec("echo $$; exec sleep 1000", false)).await.unwrap();
+        let procs = node
+            .config
+            .cgroup_root
+            .join(format!("burstable/pod{}/{}/cgroup.procs", node.uid, spec.id));
+        let running = || fs::read_to_string(&procs).unwrap().lines().count();
+        assert_eq!(running(), 2);
+        drop(io);
+        let deadline = Instant::now() + SLOW;
+        while running() != 1 {
+            assert!(Instant::now() < deadline, "the program runs on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        node.finish().await;
+    }
+
+    /// Prints the time from the request to a running program; compared with crun by hand.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn starting_is_quick() {
+        let Some(mut node) = Node::new().await else { return };
+        node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
+        let mut times = Vec::new();
+        for _ in 0..20 {
+            let spec = node.container("exit 0");
+            let before = Instant::now();
+            node.runtime.start_container(&spec).await.unwrap();
+            times.push(before.elapsed());
+            assert_eq!(node.exit(&spec.id).await.code, 0);
+            node.runtime.remove_container(&spec.id).await.unwrap();
+        }
+        times.sort();
+        let median = times[times.len() / 2];
+        writeln!(std::io::stderr(), "create and start: median {median:?}").unwrap();
+        assert!(median < Duration::from_millis(500), "{times:?}");
+        node.finish().await;
+    }
+}
