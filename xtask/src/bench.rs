@@ -16,14 +16,21 @@ use crate::{
 const PEERS: [&str; 2] = ["direct", "iptables"];
 
 /// What was asked for.
-#[derive(Debug)]
+#[derive(Debug, clap::Args)]
 pub struct Wish {
+    /// What to measure: lb.
     pub name: String,
-    /// `None`: every peer.
+    /// Peers to measure beside Orlop; default: all that the machine has.
+    #[arg(long, value_delimiter = ',')]
     pub against: Option<Vec<String>>,
-    /// `None`: 1, 1000 and, without `quick`, 10000.
+    /// Numbers of services; default: 1, 1000 and, without --quick, 10000.
+    #[arg(long, value_delimiter = ',')]
     pub services: Option<Vec<u32>>,
+    /// Writes the rows here as JSON.
+    #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Fewer rounds and services.
+    #[arg(long)]
     pub quick: bool,
 }
 

@@ -24,15 +24,31 @@ pub enum Kinds {
     All,
 }
 
-impl Kinds {
-    /// From three flags of which at most one is set.
+/// What was asked for.
+#[derive(Debug, clap::Args)]
+pub struct Wish {
+    /// Only what runs on this machine itself.
+    #[arg(long, group = "kind")]
+    host: bool,
+    /// Only what runs in virtual machines.
+    #[arg(long, group = "kind")]
+    vm: bool,
+    /// Everything; what cannot run is a failure.
+    #[arg(long, group = "kind")]
+    all: bool,
+    /// Only tests whose name contains this.
+    pub filter: Option<String>,
+}
+
+impl Wish {
+    /// The kinds that the flags stand for; at most one is set.
     #[must_use]
-    pub fn from_flags(host: bool, vm: bool, all: bool) -> Self {
-        match (host, vm, all) {
-            (true, _, _) => Self::Host,
-            (_, true, _) => Self::Vm,
-            (_, _, true) => Self::All,
-            (false, false, false) => Self::Possible,
+    pub fn kinds(&self) -> Kinds {
+        match (self.host, self.vm, self.all) {
+            (true, _, _) => Kinds::Host,
+            (_, true, _) => Kinds::Vm,
+            (_, _, true) => Kinds::All,
+            (false, false, false) => Kinds::Possible,
         }
     }
 }

@@ -22,19 +22,23 @@ use crate::{
     vm,
 };
 
-/// Debian 12's kernel: the lowest that is promised to work.
-pub const DEFAULT_KERNEL: &str = kernel::DEFAULT;
-
 /// What was asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Wish {
+    /// Number of nodes; the first is the server.
+    #[arg(long, default_value_t = 3)]
     pub nodes: u8,
+    /// Architecture of the nodes.
+    #[arg(long, default_value = "amd64")]
     pub arch: String,
-    /// A Debian series or a file.
+    /// Kernel: a Debian series (6.1, 6.12) or a file.
+    #[arg(long, default_value = kernel::DEFAULT)]
     pub kernel: String,
-    /// Modules of a kernel file.
+    /// Folder of the modules that belong to a kernel file.
+    #[arg(long)]
     pub modules: Option<PathBuf>,
-    /// VMs only, without Orlop on them.
+    /// Boots the VMs alone, without Orlop on them.
+    #[arg(long)]
     pub bare: bool,
 }
 
@@ -43,7 +47,7 @@ impl Default for Wish {
         Self {
             nodes: 3,
             arch: "amd64".into(),
-            kernel: DEFAULT_KERNEL.into(),
+            kernel: kernel::DEFAULT.into(),
             modules: None,
             bare: false,
         }
