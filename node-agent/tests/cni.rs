@@ -6,7 +6,7 @@ mod tests {
     use std::{
         fs,
         io::Write as _,
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
         path::{Path, PathBuf},
         process::{Command, Output, Stdio},
         sync::OnceLock,
@@ -242,6 +242,35 @@ mod tests {
         assert!(shown.contains(&format!("{}: orl", row.host_ifindex)), "{shown}");
         assert!(node.folder.path().join("net.d/10-orlop.conflist").exists());
         assert_eq!(node.call("STATUS", None, json!({})).await, Ok(Value::Null));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_gets_answers_from_the_nodes_dns_address() {
+        skip_unless_able!();
+        let node = Node::new("n0");
+        let pod = Pod::new("n0a");
+        let (pod_ip, _) = node.add(&pod).await;
+        // As the agent puts it there: on loopback, with host scope.
+        ip_ok(&format!("-n {} addr add 169.254.20.10/32 dev lo scope host", node.namespace.0));
+        let dns = ("169.254.20.10", 53);
+        let inside_node = NetNs::open(&node.namespace.path()).unwrap();
+        let server = inside_node.run(|| UdpSocket::bind(dns)).unwrap().unwrap();
+        let inside_pod = NetNs::open(&pod.namespace.path()).unwrap();
+        let client = inside_pod.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        }
+        client.connect(dns).unwrap();
+        client.send(b"question").unwrap();
+        let mut buffer = [0; 16];
+        let (_, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip(), pod_ip, "no address translation");
+        server.send_to(b"answer", from).unwrap();
+        let length = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"answer");
+        // The address is nobody's source: the node still speaks to pods with its own.
+        let route = ip_ok(&format!("-n {} route get {pod_ip}", node.namespace.0));
+        assert!(route.contains("src 192.0.2.10"), "{route}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
