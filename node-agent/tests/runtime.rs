@@ -442,12 +442,20 @@ mod tests {
         let Some(mut node) = Node::new().await else { return };
         node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap();
         let spec = node.container("sleep 1000");
-        node.runtime.start_container(&spec).await.unwrap();
+        let started = node.runtime.start_container(&spec).await.unwrap();
         let procs =
             node.config.cgroup_root.join(format!("burstable/pod{}/shim/cgroup.kill", node.uid));
         fs::write(procs, "1").unwrap();
         let event = timeout(SLOW, node.events.recv()).await.unwrap().unwrap();
         assert_eq!(event, RuntimeEvent::SandboxLost { pod: node.uid.clone() });
+        let deadline = Instant::now() + SLOW;
+        while Path::new(&format!("/proc/{}", started.pid)).exists() {
+            assert!(Instant::now() < deadline, "the container runs on unseen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let known = node.runtime.sandboxes().await.unwrap();
+        let known = known.first().unwrap().containers.first().unwrap().exit.clone();
+        assert_eq!(known.unwrap().code, 137);
         node.finish().await;
     }
 
@@ -512,6 +520,45 @@ mod tests {
             assert!(Instant::now() < deadline, "the program runs on");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pod_on_the_nodes_network_can_be_privileged() {
+        let Some(mut node) = Node::new().await else { return };
+        let mut sandbox = node.sandbox();
+        sandbox.host_network = true;
+        let made = node.runtime.ensure_sandbox(&sandbox).await.unwrap();
+        assert_eq!(made.ips, node.config.node_ips);
+        let mut spec = node.container(
+            "hostname; mount -t tmpfs none /tmp && echo mounted; stat -L -c net:%i /proc/self/ns/net
+             grep Seccomp: /proc/self/status; exec mknod /tmp/null c 1 3",
+        );
+        spec.privileged = true;
+        node.runtime.start_container(&spec).await.unwrap();
+        let exit = node.exit(&spec.id).await;
+        let text = log(&spec.log_path);
+        assert_eq!(exit.code, 0, "{text}");
+        let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert!(text.starts_with(&own), "{text}");
+        assert!(text.contains("mounted\n") && text.contains("Seccomp:\t0"), "{text}");
+        let net = fs::read_link("/proc/self/ns/net").unwrap();
+        let net = net.to_str().unwrap().trim_matches(|c: char| !c.is_ascii_digit()).to_owned();
+        assert!(text.contains(&format!("net:{net}\n")), "{text} is not {net}");
+        assert!(!node.dir.path().join("calls").exists(), "CNI was called");
+        fs::create_dir_all(node.config.run_dir.join("netns")).unwrap();
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_with_a_terminal_logs_what_it_shows() {
+        let Some(mut node) = Node::new().await else { return };
+        let mut spec = node.container("tty; echo $TERM; sleep 0.1; echo last");
+        spec.tty = true;
+        spec.stdin = true;
+        let (exit, text) = node.run(&spec).await;
+        assert_eq!(exit.code, 0);
+        assert_eq!(text.replace('\r', ""), "/dev/pts/0\nxterm\nlast\n");
         node.finish().await;
     }
 

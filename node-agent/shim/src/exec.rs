@@ -76,6 +76,9 @@ fn execute(channel: &OwnedFd) -> Result<i32, Failure> {
             if let Some((failure, _)) =
                 channel::receive::<Failure>(&status).at(|| "hear of the start".to_owned())?
             {
+                // It ends by itself; nothing of it is left when its failure is told.
+                waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+                    .at(|| "wait for the program".to_owned())?;
                 return Err(failure);
             }
             let told = ExecMessage::Running { pid };

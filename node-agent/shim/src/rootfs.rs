@@ -48,9 +48,8 @@ pub(crate) fn enter(config: &ContainerConfig) -> Result<(), Failure> {
     for entry in &config.mounts {
         volume(entry, &root).at(|| format!("mount {}", entry.destination))?;
     }
-    let null = bind("/dev/null", 0).at(|| "open /dev/null".to_owned())?;
     for hidden in &config.masked_paths {
-        mask(&root, hidden, &null).at(|| format!("mask {hidden}"))?;
+        mask(&root, hidden).at(|| format!("mask {hidden}"))?;
     }
     for fixed in &config.read_only_paths {
         read_only(&root, fixed).at(|| format!("make {fixed} read-only"))?;
@@ -181,7 +180,7 @@ fn volume(entry: &MountConfig, root: &Root) -> io::Result<()> {
 }
 
 /// Hides a file under `/dev/null` or a folder under an empty one; what is not there needs no hiding.
-fn mask(root: &Root, path: &str, null: &OwnedFd) -> io::Result<()> {
+fn mask(root: &Root, path: &str) -> io::Result<()> {
     let Some(target) = present(root, path)? else { return Ok(()) };
     if is_dir_fd(&target)? {
         let tmpfs = new_mount(
@@ -191,7 +190,8 @@ fn mask(root: &Root, path: &str, null: &OwnedFd) -> io::Result<()> {
         )?;
         return place(&tmpfs, &target);
     }
-    place(&bind_fd(null.as_fd(), sys::READ_ONLY)?, &target)
+    // The node's, which the container cannot have replaced by something else.
+    place(&bind("/dev/null", sys::READ_ONLY)?, &target)
 }
 
 fn read_only(root: &Root, path: &str) -> io::Result<()> {

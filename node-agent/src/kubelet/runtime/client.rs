@@ -21,7 +21,10 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{ContainerId, PodUid, RuntimeEvent, state::exit};
+use super::{
+    ContainerId, PodUid, RuntimeEvent,
+    state::{self, exit},
+};
 
 /// Calls under way to one pod; more wait.
 const CALLS: usize = 16;
@@ -68,6 +71,11 @@ impl ShimClient {
         let task = Task { uid, path, events, told, ending: Arc::clone(&ending) };
         tokio::spawn(task.run(link, inbox));
         Ok(Self { calls, ending })
+    }
+
+    /// Whether the shim is known to be gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.calls.is_closed()
     }
 
     /// From now on the end of the shim is no news.
@@ -130,6 +138,9 @@ impl Task {
                 Err(error) => {
                     if !self.ending.load(Ordering::Relaxed) {
                         tracing::warn!(pod = %self.uid, %error, "pod's shim is gone");
+                        if let Some(dir) = self.path.parent() {
+                            state::kill_orphans(dir);
+                        }
                         let lost = RuntimeEvent::SandboxLost { pod: self.uid.clone() };
                         // Nobody listens any more when the agent ends.
                         drop(self.events.send(lost).await);

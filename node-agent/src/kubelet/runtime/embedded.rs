@@ -121,6 +121,7 @@ impl Embedded {
             let uid = PodUid(record.uid.into());
             if let Err(error) = this.inner.connect(&uid).await {
                 tracing::warn!(pod = %uid, %error, "pod's shim is gone");
+                state::kill_orphans(&this.inner.pod_dir(&uid));
                 let lost = RuntimeEvent::SandboxLost { pod: uid };
                 this.inner.events.try_send(lost).map_err(failed("tell lost pods", "runtime"))?;
             }
@@ -184,7 +185,8 @@ impl Inner {
     }
 
     pub(super) fn client(&self, uid: &PodUid) -> Option<ShimClient> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(uid).filter(|client| !client.is_gone()).cloned()
     }
 
     /// Connects to the pod's shim and keeps the connection.

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shim::wire::{ContainerConfig, ContainerReport, ExitReport};
 
+use crate::sys::cgroup;
+
 use super::{ContainerId, ContainerState, Exit};
 
 /// A sandbox from its first step on: what has to be undone. `sandbox.json`.
@@ -45,6 +47,15 @@ impl SandboxRecord {
 
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
         write(&dir.join(RECORD), &serde_json::to_vec(self)?)
+    }
+}
+
+/// Containers cannot outlive their shim: nobody would see their end.
+pub(super) fn kill_orphans(dir: &Path) {
+    if let Ok(Some(record)) = SandboxRecord::load(dir)
+        && let Err(error) = cgroup::kill(&record.cgroup)
+    {
+        tracing::error!(pod = record.uid, %error, "containers without a shim could not be killed");
     }
 }
 
