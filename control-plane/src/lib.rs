@@ -1,6 +1,5 @@
 //! The Orlop control plane: API server, store, scheduler and controllers in one process.
 
-pub mod admin;
 pub mod api;
 pub mod client;
 pub mod config;

@@ -3,9 +3,13 @@
 //! Each subsystem folder has a pure part that decides and an effect part that acts; `sys` holds every
 //! system call. `agent.rs` wires them by hand.
 
+pub mod agent;
 pub mod cni;
+pub mod config;
 pub mod dataplane;
+pub mod debug;
 pub mod dns;
+pub mod join;
 pub mod kubelet;
 pub mod model;
 pub mod overlay;

@@ -1,39 +1,141 @@
-//! Entry point: reads the command line and runs what it names.
+//! Entry point: flags, logging, exit codes. Wrong input ends with 2, an impossible environment with 3.
 
-use std::process::ExitCode;
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::Parser;
-use node_agent::dns;
+use clap::{Parser, Subcommand, ValueEnum};
+use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain};
 
-/// Orlop's node agent.
+/// The Orlop node agent.
 #[derive(Debug, Parser)]
 #[command(version)]
-enum Cli {
-    /// Answers DNS queries of this node's pods; started by the agent itself.
-    Dns(dns::ProcessArgs),
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
 }
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent.
+    Run {
+        #[command(flatten)]
+        args: Box<RunArgs>,
+        /// YAML file with the same settings; flags win over it.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Print the resulting configuration and end.
+        #[arg(long)]
+        print_config: bool,
+    },
+    /// Run this node's DNS server (started by `run`).
+    Dns {
+        #[command(flatten)]
+        args: dns::ProcessArgs,
+    },
+    /// Show what runs and what is wrong.
+    Status(ReadArgs),
+    /// Show the services that the agent knows.
+    Services(ReadArgs),
+    /// Show the pods of this node as the packet path knows them.
+    Endpoints(ReadArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ReadArgs {
+    /// How to print.
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+    /// Folder of the agent's sockets.
+    #[arg(long, default_value = "/run/orlop")]
+    run_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+const WRONG_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    match Cli::parse() {
-        Cli::Dns(args) => match dns::process::run(args) {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    // Fails only when a provider is installed already, which nobody else does.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    match cli.command {
+        Command::Run { args, config, print_config } => run(*args, config.as_deref(), print_config),
+        Command::Dns { args } => match dns::process::run(args) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "DNS server failed");
-                ExitCode::from(3)
-            }
+            Err(error) => fail(&chain(&error), 1),
         },
+        Command::Status(args) => read("status", &args),
+        Command::Services(args) => read("services", &args),
+        Command::Endpoints(args) => read("endpoints", &args),
     }
 }
 
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
+fn run(args: RunArgs, file: Option<&Path>, print_config: bool) -> ExitCode {
+    let file = match file.map(RunArgs::read).transpose() {
+        Ok(file) => file.unwrap_or_default(),
+        Err(error) => return fail(&chain(&error), WRONG_INPUT),
+    };
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let config = match args.over(file).parse(hostname.trim()) {
+        Ok(config) => config,
+        Err(error) => return fail(&chain(&error), WRONG_INPUT),
+    };
+    if print_config {
+        return print(&format!("{config}\n"));
     }
-    text
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the runtime: {error}"), 1),
+    };
+    let ended = runtime.block_on(agent::run(config));
+    // Blocking work that still hangs must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&chain(&error), error.exit_code()),
+    }
+}
+
+fn read(what: &str, args: &ReadArgs) -> ExitCode {
+    let socket = args.run_dir.join("agent.sock");
+    let value = match debug::ask(&socket, what) {
+        Ok(value) => value,
+        Err(error) => {
+            let message = format!("cannot ask the agent at {}: {error}", socket.display());
+            return fail(&message, 1);
+        }
+    };
+    match args.output {
+        Output::Json => print(&format!("{value:#}\n")),
+        Output::Text => print(&debug::text(&value)),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader went away, as `head` does.
+        Err(_closed) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(message: &str, code: u8) -> ExitCode {
+    // Nothing better can be done when even standard error is closed.
+    let _written = writeln!(std::io::stderr(), "node-agent: {message}");
+    ExitCode::from(code)
 }

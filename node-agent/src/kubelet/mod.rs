@@ -19,8 +19,10 @@ pub mod probe;
 pub mod prober;
 pub mod quantity;
 pub mod runtime;
+pub mod server;
 pub mod spec;
 pub mod status;
+pub mod tree;
 pub mod volumes;
 pub mod worker;
 

@@ -36,6 +36,8 @@ struct Set<R, I> {
     pods: BTreeMap<PodUid, Known>,
     /// Sandboxes of an earlier agent that no pod has claimed yet.
     unclaimed: BTreeMap<PodUid, SandboxState>,
+    /// Those of them whose shim is gone.
+    lost: BTreeSet<PodUid>,
     tasks: JoinSet<PodUid>,
     /// Uids of the list that is being received.
     listed: BTreeSet<PodUid>,
@@ -63,6 +65,7 @@ pub async fn run<R: Runtime, I: ImageSource>(
         pods: BTreeMap::new(),
         tasks: JoinSet::new(),
         listed: BTreeSet::new(),
+        lost: BTreeSet::new(),
         kubelet,
     };
     let resource = ApiResource::erase::<Pod>(&());
@@ -140,6 +143,10 @@ impl<R: Runtime, I: ImageSource> Set<R, I> {
         let idle = rejection.is_some() || !object.unsupported.is_empty();
         let (sender, receiver) = mpsc::channel(QUEUE);
         self.pods.insert(uid.clone(), Known { sender, pod: Arc::clone(&object.pod), idle });
+        if self.lost.remove(&uid) {
+            let event = RuntimeEvent::SandboxLost { pod: uid.clone() };
+            self.tell(&uid, Message::Runtime(event)).await;
+        }
         let (kubelet, birth) = (Arc::clone(&self.kubelet), Birth { object, sandbox, rejection });
         self.tasks.spawn(async move {
             run_pod(kubelet, birth, receiver).await;
@@ -159,6 +166,10 @@ impl<R: Runtime, I: ImageSource> Set<R, I> {
                 pod.clone()
             }
         };
+        if self.unclaimed.contains_key(&uid) && matches!(event, RuntimeEvent::SandboxLost { .. }) {
+            self.lost.insert(uid);
+            return;
+        }
         // An exit in a sandbox that is not claimed yet changes what its pod will find.
         if let (Some(state), RuntimeEvent::ContainerExited { id, exit, .. }) =
             (self.unclaimed.get_mut(&uid), &event)

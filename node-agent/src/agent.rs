@@ -1,0 +1,448 @@
+//! The wiring, written out by hand: what starts in which order, who is fed with what, how it ends.
+//!
+//! Start: checks, join, watches, overlay, dataplane, CNI, DNS, runtime, kubelet. A stop (SIGTERM, SIGINT)
+//! ends the tasks and nothing else: containers belong to their shims, DNS is a process of its own, maps
+//! and programs stay pinned.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ipnet::Ipv4Net;
+use kube::Client;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use crate::{
+    cni,
+    config::{Component, Config, OverlayMode},
+    dataplane, debug, dns, join,
+    kubelet::{
+        Directory, Kubelet, KubeletConfig,
+        admit::Allocatable,
+        chain,
+        events::Recorder,
+        images::{Images, ImagesConfig},
+        lease,
+        node::{self, Facts, MAX_PODS, NodeConfig},
+        pods,
+        runtime::{Embedded, Runtime as _, RuntimeConfig, binary::SHIM},
+        server,
+        spec::{NodeContext, parse_resolv_conf},
+        tree,
+    },
+    model::LocalEndpoint,
+    overlay,
+    sys::cgroup::CgroupError,
+    table::Table,
+    watch::{self as sources, Sources},
+};
+
+/// Kept back from pods for the system and the agent itself.
+const RESERVED_CPU_MILLIS: u64 = 100;
+const RESERVED_MEMORY_BYTES: u64 = 100 << 20;
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("node-agent run needs root: it makes cgroups, network devices and mounts")]
+    NotRoot,
+    #[error("cannot join the cluster")]
+    Join(#[source] join::JoinError),
+    #[error(
+        "--node-ip is needed: the way to the server {server} shows no IPv4 address of this node"
+    )]
+    NodeIp { server: String },
+    #[error("{}", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("overlay")]
+    Overlay(#[source] overlay::OverlayError),
+    #[error("dataplane")]
+    Dataplane(#[source] dataplane::LoadError),
+    #[error("CNI server")]
+    Cni(#[source] cni::StartError),
+    #[error("DNS")]
+    Dns(#[source] dns::StartError),
+    #[error("DNS process")]
+    DnsProcess(#[source] std::io::Error),
+    #[error("container runtime")]
+    Runtime(#[source] crate::kubelet::runtime::RuntimeError),
+    #[error("images")]
+    Images(#[source] std::io::Error),
+    #[error("kubelet server")]
+    Server(#[source] server::ServerError),
+    #[error("signals")]
+    Signals(#[source] std::io::Error),
+}
+
+impl AgentError {
+    /// 2: wrong input; 3: an environment in which it cannot run; 1: anything else.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Join(_) | Self::NodeIp { .. } => 2,
+            Self::NotRoot | Self::Dataplane(_) => 3,
+            Self::Runtime(error) if error.source.is::<CgroupError>() => 3,
+            Self::Runtime(_)
+            | Self::Folder { .. }
+            | Self::Overlay(_)
+            | Self::Cni(_)
+            | Self::Dns(_)
+            | Self::DnsProcess(_)
+            | Self::Images(_)
+            | Self::Server(_)
+            | Self::Signals(_) => 1,
+        }
+    }
+}
+
+/// What all parts are made from.
+struct Base {
+    config: Config,
+    client: Client,
+    node_ip: Ipv4Addr,
+    sources: Sources,
+    endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pods: Directory,
+    trouble: watch::Sender<Option<String>>,
+}
+
+/// Handles of the network parts; dropping them stops their tasks.
+#[derive(Default)]
+struct Network {
+    overlay: Option<overlay::Handle>,
+    dataplane: Option<dataplane::Handle>,
+    cni: Option<cni::Handle>,
+    dns: Option<dns::Handle>,
+}
+
+/// Runs the agent until a signal, or until its credentials were renewed (the supervisor starts it anew).
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub async fn run(config: Config) -> Result<(), AgentError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(AgentError::NotRoot);
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
+    for path in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(path)
+            .map_err(|source| AgentError::Folder { path: path.clone(), source })?;
+    }
+    let kubeconfig = config.kubeconfig.clone();
+    let started = async {
+        if let (false, Some(how)) = (kubeconfig.exists(), &config.join) {
+            join::join(how, &config.node_name, &kubeconfig).await.map_err(AgentError::Join)?;
+        }
+        start(config).await
+    };
+    let (base, network, mut tasks) = tokio::select! {
+        started = started => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    info!(node = %base.config.node_name, "agent runs");
+    let renewal = join::renew(base.client.clone(), &base.config.node_name, &kubeconfig);
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: pods go on without the agent"),
+        _ = interrupt.recv() => info!("SIGINT: pods go on without the agent"),
+        renewed = renewal => match renewed {
+            Ok(()) => info!("client certificate renewed: starting anew with it"),
+            Err(error) => return Err(AgentError::Join(error)),
+        },
+        Some(ended) = tasks.join_next() => match ended {
+            Ok(what) => warn!(what, "a task ended that should not"),
+            Err(error) => warn!(%error, "a task failed"),
+        },
+    }
+    tasks.shutdown().await;
+    stop(network).await;
+    Ok(())
+}
+
+/// In the opposite order of the start; nothing that pods or connections use is taken away.
+async fn stop(network: Network) {
+    let Network { overlay, dataplane, cni, dns } = network;
+    if let Some(handle) = dns {
+        handle.stop().await;
+    }
+    if let Some(handle) = cni {
+        handle.stop().await;
+    }
+    if let Some(handle) = dataplane {
+        handle.stop().await;
+    }
+    if let Some(handle) = overlay {
+        handle.stop().await;
+    }
+}
+
+type Tasks = JoinSet<&'static str>;
+
+async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
+    let (client, api) = join::client(&config.kubeconfig).await.map_err(AgentError::Join)?;
+    let server = api.cluster_url.to_string();
+    let node_ip = node_ip(&config, &api.cluster_url).ok_or(AgentError::NodeIp { server })?;
+    let (trouble, not_ready) = watch::channel(Some("starting".to_owned()));
+    let base = Base {
+        config,
+        client,
+        node_ip,
+        sources: Sources::default(),
+        endpoints: Table::new(),
+        pods: Directory::default(),
+        trouble,
+    };
+    let mut tasks = JoinSet::new();
+    let watches = sources::start(&base.client, &base.config.node_name, &base.sources);
+    tasks.spawn(async move {
+        // The handle lives as long as the agent.
+        let _watches = watches;
+        std::future::pending().await
+    });
+    // The node must be there before its pod CIDR can be, and that before the network is ready.
+    let registered = start_node(&base, &not_ready, &mut tasks)?;
+    let network = start_network(&base)?;
+    if base.config.components.contains(&Component::Kubelet) {
+        start_kubelet(&base, registered, &mut tasks).await?;
+    }
+    tasks.spawn(follow_trouble(base.trouble.clone(), network.pod_cidr(), network.trouble()));
+    let socket = base.config.run_dir.join("agent.sock");
+    let views = debug::Views {
+        node: base.config.node_name.to_string(),
+        components: base.config.components.iter().map(|component| component.name()).collect(),
+        services: base.sources.services.clone(),
+        nodes: base.sources.nodes.clone(),
+        endpoints: base.endpoints.clone(),
+        pods: base.pods.clone(),
+        not_ready,
+    };
+    tasks.spawn(async move {
+        if let Err(error) = debug::serve(&socket, views).await {
+            warn!(%error, "debug socket not served");
+        }
+        // Looking into the agent is no reason to end it.
+        std::future::pending().await
+    });
+    Ok((base, network, tasks))
+}
+
+/// The given address, or the one from which packets to the server would be sent.
+fn node_ip(config: &Config, server: &http::Uri) -> Option<Ipv4Addr> {
+    let said = config.node_ip.or_else(|| {
+        let host = server.host()?.trim_matches(['[', ']']).to_owned();
+        let port = server.port_u16().unwrap_or(443);
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect((host.as_str(), port)).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    })?;
+    match said {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+impl Network {
+    fn pod_cidr(&self) -> Option<watch::Receiver<Option<Ipv4Net>>> {
+        self.overlay.as_ref().map(|handle| handle.pod_cidr.clone())
+    }
+
+    fn trouble(&self) -> Option<watch::Receiver<Option<String>>> {
+        self.overlay.as_ref().map(|handle| handle.trouble.clone())
+    }
+}
+
+fn start_network(base: &Base) -> Result<Network, AgentError> {
+    let (config, sources) = (&base.config, &base.sources);
+    let has = |component| config.components.contains(&component);
+    let mut network = Network::default();
+    let (mut tunnels, (_, mut device)) = (Table::new(), watch::channel(None));
+    let (_, mut pod_cidr) = watch::channel(None);
+    if has(Component::Overlay) {
+        let mode = match config.overlay {
+            OverlayMode::Vxlan => overlay::Mode::Vxlan,
+            OverlayMode::L3 => overlay::Mode::L3,
+            OverlayMode::Auto => overlay::Mode::Auto,
+        };
+        let node_name = config.node_name.to_string();
+        let standard = overlay::OverlayConfig::new(&node_name, base.node_ip);
+        let wanted = overlay::OverlayConfig { mode, ..standard };
+        let handle = overlay::start(wanted, sources.nodes.clone()).map_err(AgentError::Overlay)?;
+        (tunnels, device) = (handle.tunnels.clone(), handle.device.clone());
+        pod_cidr = handle.pod_cidr.clone();
+        network.overlay = Some(handle);
+    }
+    if has(Component::Dataplane) {
+        let tables = dataplane::Tables {
+            services: sources.services.clone(),
+            slices: sources.slices.clone(),
+            endpoints: base.endpoints.clone(),
+            tunnels,
+            overlay: device,
+        };
+        let wanted = dataplane::DataplaneConfig::new(base.node_ip);
+        let handle = dataplane::start(wanted, tables).map_err(AgentError::Dataplane)?;
+        network.dataplane = Some(handle);
+    }
+    if has(Component::Cni) {
+        let programmed = network.dataplane.as_ref().map(|handle| handle.programmed.clone());
+        let endpoints = base.endpoints.clone();
+        let inputs = cni::CniInputs { pod_cidr, endpoints, programmed };
+        let standard = cni::CniConfig::new(&config.state_dir, &config.run_dir);
+        let wanted = cni::CniConfig { node_ip: Some(base.node_ip), ..standard };
+        network.cni = Some(cni::start(wanted, inputs, SHIM).map_err(AgentError::Cni)?);
+    }
+    if has(Component::Dns) {
+        let standard = dns::DnsConfig::new(&config.state_dir, &config.run_dir);
+        let mut wanted = standard.map_err(AgentError::DnsProcess)?;
+        wanted.args.domain.clone_from(&config.cluster_domain);
+        let (services, slices) = (sources.services.clone(), sources.slices.clone());
+        network.dns = Some(dns::start(wanted, services, slices).map_err(AgentError::Dns)?);
+    }
+    Ok(network)
+}
+
+/// Says why the node is not ready: no pod CIDR yet, or the overlay's trouble.
+async fn follow_trouble(
+    out: watch::Sender<Option<String>>,
+    pod_cidr: Option<watch::Receiver<Option<Ipv4Net>>>,
+    trouble: Option<watch::Receiver<Option<String>>>,
+) -> &'static str {
+    let (Some(mut pod_cidr), Some(mut trouble)) = (pod_cidr, trouble) else {
+        out.send_replace(None);
+        return std::future::pending().await;
+    };
+    loop {
+        let words = if pod_cidr.borrow_and_update().is_none() {
+            // Upstream's words while no CNI configuration is there.
+            Some(
+                "container runtime network not ready: NetworkReady=false \
+                  reason:NetworkPluginNotReady message:Network plugin returns error: \
+                  cni plugin not initialized"
+                    .to_owned(),
+            )
+        } else {
+            trouble.borrow_and_update().clone()
+        };
+        out.send_if_modified(|old| {
+            let differs = *old != words;
+            old.clone_from(&words);
+            differs
+        });
+        tokio::select! {
+            changed = pod_cidr.changed() => if changed.is_err() { return "overlay" },
+            changed = trouble.changed() => if changed.is_err() { return "overlay" },
+        }
+    }
+}
+
+/// What the kubelet part waits for: the node's uid once it is registered.
+struct Registered {
+    images: Arc<Images>,
+    node: NodeConfig,
+}
+
+/// Registers the node and renews its lease. Without the kubelet the node is somebody else's.
+fn start_node(
+    base: &Base,
+    not_ready: &watch::Receiver<Option<String>>,
+    tasks: &mut Tasks,
+) -> Result<Registered, AgentError> {
+    let config = &base.config;
+    let images = Images::new(ImagesConfig {
+        dir: config.state_dir.join("images"),
+        insecure_registries: config.insecure_registries.clone(),
+    });
+    let images = Arc::new(images.map_err(AgentError::Images)?);
+    let node = NodeConfig {
+        name: Arc::clone(&config.node_name),
+        ip: IpAddr::V4(base.node_ip),
+        facts: Facts::read(&config.state_dir),
+        reserved_cpu_millis: RESERVED_CPU_MILLIS,
+        reserved_memory_bytes: RESERVED_MEMORY_BYTES,
+    };
+    if config.components.contains(&Component::Kubelet) {
+        let (uid, registered) = watch::channel(None);
+        let (client, source) = (base.client.clone(), Arc::clone(&images));
+        let (own, not_ready) = (node.clone(), not_ready.clone());
+        tasks.spawn(async {
+            node::run(client, own, source, not_ready, uid).await;
+            "node status"
+        });
+        let (client, name) = (base.client.clone(), Arc::clone(&config.node_name));
+        tasks.spawn(async {
+            lease::run(client, name, registered).await;
+            "lease"
+        });
+    }
+    Ok(Registered { images, node })
+}
+
+async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Result<(), AgentError> {
+    let config = &base.config;
+    let Registered { images, node } = own;
+    let node_ip = IpAddr::V4(base.node_ip);
+    let standard =
+        RuntimeConfig::standard(config.state_dir.clone(), config.run_dir.clone(), vec![node_ip]);
+    let root = standard.cgroup_root.clone();
+    let runtime = Embedded::new(standard).await.map_err(AgentError::Runtime)?;
+    let facts = &node.facts;
+    let allocatable = Allocatable {
+        cpu_millis: (facts.cpus * 1000).saturating_sub(node.reserved_cpu_millis),
+        memory_bytes: facts.memory_bytes.saturating_sub(node.reserved_memory_bytes),
+        pods: MAX_PODS,
+    };
+    let (recorder, events) = Recorder::new(base.client.clone(), Arc::clone(&config.node_name));
+    tasks.spawn(async {
+        events.await;
+        "events"
+    });
+    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let kubelet = Arc::new(Kubelet {
+        runtime: Arc::new(runtime),
+        images,
+        client: base.client.clone(),
+        recorder,
+        config: KubeletConfig {
+            node_name: Arc::clone(&config.node_name),
+            node_ip,
+            state_dir: config.state_dir.clone(),
+        },
+        node: NodeContext {
+            cluster_dns: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            host_dns: parse_resolv_conf(&resolv_conf),
+            log_dir: PathBuf::from("/var/log/pods"),
+            capacity_bytes: facts.memory_bytes,
+        },
+        allocatable,
+        services: Some(base.sources.services.clone()),
+        directory: base.pods.clone(),
+    });
+    tasks.spawn(tree::run(root, base.pods.clone(), allocatable));
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), node::KUBELET_PORT);
+    let served =
+        server::start(Arc::clone(&kubelet), address, &config.kubeconfig, &config.state_dir);
+    let served = served.await.map_err(AgentError::Server)?;
+    tasks.spawn(async {
+        served.await;
+        "kubelet server"
+    });
+    let exits = kubelet.runtime.take_events();
+    tasks.spawn(async move {
+        if let Some(exits) = exits
+            && let Err(error) = pods::run(kubelet, exits).await
+        {
+            warn!(error = chain(&error), "pods cannot be run");
+        }
+        "pods"
+    });
+    Ok(())
+}

@@ -1,0 +1,340 @@
+//! The agent's configuration: flags over a file over defaults, parsed once into typed values. Pure,
+//! but for reading the file.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use crate::join::{Join, Token};
+
+/// A part of the agent that can be switched on alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Component {
+    Dataplane,
+    Overlay,
+    Cni,
+    Dns,
+    Kubelet,
+}
+
+impl Component {
+    /// All of them, in the order in which they start.
+    pub const ALL: [Self; 5] =
+        [Self::Overlay, Self::Dataplane, Self::Cni, Self::Dns, Self::Kubelet];
+
+    /// As `--components` has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dataplane => "dataplane",
+            Self::Overlay => "overlay",
+            Self::Cni => "cni",
+            Self::Dns => "dns",
+            Self::Kubelet => "kubelet",
+        }
+    }
+}
+
+impl FromStr for Component {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|component| component.name() == text)
+            .ok_or_else(|| format!("unknown component \"{text}\"; there are {known}"))
+    }
+}
+
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverlayMode {
+    Vxlan,
+    L3,
+    /// Routes to nodes on the same link, the tunnel to others.
+    Auto,
+}
+
+impl FromStr for OverlayMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "vxlan" => Ok(Self::Vxlan),
+            "l3" => Ok(Self::L3),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("unknown overlay \"{text}\"; there are vxlan, l3, auto")),
+        }
+    }
+}
+
+/// Flags of `run`. The names of the file's keys are the same, with `_` for `-`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunArgs {
+    /// Credentials and address of the API server; written by a join.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// API server to join when the kubeconfig does not exist, such as `https://10.0.0.1:6443`.
+    #[arg(long)]
+    pub server: Option<String>,
+    /// What `control-plane token` printed: `<id>.<secret>.<sha256 of the CA>`.
+    #[arg(long, hide_env_values = true)]
+    pub token: Option<String>,
+    /// Name of this node [default: the host's name].
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// Address of this node that others reach [default: the one that leads to the server].
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    /// Parts to run, separated by commas [default: all].
+    #[arg(long, value_delimiter = ',')]
+    pub components: Option<Vec<String>>,
+    /// What outlives a boot [default: /var/lib/orlop].
+    #[arg(long)]
+    pub state_dir: Option<PathBuf>,
+    /// What lives until the next boot [default: /run/orlop].
+    #[arg(long)]
+    pub run_dir: Option<PathBuf>,
+    /// Address of cluster DNS in pods [default: 10.96.0.10].
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_dns: Option<Vec<IpAddr>>,
+    /// Domain of the cluster [default: cluster.local].
+    #[arg(long)]
+    pub cluster_domain: Option<String>,
+    /// vxlan, l3 or auto [default: vxlan].
+    #[arg(long)]
+    pub overlay: Option<String>,
+    /// `host:port` of a registry without TLS; may be repeated.
+    #[arg(long)]
+    pub insecure_registry: Option<Vec<String>>,
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub kubeconfig: PathBuf,
+    pub join: Option<Join>,
+    pub node_name: Arc<str>,
+    /// `None`: found out from the way to the server.
+    pub node_ip: Option<IpAddr>,
+    pub components: BTreeSet<Component>,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    pub overlay: OverlayMode,
+    pub insecure_registries: Vec<String>,
+}
+
+/// A wrong configuration; the program ends with code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--kubeconfig FILE is needed (it is written by a join with --server and --token)")]
+    NoKubeconfig,
+    #[error("--server and --token go together")]
+    HalfJoin,
+    #[error("--server {0}: want https://HOST:PORT")]
+    Server(String),
+    #[error("--node-name {0}: want lower-case letters, digits, '-' and '.'")]
+    NodeName(String),
+    #[error("{0}")]
+    Value(String),
+    #[error("cannot read configuration file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("configuration file {}", path.display())]
+    File { path: PathBuf, source: serde_yaml_ng::Error },
+}
+
+impl RunArgs {
+    /// Reads a configuration file in YAML.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has a key that is no flag.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        serde_yaml_ng::from_str(&text)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })
+    }
+
+    /// What is said here, else what `file` says.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
+            server: self.server.or(file.server),
+            token: self.token.or(file.token),
+            node_name: self.node_name.or(file.node_name),
+            node_ip: self.node_ip.or(file.node_ip),
+            components: self.components.or(file.components),
+            state_dir: self.state_dir.or(file.state_dir),
+            run_dir: self.run_dir.or(file.run_dir),
+            cluster_dns: self.cluster_dns.or(file.cluster_dns),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            overlay: self.overlay.or(file.overlay),
+            insecure_registry: self.insecure_registry.or(file.insecure_registry),
+        }
+    }
+
+    /// Parses everything and fills the defaults in; `hostname` names the node where nothing is said.
+    ///
+    /// # Errors
+    /// The first value that is wrong, in one line.
+    pub fn parse(self, hostname: &str) -> Result<Config, ConfigError> {
+        let components = match self.components {
+            None => Component::ALL.into_iter().collect(),
+            Some(names) => names
+                .iter()
+                .map(|name| name.parse())
+                .collect::<Result<_, String>>()
+                .map_err(ConfigError::Value)?,
+        };
+        let join = match (self.server, self.token) {
+            (None, None) => None,
+            (Some(server), Some(token)) => Some(Join {
+                server: parse_server(server)?,
+                token: token
+                    .parse::<Token>()
+                    .map_err(|why| ConfigError::Value(format!("--token: {why}")))?,
+            }),
+            (Some(_), None) | (None, Some(_)) => return Err(ConfigError::HalfJoin),
+        };
+        let overlay = self.overlay.as_deref().unwrap_or("vxlan").parse();
+        let default_dns = || vec![IpAddr::from([10, 96, 0, 10])];
+        Ok(Config {
+            kubeconfig: self.kubeconfig.ok_or(ConfigError::NoKubeconfig)?,
+            join,
+            node_name: parse_name(self.node_name.unwrap_or_else(|| hostname.to_lowercase()))?,
+            node_ip: self.node_ip,
+            components,
+            state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/orlop")),
+            run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("/run/orlop")),
+            cluster_dns: self.cluster_dns.unwrap_or_else(default_dns),
+            cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".to_owned()),
+            overlay: overlay.map_err(ConfigError::Value)?,
+            insecure_registries: self.insecure_registry.unwrap_or_default(),
+        })
+    }
+}
+
+fn parse_server(server: String) -> Result<String, ConfigError> {
+    let uri: Option<http::Uri> = server.parse().ok();
+    let good = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
+    if good {
+        Ok(server.trim_end_matches('/').to_owned())
+    } else {
+        Err(ConfigError::Server(server))
+    }
+}
+
+/// A DNS-1123 subdomain, as names of nodes are.
+fn parse_name(name: String) -> Result<Arc<str>, ConfigError> {
+    let label = |label: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        label.starts_with(inner)
+            && label.ends_with(inner)
+            && label.chars().all(|c| inner(c) || c == '-')
+    };
+    let good = name.len() <= 253 && name.split('.').all(label);
+    if good { Ok(name.into()) } else { Err(ConfigError::NodeName(name)) }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: Vec<String>| items.join(",");
+        writeln!(f, "kubeconfig: {}", self.kubeconfig.display())?;
+        if let Some(join) = &self.join {
+            writeln!(f, "server: {}", join.server)?;
+        }
+        writeln!(f, "node_name: {}", self.node_name)?;
+        if let Some(ip) = self.node_ip {
+            writeln!(f, "node_ip: {ip}")?;
+        }
+        let names = self.components.iter().map(|component| component.name().to_owned());
+        writeln!(f, "components: [{}]", list(names.collect()))?;
+        writeln!(f, "state_dir: {}", self.state_dir.display())?;
+        writeln!(f, "run_dir: {}", self.run_dir.display())?;
+        let dns = self.cluster_dns.iter().map(ToString::to_string);
+        writeln!(f, "cluster_dns: [{}]", list(dns.collect()))?;
+        writeln!(f, "cluster_domain: {}", self.cluster_domain)?;
+        let overlay = match self.overlay {
+            OverlayMode::Vxlan => "vxlan",
+            OverlayMode::L3 => "l3",
+            OverlayMode::Auto => "auto",
+        };
+        writeln!(f, "overlay: {overlay}")?;
+        write!(f, "insecure_registry: [{}]", list(self.insecure_registries.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> RunArgs {
+        RunArgs { kubeconfig: Some("/k".into()), ..RunArgs::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file: RunArgs =
+            serde_yaml_ng::from_str("node_name: f\ncluster_domain: d\n").expect("keys");
+        let flags = RunArgs { node_name: Some("n".to_owned()), ..args() };
+        let config = flags.over(file).parse("host").expect("a configuration");
+        assert_eq!((&*config.node_name, config.cluster_domain.as_str()), ("n", "d"));
+        assert_eq!(config.components.len(), Component::ALL.len());
+        assert_eq!(args().parse("Host1").expect("a configuration").node_name, "host1".into());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_in_one_line() {
+        let with = |change: fn(&mut RunArgs)| {
+            let mut args = args();
+            change(&mut args);
+            args.parse("host").expect_err("wrong").to_string()
+        };
+        let table: [(fn(&mut RunArgs), &str); 6] = [
+            (
+                |args| args.kubeconfig = None,
+                "--kubeconfig FILE is needed (it is written by a join with --server and --token)",
+            ),
+            (
+                |args| args.components = Some(vec!["policy".to_owned()]),
+                "unknown component \"policy\"; there are overlay, dataplane, cni, dns, kubelet",
+            ),
+            (
+                |args| args.server = Some("https://h:1".to_owned()),
+                "--server and --token go together",
+            ),
+            (
+                |args| {
+                    args.server = Some("http://h:1".to_owned());
+                    args.token = Some("a.b.c".to_owned());
+                },
+                "--server http://h:1: want https://HOST:PORT",
+            ),
+            (
+                |args| args.node_name = Some("A_b".to_owned()),
+                "--node-name A_b: want lower-case letters, digits, '-' and '.'",
+            ),
+            (
+                |args| args.overlay = Some("x".to_owned()),
+                "unknown overlay \"x\"; there are vxlan, l3, auto",
+            ),
+        ];
+        for (change, message) in table {
+            assert_eq!(with(change), message);
+        }
+        let unknown = serde_yaml_ng::from_str::<RunArgs>("colour: red").expect_err("unknown");
+        assert!(unknown.to_string().contains("colour"), "{unknown}");
+    }
+}

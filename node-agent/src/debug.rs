@@ -1,0 +1,198 @@
+//! Looking into a running agent: a unix socket that answers one word with one JSON value.
+//!
+//! One task; inputs are the tables, outputs the answers. The reading side is `node-agent status` and
+//! its like.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
+    net::Ipv4Addr,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    sync::watch,
+};
+
+use crate::{
+    kubelet::Directory,
+    model::{LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    table::Table,
+};
+
+/// Longest question.
+const MAX_QUESTION_BYTES: u64 = 64;
+/// How long the reading side waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can be looked at.
+#[derive(Clone, Debug)]
+pub struct Views {
+    pub node: String,
+    pub components: Vec<&'static str>,
+    pub services: Table<ObjectKey, ServiceRow>,
+    pub nodes: Table<ObjectKey, NodeRow>,
+    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub pods: Directory,
+    /// Why the node is not ready, if it is not.
+    pub not_ready: watch::Receiver<Option<String>>,
+}
+
+/// Answers questions until cancelled. A stale socket of an earlier agent is replaced.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let mut stream = tokio::io::BufStream::new(stream);
+        let mut question = String::new();
+        let mut limited = (&mut stream).take(MAX_QUESTION_BYTES);
+        let read = limited.read_line(&mut question);
+        // One asker that does not finish must not keep the others out for long.
+        if tokio::time::timeout(PATIENCE, read).await.is_err() {
+            continue;
+        }
+        let mut answer = answer(question.trim(), &views).to_string();
+        answer.push('\n');
+        let write = async {
+            stream.write_all(answer.as_bytes()).await?;
+            stream.flush().await
+        };
+        if !matches!(tokio::time::timeout(PATIENCE, write).await, Ok(Ok(()))) {
+            tracing::debug!("an answer on the debug socket was not read");
+        }
+    }
+}
+
+fn answer(question: &str, views: &Views) -> Value {
+    match question {
+        "status" => {
+            let not_ready = views.not_ready.borrow().clone();
+            json!({
+                "node": views.node,
+                "version": env!("CARGO_PKG_VERSION"),
+                "components": views.components,
+                "ready": not_ready.is_none(),
+                "not_ready": not_ready,
+                "services": views.services.len(),
+                "nodes": views.nodes.len(),
+                "endpoints": views.endpoints.len(),
+                "pods": views.pods.list().len(),
+                "synced": views.services.is_synced() && views.nodes.is_synced(),
+            })
+        }
+        "services" => {
+            let rows = views.services.changes_since(0).upserts;
+            let row = |(key, row): &(ObjectKey, std::sync::Arc<ServiceRow>)| {
+                let ports: Vec<String> = row.ports.iter().map(port).collect();
+                json!({
+                    "service": key.to_string(),
+                    "type": format!("{:?}", row.kind),
+                    "cluster_ips": row.cluster_ips,
+                    "ports": ports,
+                    "unsupported": row.unsupported,
+                })
+            };
+            Value::Array(rows.iter().map(row).collect())
+        }
+        "endpoints" => {
+            let rows = views.endpoints.changes_since(0).upserts;
+            let row = |(ip, row): &(Ipv4Addr, std::sync::Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
+            Value::Array(rows.iter().map(row).collect())
+        }
+        _ => json!({"error": "there are status, services, endpoints"}),
+    }
+}
+
+fn port(port: &crate::model::ServicePort) -> String {
+    let node = if port.node_port == 0 { String::new() } else { format!(":{}", port.node_port) };
+    format!("{}{node}/{:?}", port.port, port.protocol)
+}
+
+/// Asks a running agent. Blocks for seconds at most.
+///
+/// # Errors
+/// When no agent listens, or it answers with something else than JSON.
+pub fn ask(socket: &Path, question: &str) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    writeln!(stream, "{question}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    serde_json::from_str(&line).map_err(io::Error::from)
+}
+
+/// An answer for people: a line a field, or a line a row.
+#[must_use]
+pub fn text(value: &Value) -> String {
+    let plain = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let words = items
+                .iter()
+                .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned));
+            words.collect::<Vec<_>>().join(",")
+        }
+        Value::Null => "-".to_owned(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+    };
+    match value {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| format!("{name:<12} {}\n", plain(value))).collect()
+        }
+        Value::Array(rows) => {
+            let line = |row: &Value| {
+                let cells = row.as_object().into_iter().flatten().map(|(_, cell)| plain(cell));
+                cells.collect::<Vec<_>>().join("  ") + "\n"
+            };
+            rows.iter().map(line).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            format!("{}\n", plain(value))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_running_agent_answers_and_wrong_questions_name_the_right_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent.sock");
+        let (_sender, not_ready) = watch::channel(Some("no network".to_owned()));
+        let views = Views {
+            node: "n1".to_owned(),
+            components: vec!["kubelet"],
+            services: Table::new(),
+            nodes: Table::new(),
+            endpoints: Table::new(),
+            pods: Directory::default(),
+            not_ready,
+        };
+        let path = socket.clone();
+        let server = tokio::spawn(async move { serve(&path, views).await });
+        while !socket.exists() {
+            tokio::task::yield_now().await;
+        }
+        let asked =
+            tokio::task::spawn_blocking(move || (ask(&socket, "status"), ask(&socket, "x")));
+        let (status, wrong) = asked.await.expect("asked");
+        let status = status.expect("an answer");
+        assert_eq!((&status["ready"], &status["not_ready"]), (&json!(false), &json!("no network")));
+        assert!(text(&status).contains("node         n1\n"));
+        assert!(wrong.expect("an answer")["error"].is_string());
+        server.abort();
+    }
+}

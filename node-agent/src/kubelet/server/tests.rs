@@ -1,0 +1,1 @@
+//! Over real TLS and WebSocket on loopback.
