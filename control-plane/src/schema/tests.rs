@@ -252,3 +252,60 @@ proptest! {
         prop_assert_eq!(whole, through);
     }
 }
+
+/// Bodies that kubectl 1.33 posted to a server on the loopback, each by the command beside it.
+#[test]
+fn decodes_what_kubectl_posts() {
+    let cases: [(&[u8], Value); 9] = [
+        // kubectl create deployment web --image=nginx:1 --port=80 --replicas=0
+        (
+            include_bytes!("fixtures/deployment.pb"),
+            json!({"apiVersion":"apps/v1","kind":"Deployment","metadata":{"labels":{"app":"web"},"name":"web"},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"web"}},"strategy":{},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"image":"nginx:1","name":"nginx","ports":[{"containerPort":80}],"resources":{}}]}}},"status":{}}),
+        ),
+        // kubectl create namespace foo
+        (
+            include_bytes!("fixtures/namespace.pb"),
+            json!({"apiVersion":"v1","kind":"Namespace","metadata":{"name":"foo"},"spec":{},"status":{}}),
+        ),
+        // kubectl create configmap c --from-literal=a=b
+        (
+            include_bytes!("fixtures/configmap.pb"),
+            json!({"apiVersion":"v1","data":{"a":"b"},"kind":"ConfigMap","metadata":{"name":"c"}}),
+        ),
+        // kubectl create secret generic s --from-literal=a=b
+        (
+            include_bytes!("fixtures/secret.pb"),
+            json!({"apiVersion":"v1","data":{"a":"Yg=="},"kind":"Secret","metadata":{"name":"s"}}),
+        ),
+        // kubectl create serviceaccount me
+        (
+            include_bytes!("fixtures/serviceaccount.pb"),
+            json!({"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"me"}}),
+        ),
+        // kubectl create service nodeport np --tcp=80:8080
+        (
+            include_bytes!("fixtures/service-nodeport.pb"),
+            json!({"apiVersion":"v1","kind":"Service","metadata":{"labels":{"app":"np"},"name":"np"},"spec":{"ports":[{"name":"80-8080","port":80,"protocol":"TCP","targetPort":8080}],"selector":{"app":"np"},"type":"NodePort"},"status":{"loadBalancer":{}}}),
+        ),
+        // kubectl create service clusterip ci --clusterip=None
+        (
+            include_bytes!("fixtures/service-headless.pb"),
+            json!({"apiVersion":"v1","kind":"Service","metadata":{"labels":{"app":"ci"},"name":"ci"},"spec":{"clusterIP":"None","selector":{"app":"ci"},"type":"ClusterIP"},"status":{"loadBalancer":{}}}),
+        ),
+        // kubectl create token me
+        (
+            include_bytes!("fixtures/token.pb"),
+            json!({"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{},"spec":{},"status":{}}),
+        ),
+        // kubectl auth can-i get pods
+        (
+            include_bytes!("fixtures/accessreview.pb"),
+            json!({"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectAccessReview","metadata":{},"spec":{"resourceAttributes":{"namespace":"default","resource":"pods","verb":"get"}},"status":{"allowed":false}}),
+        ),
+    ];
+    for (body, wanted) in cases {
+        let (kind, object) = proto::decode(body).unwrap();
+        assert_eq!(object, wanted);
+        assert_eq!(decode::value(&kind, object.clone(), Strictness::Strict).unwrap().0, object);
+    }
+}

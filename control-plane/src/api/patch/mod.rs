@@ -1,5 +1,7 @@
 //! The patch formats: pure functions from an object and a patch to the patched object.
 
+pub mod apply;
+pub mod fieldset;
 pub mod json;
 pub mod merge;
 pub mod strategic;

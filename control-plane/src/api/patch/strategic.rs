@@ -376,6 +376,23 @@ mod tests {
         assert_eq!(run(target, &change), Ok(json!({"metadata": {"finalizers": ["d", "a", "c"]}})));
     }
 
+    /// The patch that kubectl 1.33 computed from our OpenAPI document for `kubectl apply` of a manifest
+    /// with other replicas and another image.
+    #[test]
+    fn what_kubectl_apply_sends() {
+        let change = include_bytes!("../../schema/fixtures/patch-deployment.json");
+        let change: Value = serde_json::from_slice(change).unwrap();
+        let target = json!({"spec": {"replicas": 2, "template": {"spec": {"containers":
+            [{"name": "nginx", "image": "nginx", "ports": [{"containerPort": 80}]}]}}}});
+        let mut patched = run(target, &change).unwrap();
+        assert!(patched["metadata"].take()["annotations"].is_object());
+        assert_eq!(
+            patched["spec"],
+            json!({"replicas": 3, "template": {"spec": {"containers":
+                [{"name": "nginx", "image": "nginx:2", "ports": [{"containerPort": 80}]}]}}})
+        );
+    }
+
     #[test]
     fn service_ports_by_port() {
         let service = kind("", "v1", "Service").unwrap().body;
