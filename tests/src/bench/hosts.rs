@@ -17,12 +17,16 @@ pub struct Node {
     pub pods: Vec<Pod>,
 }
 
-/// A pod: its namespace and address, and the host's end of its veth pair.
+/// A pod: its namespace and address, and its veth pair.
 #[derive(Clone, Debug)]
 pub struct Pod {
     pub netns: String,
     pub ip: Ipv4Addr,
     pub host_veth: String,
+    /// Interface index of the host's end.
+    pub host_ifindex: u32,
+    /// Ethernet addresses as `ip` prints them: the host's end, the pod's end.
+    pub macs: (String, String),
 }
 
 impl Node {
@@ -48,7 +52,9 @@ impl Node {
         let n = u8::try_from(self.pods.len()).context("at most 200 pods")?;
         let host_veth = format!("pod{n}");
         let netns = format!("{}-p{n}", self.name);
-        let pod = Pod { netns, ip: Ipv4Addr::new(10, 244, 0, 10 + n), host_veth };
+        let address = Ipv4Addr::new(10, 244, 0, 10 + n);
+        let mut pod =
+            Pod { netns, ip: address, host_veth, host_ifindex: 0, macs: Default::default() };
         ip(&["netns", "add", &pod.netns])?;
         self.pods.push(pod.clone());
         let (host, inside, addr) = (self.name.as_str(), pod.netns.as_str(), pod.ip.to_string());
@@ -61,21 +67,13 @@ impl Node {
         ip(&["-n", inside, "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"])?;
         ip(&["-n", inside, "route", "add", "default", "via", "169.254.1.1", "dev", "eth0"])?;
         ip(&["-n", host, "route", "add", &format!("{addr}/32"), "dev", &pod.host_veth])?;
-        let mac = self.mac(&pod.host_veth)?;
-        ip(&[
-            "-n",
-            inside,
-            "neigh",
-            "add",
-            "169.254.1.1",
-            "lladdr",
-            &mac,
-            "dev",
-            "eth0",
-            "nud",
-            "permanent",
-        ])?;
+        let (host_ifindex, host_mac) = link(host, &pod.host_veth)?;
+        let (_pod_ifindex, pod_mac) = link(inside, "eth0")?;
+        let gateway = ["neigh", "add", "169.254.1.1", "lladdr", &host_mac, "dev", "eth0"];
+        ip(&[&["-n", inside], gateway.as_slice(), &["nud", "permanent"]].concat())?;
         exec(inside, &["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"], None)?;
+        pod.host_ifindex = host_ifindex;
+        pod.macs = (host_mac, pod_mac);
         Ok(pod)
     }
 
@@ -85,16 +83,6 @@ impl Node {
     /// When the kernel has no such setting.
     pub fn sysctl(&self, setting: &str) -> Result<()> {
         exec(&self.name, &["sysctl", "-qw", setting], None)
-    }
-
-    fn mac(&self, device: &str) -> Result<String> {
-        let out = Command::new("ip")
-            .args(["-n", &self.name, "-o", "link", "show", device])
-            .output()
-            .context("run ip")?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
-        mac.map(str::to_owned).with_context(|| format!("no address of {device} in: {text}"))
     }
 }
 
@@ -107,6 +95,37 @@ impl Drop for Node {
     }
 }
 
+/// A cgroup of version 2 for the clients of one subject; removed on drop.
+#[derive(Debug)]
+pub struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    /// Makes a child of the first version 2 hierarchy that is mounted.
+    ///
+    /// # Errors
+    /// When no hierarchy of version 2 is mounted, or the folder cannot be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let mounts = std::fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
+        let mut cgroup2 = mounts.lines().filter(|line| line.contains(" cgroup2 "));
+        let root = cgroup2.next().and_then(|line| line.split(' ').nth(1));
+        let path = std::path::Path::new(root.context("no cgroup2 is mounted")?).join(name);
+        std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
+
 /// Runs a command in a namespace, with the given standard input.
 ///
 /// # Errors
@@ -115,6 +134,18 @@ pub fn exec(netns: &str, command: &[&str], input: Option<&str>) -> Result<()> {
     let mut full = vec!["netns", "exec", netns];
     full.extend_from_slice(command);
     run("ip", &full, input)
+}
+
+/// Interface index and Ethernet address of a device, from `ip -o link`.
+fn link(netns: &str, device: &str) -> Result<(u32, String)> {
+    let out = Command::new("ip")
+        .args(["-n", netns, "-o", "link", "show", device])
+        .output()
+        .context("run ip")?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let index = text.split(':').next().and_then(|n| n.trim().parse().ok());
+    let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    index.zip(mac.map(str::to_owned)).with_context(|| format!("no {device} in: {text}"))
 }
 
 fn ip(args: &[&str]) -> Result<()> {

@@ -42,8 +42,9 @@ impl Worker {
     /// When it cannot be started or does not say `ready`.
     pub fn start(netns: &str, role: &str, args: &[&str]) -> Result<Self> {
         let own = std::env::current_exe().context("find this program")?;
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", netns])
+        // `ip netns exec` would mount a new /sys, in which no cgroup is to be seen.
+        let mut child = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{netns}"))
             .arg(own)
             .arg(role)
             .args(args)
@@ -199,7 +200,11 @@ fn echo(mut stream: TcpStream) {
     while stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {}
 }
 
-fn say(line: &str) -> Result<()> {
+/// Prints one line of answer.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn say(line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("answer")
 }

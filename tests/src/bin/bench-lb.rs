@@ -6,8 +6,8 @@ use std::{io::Write as _, net::SocketAddrV4, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use tests::bench::{
-    hosts::{self, Node},
-    kube_proxy,
+    hosts::{self, Cgroup, Node},
+    kube_proxy, orlop,
     report::{self, Sample},
     traffic::{self, Worker},
 };
@@ -37,6 +37,16 @@ enum Role {
         json: Option<PathBuf>,
     },
     Server,
+    Node {
+        #[arg(long)]
+        cgroup: PathBuf,
+        #[arg(long)]
+        services: u32,
+        #[arg(long)]
+        real: SocketAddrV4,
+        #[arg(long)]
+        pod: Vec<String>,
+    },
     Client {
         #[arg(long)]
         target: SocketAddrV4,
@@ -51,12 +61,20 @@ struct Lane {
     services: u32,
     client: Worker,
     server: Worker,
+    // Dropped after the workers: programs first, then their cgroup, then the namespaces.
+    _agent: Option<Worker>,
+    _cgroup: Option<Cgroup>,
     _node: Node,
 }
 
 fn main() -> Result<()> {
     match Flags::parse().role {
         Role::Run { services, against, quick, json } => run(&services, &against, quick, json),
+        Role::Node { cgroup, services, real, pod } => {
+            let pods = pod.iter().map(|flag| orlop::endpoint(flag)).collect::<Result<_>>()?;
+            let runtime = tokio::runtime::Runtime::new().context("start tokio")?;
+            runtime.block_on(orlop::node(cgroup, services, real, pods))
+        }
         Role::Server => traffic::server(SERVER_PORT),
         Role::Client { target, cgroup } => traffic::client(target, cgroup.as_deref()),
     }
@@ -70,6 +88,11 @@ fn run(services: &[u32], against: &[String], quick: bool, json: Option<PathBuf>)
             "iptables" => {
                 for count in services {
                     lanes.push(lane("iptables", *count)?);
+                }
+            }
+            "orlop" => {
+                for count in services {
+                    lanes.push(lane("orlop", *count)?);
                 }
             }
             other => bail!("--against {other}: expected direct, orlop or iptables"),
@@ -109,9 +132,23 @@ fn lane(subject: &'static str, services: u32) -> Result<Lane> {
         let rules = kube_proxy::iptables(&all, CLUSTER_CIDR);
         hosts::exec(&node.name, &["iptables-restore", "--noflush"], Some(&rules))?;
     }
-    let mut client = Worker::start(&a.netns, "client", &["--target", &target.to_string()])?;
+    let mut client_flags = vec!["--target".to_owned(), target.to_string()];
+    let (mut agent, mut cgroup) = (None, None);
+    if subject == "orlop" {
+        let made = Cgroup::new(&node.name)?;
+        let (dir, count) = (made.path(), services.to_string());
+        let real = SocketAddrV4::new(b.ip, SERVER_PORT).to_string();
+        let pods = [orlop::pod_flag(&a), orlop::pod_flag(&b)];
+        let flags = ["--cgroup", &dir, "--services", &count, "--real", &real];
+        let flags = [flags.as_slice(), &["--pod", &pods[0], "--pod", &pods[1]]].concat();
+        agent = Some(Worker::start(&node.name, "node", &flags)?);
+        client_flags.extend(["--cgroup".to_owned(), dir]);
+        cgroup = Some(made);
+    }
+    let flags: Vec<&str> = client_flags.iter().map(String::as_str).collect();
+    let mut client = Worker::start(&a.netns, "client", &flags)?;
     client.measure("crr 100").with_context(|| format!("warm up {subject} at {services}"))?;
-    Ok(Lane { subject, services, client, server, _node: node })
+    Ok(Lane { subject, services, client, server, _agent: agent, _cgroup: cgroup, _node: node })
 }
 
 fn measure(lane: &mut Lane, round: u32, count: u32, samples: &mut Vec<Sample>) -> Result<()> {
