@@ -1,0 +1,400 @@
+//! Two nodes, their pods and a client outside, each in a network namespace: the overlay, the
+//! dataplane and its restart from tables to answered requests, on both ways of attaching programs.
+//!
+//! One test, since a process can be in one cgroup only.
+
+#[cfg(test)]
+#[path = "support/cgroup.rs"]
+mod cgroup;
+#[cfg(test)]
+#[path = "support/place.rs"]
+mod place;
+#[cfg(test)]
+#[path = "support/space.rs"]
+mod space;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        io::{ErrorKind, Read as _, Write as _},
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+        path::PathBuf,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use node_agent::{
+        dataplane::{self, DataplaneConfig, Tables, TcPath},
+        model::{
+            EndpointPort, EndpointRow, EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey,
+            Protocol, ServiceKind, ServicePort, ServiceRow,
+        },
+        overlay::{self, Mode, OverlayConfig},
+        sys::netlink::Netlink,
+        table::Table,
+    };
+    use tokio::sync::oneshot;
+
+    use super::{
+        cgroup::TestCgroup,
+        place::{ip, is_possible},
+        space::Space,
+    };
+
+    const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
+    const NODE_PORT: u16 = 30_080;
+    const TIMEOUT: Duration = Duration::from_secs(3);
+
+    /// The tables that both nodes share, as if watched from one server.
+    #[derive(Clone, Default)]
+    struct Cluster {
+        services: Table<ObjectKey, ServiceRow>,
+        slices: Table<ObjectKey, EndpointSliceRow>,
+        nodes: Table<ObjectKey, NodeRow>,
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            let cluster = Self::default();
+            for number in 1..=2 {
+                let row = NodeRow {
+                    internal_ips: vec![node_ip(number).into()],
+                    pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+                    ready: true,
+                    labels: BTreeMap::new(),
+                };
+                cluster.nodes.upsert(ObjectKey::new("", &name(number)), row);
+            }
+            let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| ServicePort {
+                name: format!("{protocol:?}").into(),
+                protocol,
+                port: SERVICE.1,
+                node_port: NODE_PORT,
+            });
+            let row = ServiceRow {
+                kind: ServiceKind::NodePort,
+                cluster_ips: vec![SERVICE.0.into()],
+                external_ips: vec![],
+                external_name: "".into(),
+                ports: ports.to_vec(),
+                publish_not_ready: false,
+                unsupported: vec![],
+            };
+            cluster.services.upsert(ObjectKey::new("default", "web"), row);
+            cluster.nodes.mark_synced();
+            cluster.services.mark_synced();
+            cluster.set_backends(&[]);
+            cluster.slices.mark_synced();
+            cluster
+        }
+
+        fn set_backends(&self, pods: &[Ipv4Addr]) {
+            let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| EndpointPort {
+                name: format!("{protocol:?}").into(),
+                protocol,
+                port: 8080,
+            });
+            let endpoints = pods.iter().map(|ip| EndpointRow {
+                ip: (*ip).into(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                hostname: "".into(),
+                node: "".into(),
+            });
+            let row = EndpointSliceRow {
+                service: ObjectKey::new("default", "web"),
+                ports: ports.to_vec(),
+                endpoints: endpoints.collect(),
+            };
+            self.slices.upsert(ObjectKey::new("default", "web-1"), row);
+        }
+    }
+
+    fn name(number: u8) -> String {
+        format!("node-{number}")
+    }
+
+    const fn node_ip(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 0, number)
+    }
+
+    const fn pod_ip(node: u8, pod: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, node, pod)
+    }
+
+    struct Node {
+        number: u8,
+        space: Space,
+        endpoints: Table<Ipv4Addr, LocalEndpoint>,
+        pods: BTreeMap<u8, Space>,
+    }
+
+    impl Node {
+        fn new(number: u8, lan: &Space) -> Self {
+            let space = Space::new();
+            plug(lan, &space, number);
+            let endpoints = Table::new();
+            endpoints.mark_synced();
+            Self { number, space, endpoints, pods: BTreeMap::new() }
+        }
+
+        /// A pod as the CNI server makes it, with a server that says the pod's last byte.
+        fn add_pod(&mut self, last: u8) {
+            let pod = Space::new();
+            let (address, tid) = (pod_ip(self.number, last), pod.tid);
+            let host = format!("orl{last:08x}");
+            let row = self.space.run(move || {
+                ip(&format!(
+                    "link add {host} mtu 1450 type veth peer name eth0 mtu 1450 netns {tid}"
+                ));
+                ip(&format!("link set {host} up"));
+                ip(&format!("route add {address}/32 dev {host}"));
+                let link = Netlink::open().unwrap().link(&host).unwrap().unwrap();
+                (link.index, link.mac.unwrap())
+            });
+            let (host_ifindex, host_mac) = row;
+            let mac = host_mac.map(|byte| format!("{byte:02x}")).join(":");
+            let pod_mac = pod.run(move || {
+                ip(&format!("addr add {address}/32 dev eth0"));
+                ip("link set eth0 up");
+                ip("route add 169.254.1.1 dev eth0");
+                ip(&format!("neigh add 169.254.1.1 lladdr {mac} dev eth0 nud permanent"));
+                ip("route add default via 169.254.1.1 dev eth0");
+                serve(last);
+                Netlink::open().unwrap().link("eth0").unwrap().unwrap().mac.unwrap()
+            });
+            let pod_key = ObjectKey::new("default", &format!("pod-{last}"));
+            let endpoint =
+                LocalEndpoint { pod: pod_key, ip: address, host_ifindex, host_mac, pod_mac };
+            self.endpoints.upsert(address, endpoint);
+            self.pods.insert(last, pod);
+        }
+
+        /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
+        /// dropped, and then stops as if killed.
+        fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
+            let (stop, stopped) = oneshot::channel::<()>();
+            let (number, endpoints, cluster) =
+                (self.number, self.endpoints.clone(), cluster.clone());
+            let revision = endpoints.changes_since(0).revision;
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            self.space.spawn(move || {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let config = OverlayConfig {
+                        mode: set_up.mode,
+                        ..OverlayConfig::new(&name(number), node_ip(number))
+                    };
+                    let overlay = overlay::start(config, cluster.nodes).unwrap();
+                    let tables = Tables {
+                        services: cluster.services,
+                        slices: cluster.slices,
+                        endpoints,
+                        tunnels: overlay.tunnels.clone(),
+                        overlay: overlay.device.clone(),
+                    };
+                    let config = DataplaneConfig {
+                        cgroup: set_up.cgroup,
+                        pins: set_up.pins,
+                        tc: set_up.tc,
+                        ..DataplaneConfig::new(node_ip(number))
+                    };
+                    let handle = dataplane::start(config, tables).unwrap();
+                    let mut programmed = handle.programmed.clone();
+                    programmed.wait_for(|seen| *seen >= revision).await.unwrap();
+                    let start = Instant::now();
+                    loop {
+                        let report = handle.report().await.unwrap();
+                        if report.frontends == 4 && overlay.device.borrow().is_some() {
+                            assert!(report.trouble.is_empty(), "{}", report.status_text());
+                            break;
+                        }
+                        assert!(start.elapsed() < TIMEOUT, "{}", report.status_text());
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    let path = handle.report().await.unwrap().tc;
+                    assert!(set_up.tc.is_none() || set_up.tc == path, "{path:?}");
+                    ready.send(()).unwrap();
+                    // Dropped sender or message: both mean stop.
+                    let _stop: Result<(), _> = stopped.await;
+                });
+            });
+            is_ready.recv_timeout(Duration::from_secs(20)).expect("the agent comes up");
+            stop
+        }
+    }
+
+    #[derive(Clone)]
+    struct SetUp {
+        mode: Mode,
+        tc: Option<TcPath>,
+        cgroup: Option<PathBuf>,
+        pins: Option<PathBuf>,
+    }
+
+    /// Connects a space to the LAN's bridge by a veth pair, with 192.168.0.`number`.
+    fn plug(lan: &Space, space: &Space, number: u8) {
+        let tid = space.tid;
+        lan.run(move || {
+            ip(&format!("link add port{number} type veth peer name eth0 netns {tid}"));
+            ip(&format!("link set port{number} master lan up"));
+        });
+        space.run(move || {
+            ip(&format!("addr add {}/24 dev eth0", node_ip(number)));
+            ip("link set eth0 up");
+        });
+    }
+
+    /// TCP and UDP servers at port 8080 that say a number.
+    fn serve(number: u8) {
+        let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+        let _tcp = thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let _connection = thread::spawn(move || answer(stream, number));
+            }
+        });
+        let socket = UdpSocket::bind("0.0.0.0:8080").unwrap();
+        let _udp = thread::spawn(move || {
+            let mut bytes = [0; 2048];
+            while let Ok((_, from)) = socket.recv_from(&mut bytes) {
+                socket.send_to(&[number], from).unwrap();
+            }
+        });
+    }
+
+    /// Answers each byte with the number until the client closes.
+    fn answer(mut stream: TcpStream, number: u8) {
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&[number]).is_ok() {}
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream
+    }
+
+    fn ask(stream: &mut TcpStream) -> u8 {
+        let mut byte = *b"?";
+        stream.write_all(&byte).unwrap();
+        stream.read_exact(&mut byte).unwrap();
+        byte[0]
+    }
+
+    /// Who answers how often, over TCP.
+    fn tcp(address: (Ipv4Addr, u16), count: usize) -> BTreeMap<u8, usize> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..count {
+            *seen.entry(ask(&mut connect(address.into()))).or_default() += 1;
+        }
+        seen
+    }
+
+    /// Who answers how often, over UDP.
+    fn udp(address: (Ipv4Addr, u16), count: usize) -> BTreeMap<u8, usize> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..count {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.send_to(b"?", address).unwrap();
+            let mut byte = [0];
+            let (_, from) = socket.recv_from(&mut byte).unwrap();
+            assert_eq!(from, address.into());
+            *seen.entry(byte[0]).or_default() += 1;
+        }
+        seen
+    }
+
+    fn answered_by(seen: &BTreeMap<u8, usize>) -> Vec<u8> {
+        seen.keys().copied().collect()
+    }
+
+    #[test]
+    fn two_nodes() {
+        if !is_possible() {
+            return;
+        }
+        let cgroup = TestCgroup::enter("nodes");
+        for (mode, tc) in [
+            (Mode::Vxlan, None),
+            (Mode::Vxlan, Some(TcPath::Clsact)),
+            (Mode::L3, None),
+            (Mode::Auto, Some(TcPath::Clsact)),
+        ] {
+            let set_up = SetUp { mode, tc, cgroup: None, pins: None };
+            let with_sockets = SetUp { cgroup: Some(cgroup.path.clone()), ..set_up.clone() };
+            scenario(set_up, with_sockets);
+        }
+    }
+
+    fn scenario(plain: SetUp, with_sockets: SetUp) {
+        let lan = Space::new();
+        lan.run(|| ip("link add lan type bridge"));
+        lan.run(|| ip("link set lan up"));
+        let (mut one, mut two) = (Node::new(1, &lan), Node::new(2, &lan));
+        let outside = Space::new();
+        plug(&lan, &outside, 99);
+        one.add_pod(11);
+        one.add_pod(12);
+        two.add_pod(21);
+        let cluster = Cluster::new();
+        cluster.set_backends(&[pod_ip(1, 12), pod_ip(2, 21)]);
+
+        // The folder is another file system in each namespace.
+        let pins = Some(one.space.bpf.join("orlop"));
+        let with_sockets = SetUp { pins: pins.clone(), ..with_sockets };
+        let plain = SetUp { pins, ..plain };
+        let agents =
+            [one.start(&cluster, with_sockets.clone()), two.start(&cluster, plain.clone())];
+        let client = &one.pods[&11];
+
+        // Pod to pod here and there, host to pod there, and through the service.
+        for (ip, number) in [(pod_ip(1, 12), 12), (pod_ip(2, 21), 21)] {
+            assert_eq!(client.run(move || answered_by(&tcp((ip, 8080), 3))), [number]);
+        }
+        assert_eq!(one.space.run(|| answered_by(&tcp((pod_ip(2, 21), 8080), 3))), [21]);
+        let seen = client.run(|| tcp(SERVICE, 200));
+        assert!(seen.len() == 2 && seen.values().all(|count| *count > 60), "{seen:?}");
+        assert_eq!(client.run(|| answered_by(&udp(SERVICE, 40))), [12, 21]);
+
+        // Node ports from outside and from a pod, on the second node: the first one's programs at
+        // the sockets take this whole process for their own.
+        let node_port = (node_ip(2), NODE_PORT);
+        let seen = outside.run(move || tcp(node_port, 100));
+        assert!(seen.len() == 2 && seen.values().all(|count| *count > 25), "{seen:?}");
+        assert_eq!(outside.run(move || answered_by(&udp(node_port, 40))), [12, 21]);
+        assert_eq!(client.run(move || answered_by(&tcp(node_port, 40))), [12, 21]);
+
+        // The agents die under established connections of every kind; they and new ones go on.
+        let far = client.run(|| connect((pod_ip(2, 21), 8080).into()));
+        let near = client.run(|| connect(SERVICE.into()));
+        let from_outside = outside.run(move || connect(node_port.into()));
+        let mut open = [far, near, from_outside];
+        let first: Vec<u8> = open.iter_mut().map(ask).collect();
+        drop(agents);
+        one.space.settle();
+        assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
+        assert_eq!(client.run(|| tcp(SERVICE, 50)).len(), 2);
+        assert_eq!(outside.run(move || tcp(node_port, 50)).len(), 2);
+        let agents = [one.start(&cluster, with_sockets), two.start(&cluster, plain)];
+        assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
+
+        // An endpoint goes: nobody meets it any more. The last one goes: refused at once.
+        cluster.set_backends(&[pod_ip(2, 21)]);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(client.run(|| answered_by(&tcp(SERVICE, 50))), [21]);
+        assert_eq!(outside.run(move || answered_by(&tcp(node_port, 50))), [21]);
+        cluster.set_backends(&[]);
+        thread::sleep(Duration::from_millis(300));
+        for (space, address) in [(client, SERVICE), (&outside, node_port)] {
+            let error = space
+                .run(move || TcpStream::connect_timeout(&address.into(), TIMEOUT).unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        drop(agents);
+        one.space.settle();
+    }
+}
