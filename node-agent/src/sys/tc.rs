@@ -29,25 +29,29 @@ pub fn attach(
     direction: TcAttachType,
 ) -> io::Result<()> {
     let name = interface_name(ifindex)?;
-    match qdisc_add_clsact(&name) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
-        // Another's clsact is as good as ours.
-        Err(TcError::NetlinkError(_)) if has_clsact(&name, direction) => {}
-        Err(error) => return Err(io::Error::other(error)),
-    }
+    let no_qdisc = match qdisc_add_clsact(&name) {
+        Ok(()) | Err(TcError::AlreadyAttached) => None,
+        // It may be there already, ours or another's. If it is not, this error is the reason for
+        // the next one: without the module sch_ingress for one.
+        Err(error) => Some(error),
+    };
     let handle = TcHandle::new(0, HANDLE);
     let options = NlOptions { priority: PRIORITY, handle, classid: None };
     let made = program.attach_with_options(&name, direction, TcAttachOptions::Netlink(options));
-    let id = match made {
-        Ok(id) => id,
+    let made = made.or_else(|_taken| {
         // Taken by an earlier agent: replaced in place.
-        Err(_) => {
-            let old = SchedClassifierLink::attached(&name, direction, PRIORITY, handle, None)?;
-            program.attach_to_link(old).map_err(other)?
+        let old = SchedClassifierLink::attached(&name, direction, PRIORITY, handle, None)
+            .map_err(TcError::IoError)?;
+        program.attach_to_link(old)
+    });
+    match (made, no_qdisc) {
+        (Ok(id), _) => {
+            keep(program.take_link(id).map_err(other)?);
+            Ok(())
         }
-    };
-    keep(program.take_link(id).map_err(other)?);
-    Ok(())
+        (Err(_), Some(error)) => Err(io::Error::other(error)),
+        (Err(error), None) => Err(other(error)),
+    }
 }
 
 /// Takes our filter off a device. Used by tests and by an agent that is told to leave.
@@ -57,21 +61,6 @@ pub fn attach(
 /// What the kernel or aya says.
 pub fn detach(ifindex: u32, direction: TcAttachType, name: &str) -> io::Result<()> {
     tc::qdisc_detach_program(&interface_name(ifindex)?, direction, name).map_err(io::Error::other)
-}
-
-fn has_clsact(name: &str, direction: TcAttachType) -> bool {
-    // Looking for a filter by name fails with "not found" only where the qdisc exists.
-    match tc::qdisc_detach_program(name, direction, "orlop-no-such-filter") {
-        Err(TcError::IoError(error)) => error.kind() == io::ErrorKind::NotFound,
-        Ok(())
-        | Err(
-            TcError::NetlinkError(_)
-            | TcError::NulError(_)
-            | TcError::AlreadyAttached
-            | TcError::InvalidTcxAttach(_)
-            | TcError::InvalidLinkOperation,
-        ) => false,
-    }
 }
 
 #[expect(clippy::mem_forget, reason = "aya's drop would take the filter off; it must outlive us")]

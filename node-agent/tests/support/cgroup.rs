@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// The process is in the cgroup while this lives; then it goes back and the cgroup is removed.
@@ -29,7 +30,12 @@ impl TestCgroup {
 impl Drop for TestCgroup {
     fn drop(&mut self) {
         move_to(&self.before);
-        fs::remove_dir(&self.path).unwrap();
+        // Threads that are ending hold on to it for a moment.
+        let start = Instant::now();
+        while let Err(error) = fs::remove_dir(&self.path) {
+            assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+            std::thread::yield_now();
+        }
     }
 }
 

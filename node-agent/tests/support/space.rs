@@ -1,6 +1,6 @@
 //! A network namespace that lives as long as its thread, in which work can be run.
 
-use std::{path::PathBuf, sync::mpsc, thread};
+use std::{path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use super::place::own_namespaces;
 
@@ -46,7 +46,13 @@ impl Space {
 
     /// Waits until agents that were told to stop have gone.
     pub(crate) fn settle(&self) {
-        thread::sleep(std::time::Duration::from_millis(200));
+        pause(Duration::from_millis(200));
         self.run(|| ());
     }
+}
+
+/// Waits for what cannot be watched from outside.
+#[expect(clippy::disallowed_methods, reason = "no runtime here whose worker could be blocked")]
+pub(crate) fn pause(time: Duration) {
+    thread::sleep(time);
 }
