@@ -1,5 +1,6 @@
 //! The Orlop control plane: API server, store, scheduler and controllers in one process.
 
+pub mod admin;
 pub mod api;
 pub mod client;
 pub mod config;
