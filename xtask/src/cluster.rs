@@ -201,7 +201,9 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, lan: &str) -> Result<Node> 
         kernel: plan.kernel.to_owned(),
         initramfs: plan.initramfs.to_owned(),
         disk: Some(disk),
-        append: format!("orlop.name={name} orlop.ip={ip} orlop.role={role_word} orlop.time={now}"),
+        append: format!(
+            "systemd.hostname={name} orlop.name={name} orlop.ip={ip} orlop.role={role_word} orlop.time={now}"
+        ),
         memory_mib: MEMORY_MIB,
         accel: plan.accel,
         // Locally administered addresses; the last byte is the node's number on both networks.

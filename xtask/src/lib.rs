@@ -12,6 +12,7 @@ pub mod ci;
 pub mod cluster;
 mod cpio;
 mod deb;
+mod debian;
 pub mod down;
 mod exec;
 pub mod guest;

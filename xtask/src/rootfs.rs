@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cpio::{self, Entry, Kind},
-    deb,
+    deb, debian,
     exec::{cmd, make_parent, output},
     kernel::Kernel,
     paths::Paths,
@@ -100,6 +100,8 @@ pub(crate) struct Contents {
     pub(crate) programs: Vec<PathBuf>,
     /// OCI archives for `/var/lib/orlop/images`.
     pub(crate) images: Vec<PathBuf>,
+    /// Debian with systemd instead of busybox.
+    pub(crate) debian: bool,
 }
 
 /// Makes the ext4 image that each node's disk is a copy of.
@@ -108,7 +110,12 @@ pub(crate) fn disk(paths: &Paths, kernel: &Kernel, contents: &Contents) -> Resul
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
     }
-    skeleton(paths, &tree)?;
+    if contents.debian {
+        debian::skeleton(paths, &tree)?;
+    } else {
+        skeleton(paths, &tree)?;
+        rule_tools(paths, &tree)?;
+    }
     let modules = tree.join("lib/orlop/modules");
     fs::create_dir_all(&modules).with_context(|| format!("make {}", modules.display()))?;
     let mut order = String::new();
@@ -127,7 +134,6 @@ pub(crate) fn disk(paths: &Paths, kernel: &Kernel, contents: &Contents) -> Resul
             fs::copy(file, &to).with_context(|| format!("copy {}", file.display()))?;
         }
     }
-    rule_tools(paths, &tree)?;
     let disk = paths.cluster.join("base.ext4");
     make_ext4(&tree, &disk, DISK_SIZE)?;
     fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;

@@ -25,6 +25,8 @@ pub(crate) enum Need {
     Kubectl,
     /// Network namespaces and kube-proxy's kind of rules, for the benchmarks.
     Rules,
+    /// What makes a Debian root file system.
+    Debian,
 }
 
 /// A program, and the Debian package it is in.
@@ -38,6 +40,7 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
         ],
         Need::Packages => &[("apt-get", "apt"), ("dpkg-deb", "dpkg")],
         Need::Kubectl => &[],
+        Need::Debian => &[("mmdebstrap", "mmdebstrap")],
         Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables")],
     }
 }

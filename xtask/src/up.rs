@@ -40,6 +40,9 @@ pub struct Wish {
     /// Boots the VMs alone, without Orlop on them.
     #[arg(long)]
     pub bare: bool,
+    /// The nodes run Debian with systemd and the units of deploy/systemd; needs root for mmdebstrap.
+    #[arg(long)]
+    pub debian: bool,
 }
 
 impl Default for Wish {
@@ -50,6 +53,7 @@ impl Default for Wish {
             kernel: kernel::DEFAULT.into(),
             modules: None,
             bare: false,
+            debian: false,
         }
     }
 }
@@ -65,6 +69,9 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
     }
     image::check_arch(&wish.arch)?;
     setup::ensure(paths, &[Need::Ebpf, Need::Vm, Need::Packages, Need::Kubectl])?;
+    if wish.debian {
+        setup::ensure(paths, &[Need::Debian])?;
+    }
     if wish.bare {
         return bare(paths, wish);
     }
@@ -81,7 +88,7 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
                 step("the running cluster was made from something else: replacing it");
             }
             down_quietly(paths)?;
-            let contents = contents(paths, &programs)?;
+            let contents = contents(paths, wish, &programs)?;
             let cluster = boot(paths, wish, &contents, fingerprint)?;
             join(&cluster)?;
             cluster
@@ -109,7 +116,7 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
 /// VMs that run init and nothing else, for work on the VMs themselves.
 fn bare(paths: &Paths, wish: &Wish) -> Result<()> {
     down_quietly(paths)?;
-    let contents = rootfs::Contents::default();
+    let contents = rootfs::Contents { debian: wish.debian, ..rootfs::Contents::default() };
     let cluster = boot(paths, wish, &contents, "bare".into())?;
     for node in &cluster.nodes {
         println!("{} {}: shell on 127.0.0.1:{}", node.name, node.ip, node.shell_port);
@@ -124,11 +131,15 @@ fn down_quietly(paths: &Paths) -> Result<()> {
     down::remove(paths)
 }
 
-fn contents(paths: &Paths, programs: &image::Programs) -> Result<rootfs::Contents> {
+fn contents(paths: &Paths, wish: &Wish, programs: &image::Programs) -> Result<rootfs::Contents> {
     step("make the sample's images");
     let images = image::sample(paths, programs)?;
     let programs = [&programs.node_agent, &programs.control_plane, &programs.load];
-    Ok(rootfs::Contents { programs: programs.map(Clone::clone).into(), images })
+    Ok(rootfs::Contents {
+        programs: programs.map(Clone::clone).into(),
+        images,
+        debian: wish.debian,
+    })
 }
 
 /// A digest of what the VMs are made from.
@@ -141,6 +152,9 @@ fn fingerprint(paths: &Paths, wish: &Wish, programs: &image::Programs) -> Result
         programs.load.clone(),
         deploy("vm/init"),
         deploy("vm/initramfs-init"),
+        deploy("vm/debian-setup"),
+        deploy("systemd/orlop-node-agent.service"),
+        deploy("systemd/orlop-control-plane.service"),
         deploy("images/nginx/nginx.conf"),
     ] {
         let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
@@ -182,7 +196,7 @@ fn boot(
 fn join(cluster: &Cluster) -> Result<()> {
     let server = cluster.server()?;
     step("wait for the API server");
-    let data = "--data-dir /var/lib/control-plane";
+    let data = "--data-dir /var/lib/orlop/control-plane";
     let kubeconfig =
         wait_for("control-plane kubeconfig on the server VM", Duration::from_secs(60), || {
             server.shell().sh(&format!("control-plane kubeconfig {data} 2>&1")).map(Some)
@@ -229,7 +243,10 @@ fn replace_server(kubeconfig: &str, url: &str) -> String {
 fn why(node: &crate::cluster::Node, program: &str) -> String {
     let log = node
         .shell()
-        .sh(&format!("tail -n 15 /var/log/{program}.log"))
+        .sh(&format!(
+            "if [ -d /run/systemd/system ]; then journalctl -n 15 --no-pager -u orlop-{program}; \
+             else tail -n 15 /var/log/{program}.log; fi"
+        ))
         .unwrap_or_else(|error| format!("{error:#}"));
     format!("{program} on {} said last:\n{log}", node.name)
 }

@@ -130,12 +130,16 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
     Ok(requests.len())
 }
 
+/// Prints the agent's process number, under systemd and under the VMs' own init.
+const AGENT_PID: &str = "if [ -d /run/systemd/system ]; then systemctl show -P MainPID orlop-node-agent; \
+                         else cat /run/vm/node-agent.pid; fi";
+
 /// SIGKILL to the agent, and proof that another process took its place.
 fn kill_agent(node: &Node) -> Result<()> {
-    let pid = node.shell().sh("cat /run/vm/node-agent.pid")?;
+    let pid = node.shell().sh(AGENT_PID)?;
     node.shell().sh(&format!("kill -9 {pid}"))?;
     wait_for(&format!("a new agent on {}", node.name), Duration::from_secs(20), || {
-        let now = node.shell().sh("p=$(cat /run/vm/node-agent.pid); kill -0 $p && echo $p")?;
+        let now = node.shell().sh(&format!("p=$({AGENT_PID}); kill -0 $p && echo $p"))?;
         Ok((now != pid).then_some(()))
     })
 }
