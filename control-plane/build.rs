@@ -23,7 +23,7 @@ use serde_json::Value;
 type Failure = Box<dyn Error>;
 
 fn main() -> Result<(), Failure> {
-    for file in ["build.rs", "build", "Cargo.toml"] {
+    for file in ["build.rs", "build", "Cargo.toml", "../Cargo.lock"] {
         println!("cargo:rerun-if-changed={file}");
     }
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
