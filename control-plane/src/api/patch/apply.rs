@@ -429,10 +429,16 @@ fn part_mut<'a>(
 }
 
 /// Records an ordinary write (create, update, patch): the writer owns what it changed, others lose it.
-/// `new` is the object that is to be stored; its `managedFields` are replaced.
+/// `new` is the object that is to be stored. `managedFields` that it brings replace the stored ones
+/// (a client moves ownership that way), a list with one empty entry clears them; none leaves the stored.
 pub fn update(of: Type, old: Option<&Value>, mut new: Value, writer: Writer<'_>) -> Value {
     let shape = Shape::Object(of);
-    let mut entries = read_entries(old);
+    let mut entries = match new.pointer("/metadata/managedFields").and_then(Value::as_array) {
+        Some(brought) if writer.subresource.is_empty() && !brought.is_empty() => {
+            brought.iter().map(Entry::read).filter(|entry| !entry.operation.is_empty()).collect()
+        }
+        _ => read_entries(old),
+    };
     if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
     }

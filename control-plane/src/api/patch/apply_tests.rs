@@ -127,6 +127,23 @@ fn updates_take_ownership() {
 }
 
 #[test]
+fn ownership_can_be_moved_and_cleared() {
+    let created = update(deployment(), None, web(json!({"replicas": 2})), writer("old"));
+    let mut moved = created.clone();
+    moved["metadata"]["managedFields"][0]["manager"] = "new".into();
+    let moved = update(deployment(), Some(&created), moved, writer("old"));
+    assert_eq!(fields(&moved, "new"), json!({"f:spec": {"f:replicas": {}}}));
+    assert_eq!(fields(&moved, "old"), Value::Null);
+    let mut kept = moved.clone();
+    kept["metadata"].as_object_mut().unwrap().remove("managedFields");
+    assert_eq!(update(deployment(), Some(&moved), kept, writer("old")), moved);
+    let mut cleared = moved.clone();
+    cleared["metadata"]["managedFields"] = json!([{}]);
+    let cleared = update(deployment(), Some(&moved), cleared, writer("old"));
+    assert_eq!(cleared["metadata"].get("managedFields"), None);
+}
+
+#[test]
 fn refusals() {
     let cases = [
         (
