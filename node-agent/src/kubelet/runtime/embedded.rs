@@ -129,6 +129,18 @@ impl Embedded {
         Ok(this)
     }
 
+    /// Makes the container's log go on in a new file under its name, after a rotation renamed the old one.
+    ///
+    /// # Errors
+    /// When the file cannot be made; the old one stays in use. A container that is gone is a success.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let Some((_, Some(client))) = self.inner.locate(id)? else { return Ok(()) };
+        match client.call(Call::ReopenLog { id: id.to_string() }).await {
+            Ok(_) | Err(ShimError::Gone) => Ok(()),
+            Err(error) => Err(failed("reopen the log", id)(error)),
+        }
+    }
+
     fn records(&self) -> io::Result<Vec<SandboxRecord>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(self.inner.pods_dir())? {

@@ -57,7 +57,10 @@ impl Inner {
             cgroup: record.cgroup.join(&*id.0),
             pod: dir.clone(),
         };
-        let config = plan::container(spec, &paths).map_err(failed("plan container", &id))?;
+        let mut config = plan::container(spec, &paths).map_err(failed("plan container", &id))?;
+        if !spec.privileged {
+            config.masked_paths.extend(thermal_throttle());
+        }
         let values = plan::cgroup_values(&spec.cgroup, &self.config.controllers);
         let controllers = self.config.controllers.clone();
         let work = move || -> Result<(), RuntimeError> {
@@ -102,6 +105,17 @@ impl Inner {
             .map_err(failed("remove the container's layer", id))?
             .map_err(failed("remove the container's layer", id))
     }
+}
+
+/// The counters of Intel's processors that the kubelet hides too: one folder a processor. A machine without
+/// them has nothing to hide.
+fn thermal_throttle() -> Vec<String> {
+    let Ok(processors) = fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
+    let folders = processors.filter_map(|entry| Some(entry.ok()?.path().join("thermal_throttle")));
+    folders
+        .filter(|path| path.is_dir())
+        .filter_map(|path| Some(path.to_str()?.to_owned()))
+        .collect()
 }
 
 /// The message file is for any user of the container; the log's folder is for the node only.
