@@ -1,6 +1,33 @@
-//! HTTP: what the API server takes and gives.
+//! HTTP: what the API server takes and gives. A handler is parse → admission → store → render.
 
+pub mod attributes;
+pub mod authn;
+pub mod authz;
+pub mod body;
+pub mod bootstrap;
+pub mod core;
+pub mod deletion;
 pub mod discovery;
+mod discovery_paths;
+pub mod error;
+mod event_form;
+pub mod http;
+pub mod list;
+pub mod local;
 pub mod openapi;
 pub mod patch;
+pub mod patching;
+pub mod prepare;
+pub mod proxy;
+pub mod query;
+pub mod render;
+mod reviews;
+pub mod route;
+mod scale;
+pub mod selector;
+pub mod service_account;
+mod signing;
+mod subresource;
 pub mod table;
+mod verbs;
+pub mod watch;

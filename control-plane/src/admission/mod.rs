@@ -1,0 +1,153 @@
+//! What happens to an object between decoding and storing. Pure: what has to be known of other objects is passed in.
+//!
+//! Order: namespace lifecycle, defaults, service account, tolerations, node restriction, validation; allocation of
+//! addresses follows in the caller, under a lock.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::{
+    api::{
+        authn::User,
+        authz::may_create,
+        error::About,
+        prepare::{Part, text},
+        route::Verb,
+    },
+    client::ApiError,
+    schema::{FieldError, Served},
+};
+
+pub mod defaults;
+mod pod_status;
+pub mod service_ip;
+pub mod validate;
+
+pub use service_ip::Networks;
+
+/// A write that is to be admitted.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    pub served: &'a Served,
+    pub verb: Verb,
+    pub part: Part,
+    pub user: &'a User,
+    pub old: Option<&'a Value>,
+}
+
+/// What admission looks at besides the object.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The object's namespace.
+    pub namespace: Option<Arc<Value>>,
+    /// A Pod's.
+    pub service_account: Option<Arc<Value>>,
+    /// All Services, for a Service.
+    pub services: Vec<Arc<Value>>,
+}
+
+/// Namespaces that cannot be deleted.
+#[must_use]
+pub fn is_immortal(namespace: &str) -> bool {
+    matches!(namespace, "default" | "kube-system" | "kube-public")
+}
+
+/// Admits, completes and validates; the errors are all there are.
+///
+/// # Errors
+/// 403 and 404 of plugins that refuse for another reason than the object's fields.
+pub fn admit(
+    attempt: &Attempt<'_>,
+    view: &View,
+    object: &mut Value,
+) -> Result<Vec<FieldError>, ApiError> {
+    namespace_lifecycle(attempt, view, object)?;
+    if attempt.part != Part::Main {
+        return Ok(validate::part(attempt, object));
+    }
+    defaults::apply(attempt.served, object);
+    if attempt.served.plural == "pods" && attempt.old.is_none() {
+        service_account(attempt, view, object)?;
+        default_tolerations(object);
+        pod_status::initial(object);
+    }
+    if attempt.verb == Verb::Create && !may_create(attempt.user, attempt.served.plural, object) {
+        let name = text(object, "/metadata/name");
+        let node = attempt.user.node().unwrap_or_default();
+        let why =
+            format!("node {node:?} is not allowed to create {} {name:?}", attempt.served.plural);
+        return Err(about(attempt, object).forbidden(&why));
+    }
+    Ok(validate::object(attempt, object))
+}
+
+fn about<'a>(attempt: &Attempt<'a>, object: &'a Value) -> About<'a> {
+    About {
+        group: attempt.served.group,
+        plural: attempt.served.plural,
+        name: text(object, "/metadata/name"),
+    }
+}
+
+fn namespace_lifecycle(attempt: &Attempt<'_>, view: &View, object: &Value) -> Result<(), ApiError> {
+    if !attempt.served.namespaced || attempt.verb != Verb::Create {
+        return Ok(());
+    }
+    let name = text(object, "/metadata/namespace");
+    let Some(namespace) = &view.namespace else {
+        return Err(About { group: "", plural: "namespaces", name }.not_found());
+    };
+    if text(namespace, "/metadata/deletionTimestamp").is_empty() {
+        return Ok(());
+    }
+    let why =
+        format!("unable to create new content in namespace {name} because it is being terminated");
+    let mut error = about(attempt, object).forbidden(&why);
+    error.details["causes"] = json!([{"reason": "NamespaceTerminating",
+        "message": format!("namespace {name} is being terminated"), "field": "metadata.namespace"}]);
+    Err(error)
+}
+
+/// The pod's account must be there; its pull secrets are the pod's. No token is mounted yet.
+fn service_account(attempt: &Attempt<'_>, view: &View, pod: &mut Value) -> Result<(), ApiError> {
+    if !text(pod, "/metadata/annotations/kubernetes.io~1config.mirror").is_empty() {
+        return Ok(());
+    }
+    if text(pod, "/spec/serviceAccountName").is_empty() {
+        pod["spec"]["serviceAccountName"] = json!("default");
+    }
+    pod["spec"]["serviceAccount"] = pod["spec"]["serviceAccountName"].clone();
+    let namespace = text(pod, "/metadata/namespace");
+    let name = text(pod, "/spec/serviceAccountName");
+    let Some(account) = &view.service_account else {
+        let why = format!(
+            "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+        );
+        return Err(about(attempt, pod).forbidden(&why));
+    };
+    if pod["spec"].get("imagePullSecrets").is_none()
+        && let Some(secrets) = account.get("imagePullSecrets")
+    {
+        pod["spec"]["imagePullSecrets"] = secrets.clone();
+    }
+    Ok(())
+}
+
+/// `DefaultTolerationSeconds`: 300 s on nodes that are not ready or not reachable.
+fn default_tolerations(pod: &mut Value) {
+    let list = pod["spec"].get("tolerations").and_then(Value::as_array);
+    let mut list = list.cloned().unwrap_or_default();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let covered = list.iter().any(|toleration| {
+            let own = text(toleration, "/key");
+            let effect = text(toleration, "/effect");
+            (own == key || own.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+        });
+        if !covered {
+            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": 300}));
+        }
+    }
+    pod["spec"]["tolerations"] = Value::Array(list);
+}

@@ -1,0 +1,130 @@
+//! Deployments and ReplicaSets. Pure.
+
+use serde_json::{Value, json};
+
+use super::{immutable, labels, non_negative, one_of, pod, selector, selects};
+use crate::{
+    api::prepare::text,
+    schema::{FieldError, Path},
+};
+
+pub(super) fn deployment(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (path, spec) = (Path::new("spec"), &object["spec"]);
+    let mut errors = common(object, old);
+    for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
+        non_negative(&mut errors, &path.child(field), &spec[field]);
+    }
+    let least = spec["minReadySeconds"].as_i64().unwrap_or(0);
+    if spec["progressDeadlineSeconds"].as_i64().is_some_and(|deadline| deadline <= least) {
+        errors.push(FieldError::invalid(
+            &path.child("progressDeadlineSeconds"),
+            &spec["progressDeadlineSeconds"],
+            "must be greater than minReadySeconds",
+        ));
+    }
+    strategy(&mut errors, &path.child("strategy"), &spec["strategy"]);
+    errors
+}
+
+fn strategy(errors: &mut Vec<FieldError>, path: &Path, strategy: &Value) {
+    one_of(errors, &path.child("type"), &strategy["type"], &["Recreate", "RollingUpdate"]);
+    let rolling = &strategy["rollingUpdate"];
+    match text(strategy, "/type") {
+        "Recreate" if !rolling.is_null() => errors.push(FieldError::forbidden(
+            &path.child("rollingUpdate"),
+            "may not be specified when strategy `type` is 'Recreate'",
+        )),
+        "RollingUpdate" => {
+            let path = path.child("rollingUpdate");
+            let mut zero = 0;
+            for field in ["maxUnavailable", "maxSurge"] {
+                let value = &rolling[field];
+                zero += usize::from(amount(errors, &path.child(field), value) == Some(0));
+            }
+            if zero == 2 {
+                errors.push(FieldError::invalid(
+                    &path.child("maxUnavailable"),
+                    &rolling["maxUnavailable"],
+                    "may not be 0 when `maxSurge` is 0",
+                ));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A number or a percentage.
+fn amount(errors: &mut Vec<FieldError>, path: &Path, value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => {
+            let number = text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok());
+            if number.is_none_or(|number| number < 0) {
+                errors.push(FieldError::invalid(
+                    path,
+                    value,
+                    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
+                ));
+            }
+            number
+        }
+        other @ (Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::Array(_)
+        | Value::Object(_)) => {
+            non_negative(errors, path, other);
+            other.as_i64()
+        }
+    }
+}
+
+pub(super) fn replica_set(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = common(object, old);
+    let least = Path::new("spec.minReadySeconds");
+    non_negative(&mut errors, &least, &object["spec"]["minReadySeconds"]);
+    errors
+}
+
+fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (path, spec) = (Path::new("spec"), &object["spec"]);
+    let mut errors = Vec::new();
+    non_negative(&mut errors, &path.child("replicas"), &spec["replicas"]);
+    let place = path.child("selector");
+    match spec["selector"].as_object() {
+        None => errors.push(FieldError::required(&place, "")),
+        Some(fields) if fields.is_empty() => {
+            let why = "empty selector is invalid for deployment";
+            errors.push(FieldError::invalid(&place, &json!({}), why));
+        }
+        Some(_) => selector(&mut errors, &place, &spec["selector"]),
+    }
+    let template = &spec["template"];
+    let place = path.child("template");
+    let own = &template["metadata"]["labels"];
+    labels(&mut errors, &place.child("metadata").child("labels"), own);
+    if spec["selector"].is_object() && !selects(&spec["selector"], own) {
+        errors.push(FieldError::invalid(
+            &place.child("metadata").child("labels"),
+            &if own.is_null() { json!({}) } else { own.clone() },
+            "`selector` does not match template `labels`",
+        ));
+    }
+    let unchanged = old.is_some_and(|old| old["spec"]["template"] == *template);
+    if !unchanged {
+        errors.extend(pod::spec(&template["spec"], &place.child("spec")));
+    }
+    let restart = &template["spec"]["restartPolicy"];
+    if restart.as_str().is_some_and(|policy| policy != "Always") {
+        let place = place.child("spec").child("restartPolicy");
+        errors.push(FieldError::not_supported(&place, restart, &["Always"]));
+    }
+    if let Some(old) = old {
+        immutable(
+            &mut errors,
+            &path.child("selector"),
+            &spec["selector"],
+            &old["spec"]["selector"],
+        );
+    }
+    errors
+}

@@ -1,0 +1,243 @@
+//! A request from its line to its answer: route, who, may they, limits, then the resource handlers.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{
+        authn::User,
+        authz::Ask,
+        core::Api,
+        discovery_paths, error,
+        proxy::Kubelets,
+        query::{Query, decode_path},
+        route::{Route, route},
+    },
+    client::ApiError,
+};
+
+/// Upstream's `MaxRequestBodyBytes`.
+const BODY_BYTES: usize = 3 << 20;
+/// Upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`.
+const READS: usize = 400;
+const WRITES: usize = 200;
+/// Upstream's `--request-timeout`.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// What answers requests; one a server.
+#[derive(Debug)]
+pub struct Handler {
+    pub(super) api: Arc<Api>,
+    pub(super) kubelets: Option<Kubelets>,
+    pub(super) shutdown: CancellationToken,
+    reads: Semaphore,
+    writes: Semaphore,
+}
+
+/// An answer before it has a body type.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) content_type: &'static str,
+    pub(super) body: Body,
+    /// For `Warning` headers.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Reply {
+    pub(super) fn bytes(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Self {
+        let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+        Self { status, content_type, body, warnings: Vec::new() }
+    }
+
+    pub(super) fn json(value: &Value) -> Self {
+        Self::bytes(StatusCode::OK, "application/json", Bytes::from(value.to_string()))
+    }
+
+    pub(super) fn text(text: &'static str) -> Self {
+        Self::bytes(
+            StatusCode::OK,
+            "text/plain; charset=utf-8",
+            Bytes::from_static(text.as_bytes()),
+        )
+    }
+
+    pub(super) fn lines(
+        content_type: &'static str,
+        lines: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> Self {
+        let frames = lines.map(|line| Ok(Frame::data(line)));
+        let body = StreamBody::new(frames).boxed_unsync();
+        Self { status: StatusCode::OK, content_type, body, warnings: Vec::new() }
+    }
+}
+
+/// The parts of a request that handlers look at.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) user: Arc<User>,
+    pub(super) query: Query,
+    pub(super) headers: HeaderMap,
+}
+
+impl Asked {
+    pub(super) fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+impl Handler {
+    #[must_use]
+    pub fn new(api: Arc<Api>, kubelets: Option<Kubelets>, shutdown: CancellationToken) -> Self {
+        let (reads, writes) = (Semaphore::new(READS), Semaphore::new(WRITES));
+        Self { api, kubelets, shutdown, reads, writes }
+    }
+
+    /// Answers one request; failures are `Status` objects.
+    pub async fn handle(
+        &self,
+        certificate: Option<Arc<User>>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        match self.answer(certificate, request).await {
+            Ok(response) => response,
+            Err(failure) => refuse(&failure),
+        }
+    }
+
+    async fn answer(
+        &self,
+        certificate: Option<Arc<User>>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let path = decode_path(request.uri().path());
+        let query = Query::parse(request.uri().query().unwrap_or(""));
+        let route = route(request.method().as_str(), &path, &query);
+        match &route {
+            Route::Health => return Ok(respond(Reply::text("ok"))),
+            Route::Version => return Ok(respond(Reply::json(&discovery_paths::version()))),
+            Route::Metrics
+            | Route::Discovery
+            | Route::OpenApi
+            | Route::OpenId
+            | Route::Resource(..)
+            | Route::Method
+            | Route::Unknown => {}
+        }
+        let authorization = request.headers().get(header::AUTHORIZATION);
+        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let user = self.api.authenticate(authorization, certificate.as_ref()).await?;
+        let ask = match &route {
+            Route::Resource(target, verb) => Ask::Resource(target, *verb),
+            Route::Health
+            | Route::Version
+            | Route::Metrics
+            | Route::Discovery
+            | Route::OpenApi
+            | Route::OpenId
+            | Route::Method
+            | Route::Unknown => Ask::Path(&path),
+        };
+        self.api.authorize(&user, ask).await?;
+        let headers = request.headers().clone();
+        let asked = Asked { user, query, headers };
+        match route {
+            Route::Resource(target, verb) => {
+                if super::proxy::is_stream(&target) {
+                    return self.stream(&asked, &target, request).await;
+                }
+                let slots = if verb.mutates() { &self.writes } else { &self.reads };
+                let slot = slots.try_acquire().map_err(|_full| error::too_many_requests())?;
+                let bytes = read_body(request.into_body());
+                let work = async { self.resource(&asked, &target, verb, bytes.await?).await };
+                let reply = tokio::time::timeout(TIMEOUT, work).await;
+                drop(slot);
+                reply.map_err(|_elapsed| error::timed_out())?.map(respond)
+            }
+            Route::Metrics => Ok(respond(Reply::bytes(
+                StatusCode::OK,
+                "text/plain; version=0.0.4",
+                Bytes::from(self.metrics()),
+            ))),
+            Route::Discovery | Route::OpenApi => {
+                let accept = asked.header(header::ACCEPT);
+                discovery_paths::answer(&path, accept, &asked.query).map(respond)
+            }
+            Route::Method => Err(error::method_not_allowed()),
+            Route::OpenId | Route::Health | Route::Version | Route::Unknown => {
+                Err(error::no_resource())
+            }
+        }
+    }
+
+    /// Few numbers, all read when asked for.
+    fn metrics(&self) -> String {
+        let flying = |slots: &Semaphore, all: usize| all.saturating_sub(slots.available_permits());
+        format!(
+            "# TYPE apiserver_current_inflight_requests gauge\n\
+             apiserver_current_inflight_requests{{request_kind=\"readOnly\"}} {}\n\
+             apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {}\n\
+             # TYPE orlop_store_revision counter\norlop_store_revision {}\n",
+            flying(&self.reads, READS),
+            flying(&self.writes, WRITES),
+            self.api.store.revision()
+        )
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+    match Limited::new(body, BODY_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(failure) if failure.is::<http_body_util::LengthLimitError>() => {
+            Err(error::too_large(BODY_BYTES))
+        }
+        Err(failure) => Err(error::bad_request(format!("cannot read the body: {failure}"))),
+    }
+}
+
+pub(super) fn respond(reply: Reply) -> Response<Body> {
+    let mut response = Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    for warning in reply.warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            headers.append(header::WARNING, value);
+        }
+    }
+    response
+}
+
+/// The answer to a failure.
+#[must_use]
+pub fn refuse(failure: &ApiError) -> Response<Body> {
+    let status = StatusCode::from_u16(failure.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = Bytes::from(error::status(failure).to_string());
+    let mut response = respond(Reply::bytes(status, "application/json", body));
+    if failure.details.get("retryAfterSeconds").is_some() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if failure.code == 401 {
+        let challenge = HeaderValue::from_static("Bearer realm=\"kubernetes\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+/// `Status` of a deletion that is done.
+pub(super) fn success(details: &Value) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        "details": details})
+}

@@ -1,0 +1,203 @@
+//! The API inside the process: `control_plane::client::Client` over the same admission and storage.
+
+use std::sync::Arc;
+
+use futures::{FutureExt as _, future::BoxFuture};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::{
+    api::{
+        authn::{AUTHENTICATED, MASTERS, User},
+        core::{Api, Call, Deleted, resource_key},
+        deletion::{self, Propagation},
+        error,
+        patch::merge,
+        prepare::Part,
+        query::WriteOptions,
+    },
+    client::{ApiError, Client, DeleteOptions, Event, ObjectRef, Resource, Write},
+    schema::{
+        self,
+        decode::{self, Strictness},
+    },
+    store::{Change, ListRequest, Scope},
+};
+
+/// Events that may wait for a reader; the store's history holds more.
+const QUEUE: usize = 256;
+
+/// The in-process client of an API.
+#[derive(Debug)]
+pub struct Local {
+    api: Arc<Api>,
+    user: Arc<User>,
+}
+
+impl Local {
+    /// Acts as `system:kube-controller-manager` in `system:masters`.
+    #[must_use]
+    pub fn new(api: Arc<Api>) -> Self {
+        let user = User::new("system:kube-controller-manager", &[MASTERS, AUTHENTICATED]);
+        Self { api, user: Arc::new(user) }
+    }
+
+    fn call(&self, resource: Resource, namespace: &str, name: &str) -> Result<Call, ApiError> {
+        let served = schema::resource(resource.group, resource.version, resource.plural);
+        let options = WriteOptions { validation: Strictness::Strict, ..WriteOptions::default() };
+        Ok(Call {
+            served: served.ok_or_else(error::no_resource)?,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            user: Arc::clone(&self.user),
+            options,
+        })
+    }
+
+    fn call_of(&self, object: &ObjectRef) -> Result<Call, ApiError> {
+        self.call(object.resource, &object.namespace, &object.name)
+    }
+
+    async fn carry_out(&self, write: Write) -> Result<Value, ApiError> {
+        match write {
+            Write::Create { resource, namespace, object } => {
+                let call = self.call(resource, &namespace, "")?;
+                let object = checked(&call, object)?;
+                Ok((*self.api.create(&call, object).await?.value()).clone())
+            }
+            Write::Update { object, value } => self.update(&object, "", &value).await,
+            Write::UpdateSub { object, subresource: "binding", value } => {
+                let call = self.call_of(&object)?;
+                Ok((*self.api.bind(&call, &value).await?.value()).clone())
+            }
+            Write::UpdateSub { object, subresource, value } => {
+                self.update(&object, subresource, &value).await
+            }
+            Write::Patch { object, subresource, patch } => {
+                let call = self.call_of(&object)?;
+                let change = |current: &Value| {
+                    if subresource == "scale" {
+                        let wanted = merge::patch(super::scale::of(current), &patch);
+                        return super::scale::onto(&call, current, &wanted);
+                    }
+                    checked(&call, merge::patch(current.clone(), &patch))
+                };
+                let written = self.api.update(&call, part(subresource)?, &change).await?;
+                Ok((*written.value()).clone())
+            }
+            Write::Delete { object, options } => {
+                let call = self.call_of(&object)?;
+                let (Deleted::Removed(written) | Deleted::Waiting(written)) =
+                    self.api.delete(&call, &delete_options(&options)).await?;
+                Ok((*written.value()).clone())
+            }
+        }
+    }
+
+    async fn update(
+        &self,
+        object: &ObjectRef,
+        subresource: &str,
+        value: &Value,
+    ) -> Result<Value, ApiError> {
+        let call = self.call_of(object)?;
+        let change = |current: &Value| {
+            if subresource == "scale" {
+                return super::scale::onto(&call, current, value);
+            }
+            checked(&call, value.clone())
+        };
+        let written = self.api.update(&call, part(subresource)?, &change).await?;
+        Ok((*written.value()).clone())
+    }
+}
+
+fn part(subresource: &str) -> Result<Part, ApiError> {
+    match subresource {
+        "" | "scale" => Ok(Part::Main),
+        "status" => Ok(Part::Status),
+        "approval" => Ok(Part::Approval),
+        "finalize" => Ok(Part::Finalize),
+        _ => Err(error::no_resource()),
+    }
+}
+
+/// Brings an object into stored form, as decoding a body would.
+fn checked(call: &Call, object: Value) -> Result<Value, ApiError> {
+    let kind = super::verbs::kind_of(call.served)?;
+    let decoded = decode::value(&kind, object, Strictness::Strict);
+    decoded.map(|(object, _)| object).map_err(|why| error::bad_request(why.message(&kind)))
+}
+
+fn delete_options(options: &DeleteOptions) -> deletion::Options {
+    let propagation = match options.propagation {
+        Some("Foreground") => Some(Propagation::Foreground),
+        Some("Orphan") => Some(Propagation::Orphan),
+        Some("Background") => Some(Propagation::Background),
+        _ => None,
+    };
+    deletion::Options {
+        grace: options.grace_period_seconds,
+        uid: options.uid.clone(),
+        propagation,
+        ..deletion::Options::default()
+    }
+}
+
+impl Client for Local {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Value, ApiError>> {
+        self.carry_out(write).boxed()
+    }
+
+    fn read(&self, object: &ObjectRef) -> BoxFuture<'_, Result<Value, ApiError>> {
+        let call = self.call_of(object);
+        async move {
+            let entry = self.api.get(&call?).await?;
+            Ok((*entry.value()).clone())
+        }
+        .boxed()
+    }
+
+    fn watch(&self, resource: Resource) -> mpsc::Receiver<Event> {
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let api = Arc::clone(&self.api);
+        tokio::spawn(async move {
+            let Some(served) = schema::resource(resource.group, resource.version, resource.plural)
+            else {
+                tracing::error!(?resource, "a watch of what is not served");
+                return;
+            };
+            let scope = Scope { resource: resource_key(served), namespace: None, name: None };
+            while follow(&api, &scope, &events).await.is_some() {
+                tracing::info!(resource = resource.plural, "a reader fell behind and starts anew");
+            }
+        });
+        receiver
+    }
+}
+
+/// Lists and follows until the history is lost (`Some`) or the reader is gone (`None`).
+async fn follow(api: &Api, scope: &Scope, events: &mpsc::Sender<Event>) -> Option<()> {
+    events.send(Event::Restart).await.ok()?;
+    let request = ListRequest { scope: scope.clone(), at: None, after: None };
+    let listing = api.store.list(request).await.ok()?;
+    for (_, entry) in &listing.rows {
+        events.send(Event::Applied(entry.value())).await.ok()?;
+    }
+    events.send(Event::Synced).await.ok()?;
+    let mut watcher = api.store.watch(scope.clone(), listing.revision);
+    loop {
+        let progress = tokio::select! {
+            progress = watcher.next() => progress,
+            () = events.closed() => return None,
+        };
+        let Ok(progress) = progress else { return Some(()) };
+        for event in progress.events {
+            let event = match event.change {
+                Change::Put { after, .. } => Event::Applied(after.value()),
+                Change::Delete { last, .. } => Event::Deleted(last.value()),
+            };
+            events.send(event).await.ok()?;
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Reviews: who am I, may I, may they. Nothing of it is stored.
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::{
+    api::{
+        authn::User,
+        authz::Ask,
+        body,
+        core::Call,
+        error,
+        http::{Asked, Handler, Reply},
+        prepare::text,
+        route::{Target, Verb},
+        verbs::kind_of,
+    },
+    client::ApiError,
+};
+
+impl Handler {
+    pub(super) async fn review(
+        &self,
+        asked: &Asked,
+        call: &Call,
+        bytes: &Bytes,
+    ) -> Result<Reply, ApiError> {
+        let kind = kind_of(call.served)?;
+        let format = body::format(asked.header(header::CONTENT_TYPE))?;
+        let (mut review, _) = body::decode(&kind, format, bytes, call.options.validation)?;
+        review["apiVersion"] = json!(call.served.api_version());
+        review["kind"] = json!(call.served.kind);
+        review["status"] = match call.served.plural {
+            "selfsubjectreviews" => json!({"userInfo": call.user.to_json()}),
+            "selfsubjectaccessreviews" => self.may(&call.user, &review["spec"]).await?,
+            "subjectaccessreviews" => {
+                let spec = &review["spec"];
+                let groups = spec["groups"].as_array().into_iter().flatten();
+                let groups: Vec<&str> = groups.filter_map(Value::as_str).collect();
+                self.may(&User::new(text(spec, "/user"), &groups), spec).await?
+            }
+            "tokenreviews" => match self.api.token_user(text(&review, "/spec/token")).await {
+                Ok(user) => json!({"authenticated": true, "user": user.to_json()}),
+                Err(failure) if failure.code == 401 => {
+                    json!({"authenticated": false, "error": failure.message})
+                }
+                Err(failure) => return Err(failure),
+            },
+            "bindings" => return self.bind_named(call, &review).await,
+            _ => return Err(error::no_resource()),
+        };
+        Ok(Reply::bytes(StatusCode::CREATED, "application/json", review.to_string().into()))
+    }
+
+    /// The old form of `pods/NAME/binding`.
+    async fn bind_named(&self, call: &Call, binding: &Value) -> Result<Reply, ApiError> {
+        let served = crate::schema::resource("", "v1", "pods").ok_or_else(error::no_resource)?;
+        let name = text(binding, "/metadata/name").to_owned();
+        let pod = Call { served, name, ..call.clone() };
+        self.api.bind(&pod, binding).await?;
+        let done = super::http::success(&Value::Null).to_string();
+        Ok(Reply::bytes(StatusCode::CREATED, "application/json", done.into()))
+    }
+
+    async fn may(&self, user: &User, spec: &Value) -> Result<Value, ApiError> {
+        let path = text(spec, "/nonResourceAttributes/path");
+        let allowed = if path.is_empty() {
+            let asked = &spec["resourceAttributes"];
+            let verb = match text(asked, "/verb") {
+                "get" => Verb::Get,
+                "list" => Verb::List,
+                "watch" => Verb::Watch,
+                "update" => Verb::Update,
+                "patch" => Verb::Patch,
+                "delete" => Verb::Delete,
+                "deletecollection" => Verb::DeleteCollection,
+                // What nobody but an administrator may: as one would ask for a creation.
+                _ => Verb::Create,
+            };
+            let owned = |pointer: &str| text(asked, pointer).to_owned();
+            let target = Target {
+                group: owned("/group"),
+                version: owned("/version"),
+                plural: owned("/resource"),
+                namespace: owned("/namespace"),
+                name: owned("/name"),
+                subresource: owned("/subresource"),
+            };
+            self.api.allows(user, Ask::Resource(&target, verb)).await?
+        } else {
+            self.api.allows(user, Ask::Path(path)).await?
+        };
+        Ok(if allowed {
+            json!({"allowed": true})
+        } else {
+            json!({"allowed": false, "reason": "no rule of this server allows it"})
+        })
+    }
+}

@@ -1,0 +1,268 @@
+//! The server as stock `kubectl` sees it: a real one on loopback, real certificates, a real store.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Output,
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::Networks,
+    api::{attributes, bootstrap::bootstrap, core::Api, service_account::Keys},
+    pki::{Pki, ServerCert, ServerNames},
+    server::{ServerConfig, serve},
+    store::{Options, embedded::Embedded},
+};
+
+struct Server {
+    dir: TempDir,
+    address: SocketAddr,
+    kubectl: PathBuf,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Where a `kubectl` is, or `None` with a word that says what is skipped.
+fn kubectl() -> Option<PathBuf> {
+    let found = std::env::var_os("PATH").and_then(|path| {
+        std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.exists())
+    });
+    if found.is_none() {
+        tracing::warn!("skipped: there is no kubectl on this machine");
+    }
+    found
+}
+
+async fn server() -> Option<Server> {
+    let kubectl = kubectl()?;
+    let dir = tempfile::tempdir().unwrap();
+    let now = Timestamp::now();
+    let pki = Pki::open(dir.path(), now).unwrap();
+    let networks = Networks::new("10.96.0.0/16".parse().unwrap());
+    let names = ServerNames::new("10.96.0.1".parse().unwrap(), []);
+    let cert = ServerCert::new(&pki.server_cert(&names, now).unwrap()).unwrap();
+    let options = Options { class: attributes::class, attributes: attributes::attributes };
+    let store = Embedded::open(&dir.path().join("state.db"), options).unwrap();
+    let keys = Keys::new(&pki.sa_key_pem).unwrap();
+    let api = Arc::new(Api::new(Arc::new(store), networks, Some(keys)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    bootstrap(&api, address.ip(), address.port()).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let config = ServerConfig {
+        listener,
+        tls: Arc::new(pki.tls_config(&cert).unwrap()),
+        api: Arc::clone(&api),
+        kubelets: None,
+        shutdown: shutdown.clone(),
+    };
+    tokio::spawn(async move {
+        serve(config).await.unwrap();
+        api.store.close().await.unwrap();
+    });
+    for (name, text) in [
+        ("ca.crt", pki.ca_pem()),
+        ("admin.crt", &pki.admin.cert_pem),
+        ("admin.key", &pki.admin.key_pem),
+    ] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    Some(Server { dir, address, kubectl, shutdown })
+}
+
+impl Server {
+    async fn output(&self, line: &str, stdin: &str) -> Output {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let mut child = tokio::process::Command::new(&self.kubectl)
+            .args(line.split_whitespace())
+            .args(["--server", &format!("https://{}", self.address)])
+            .args(["--certificate-authority", &path("ca.crt")])
+            .args(["--client-certificate", &path("admin.crt")])
+            .args(["--client-key", &path("admin.key")])
+            .env("HOME", self.dir.path())
+            .env("KUBECONFIG", Path::new("/dev/null"))
+            .kill_on_drop(true)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(stdin.as_bytes()).await.unwrap();
+        drop(input);
+        child.wait_with_output().await.unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    async fn ok(&self, line: &str, stdin: &str) -> String {
+        let output = self.output(line, stdin).await;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "kubectl {line}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Standard error of a command that fails.
+    async fn refused(&self, line: &str, stdin: &str) -> String {
+        let output = self.output(line, stdin).await;
+        assert!(!output.status.success(), "kubectl {line} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} -o json"), "").await).unwrap()
+    }
+}
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: nginx
+        image: nginx:1.22
+        ports: [{containerPort: 80, name: http}]
+        resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}
+        readinessProbe: {httpGet: {path: /, port: http}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: http}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_every_day() {
+    let Some(server) = server().await else { return };
+    let version = server.ok("version", "").await;
+    assert!(version.contains("Server Version: v1.36"), "{version}");
+    let made = server.ok("apply -f -", WEB).await;
+    assert!(made.contains("deployment.apps/web created"), "{made}");
+    assert!(made.contains("service/web created"), "{made}");
+    let again = server.ok("apply -f -", WEB).await;
+    assert!(again.contains("deployment.apps/web unchanged"), "{again}");
+    let more = WEB.replace("replicas: 2", "replicas: 3");
+    assert!(server.ok("apply -f -", &more).await.contains("deployment.apps/web configured"));
+    let web = server.json("get deploy web").await;
+    assert_eq!((&web["spec"]["replicas"], &web["metadata"]["generation"]), (&3.into(), &2.into()));
+    assert_eq!(
+        web["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"],
+        "200m"
+    );
+
+    let table = server.ok("get deploy,svc,ns -o wide", "").await;
+    assert!(table.contains("READY") && table.contains("0/3"), "{table}");
+    assert!(table.contains("80:30086/TCP"), "{table}");
+    assert!(table.contains("kube-node-lease"), "{table}");
+    let described = server.ok("describe deploy web", "").await;
+    assert!(described.contains("25% max unavailable, 25% max surge"), "{described}");
+    server.ok("scale deploy web --replicas=5", "").await;
+    server.ok("label deploy web tier=front", "").await;
+    let web = server.json("get deploy web").await;
+    assert_eq!(
+        (&web["spec"]["replicas"], &web["metadata"]["labels"]["tier"]),
+        (&5.into(), &"front".into())
+    );
+    let explained = server.ok("explain deployment.spec.replicas", "").await;
+    assert!(explained.contains("replicas <integer>"), "{explained}");
+
+    server.ok("create deployment made --image=nginx", "").await;
+    server.ok("create namespace other", "").await;
+    server.ok("create configmap settings --from-literal=a=b -n other", "").await;
+    server.ok("create secret generic hidden --from-literal=a=b -n other", "").await;
+    server.ok("run one --image=busybox -n default", "").await;
+    let pods = server.ok("get pods", "").await;
+    assert!(pods.contains("one") && pods.contains("Pending"), "{pods}");
+    let described = server.ok("describe pod one", "").await;
+    assert!(described.contains("Status:") && described.contains("Pending"), "{described}");
+    assert!(server.ok("auth can-i create pods", "").await.starts_with("yes"));
+    assert!(server.ok("auth whoami", "").await.contains("kubernetes-admin"));
+    let deleted = server.ok("delete pod one --timeout=20s", "").await;
+    assert!(deleted.contains("deleted"), "{deleted}");
+    server.ok("delete deploy,svc web --timeout=20s", "").await;
+    let gone = server.refused("get deploy web", "").await;
+    assert!(
+        gone.contains("Error from server (NotFound): deployments.apps \"web\" not found"),
+        "{gone}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_refused_in_upstreams_words() {
+    let Some(server) = server().await else { return };
+    let table = [
+        (
+            WEB.replace("replicas: 2", "replcas: 2"),
+            "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \"spec.replcas\"",
+        ),
+        (
+            WEB.replace("replicas: 2", "replicas: two"),
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (WEB.replace("cpu: 100m", "cpu: lots"), "quantities must match the regular expression"),
+        (
+            WEB.replace("replicas: 2", "replicas: -1"),
+            "The Deployment \"web\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            WEB.replace("labels: {app: web}}\n    spec", "labels: {app: db}}\n    spec"),
+            "`selector` does not match template `labels`",
+        ),
+        (
+            WEB.replace("name: http}]", "name: HTTP}]"),
+            "spec.template.spec.containers[0].ports[0].name: Invalid value: \"HTTP\"",
+        ),
+        (
+            WEB.replace("name: web, labels", "name: Web, labels"),
+            "metadata.name: Invalid value: \"Web\": a lowercase RFC 1123 subdomain must consist of",
+        ),
+    ];
+    for (manifest, want) in table {
+        let (manifest, _) = manifest.split_once("---").unwrap();
+        let said = server.refused("create --validate=strict -f -", manifest).await;
+        assert!(said.contains(want), "{said}\nwanted: {want}");
+    }
+    let left = server.json("get deploy").await;
+    assert_eq!(left["items"].as_array().unwrap().len(), 0, "something was stored");
+
+    server.ok("create -f -", WEB).await;
+    let twice = server.refused("create -f -", WEB).await;
+    assert!(twice.contains("deployments.apps \"web\" already exists"), "{twice}");
+    let stale = WEB.replace("{name: web, labels", "{name: web, resourceVersion: '1', labels");
+    let stale = server.refused("replace -f -", &stale).await;
+    assert!(
+        stale.contains("Operation cannot be fulfilled on deployments.apps \"web\": the object has been modified; please apply your changes to the latest version and try again"),
+        "{stale}"
+    );
+    let moved = WEB.replace("app: web}}", "app: two}}");
+    let moved = server.refused("apply -f -", &moved).await;
+    assert!(moved.contains("field is immutable"), "{moved}");
+    let taken = "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 1}]}";
+    let taken = server.refused("create -f -", taken).await;
+    assert!(
+        taken.contains("failed to allocate IP 10.96.0.10: provided IP is already allocated"),
+        "{taken}"
+    );
+    let nowhere = server.refused("create configmap a -n nowhere", "").await;
+    assert!(nowhere.contains("namespaces \"nowhere\" not found"), "{nowhere}");
+}
