@@ -551,6 +551,16 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_pod_without_a_network_is_refused_and_can_be_removed() {
+        let Some(node) = Node::new().await else { return };
+        fs::remove_file(node.config.cni_conf_dir.join("10-test.conflist")).unwrap();
+        let error = node.runtime.ensure_sandbox(&node.sandbox()).await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.starts_with("cni plugin not initialized"), "{source}");
+        node.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_container_with_a_terminal_logs_what_it_shows() {
         let Some(mut node) = Node::new().await else { return };
         let mut spec = node.container("tty; echo $TERM; sleep 0.1; echo last");

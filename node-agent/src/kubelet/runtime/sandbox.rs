@@ -161,6 +161,15 @@ impl Inner {
         cni::addresses(&result).map_err(failed(step, &pod))
     }
 
+    async fn disconnect_network(&self, record: &SandboxRecord) -> Result<(), cni::CniError> {
+        let network = match cni::load(&self.config.cni_conf_dir) {
+            // Never connected, as there was no network to connect to.
+            Err(cni::CniError::NoConfig(_)) if record.network.is_none() => return Ok(()),
+            network => network?,
+        };
+        network.delete(&self.config.cni_bin_dir, &attachment(record), record.network.as_ref()).await
+    }
+
     pub(super) async fn remove_sandbox(&self, uid: &PodUid) -> Result<(), RuntimeError> {
         let dir = self.pod_dir(uid);
         let Some(record) = SandboxRecord::load(&dir).map_err(failed("read the record", uid))?
@@ -178,10 +187,7 @@ impl Inner {
             .await
             .map_err(failed::<io::Error>("remove the pod's cgroup", uid))?;
         if !record.host_network && record.netns.exists() {
-            let network = cni::load(&self.config.cni_conf_dir)
-                .map_err(failed("disconnect the network", uid))?;
-            network
-                .delete(&self.config.cni_bin_dir, &attachment(&record), record.network.as_ref())
+            self.disconnect_network(&record)
                 .await
                 .map_err(failed("disconnect the network", uid))?;
         }
