@@ -102,6 +102,18 @@ pub fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
 /// # Errors
 /// When a request failed, a container was restarted, or an agent did not come back.
 pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
+    agent_replaced(cluster, &format!("kill -9 $({AGENT_PID})"))
+}
+
+/// As `agent_killed`, with systemd's orderly restart of the unit.
+///
+/// # Errors
+/// As `agent_killed`.
+pub fn unit_restarted(cluster: &Cluster) -> Result<usize> {
+    agent_replaced(cluster, "systemctl restart orlop-node-agent")
+}
+
+fn agent_replaced(cluster: &Cluster, script: &str) -> Result<usize> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
     let restarts = restarts(kubectl)?;
@@ -112,7 +124,7 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
         victims.push(cluster.node(name)?);
     }
     for node in victims {
-        kill_agent(node)?;
+        replace_agent(node, script)?;
     }
     let requests = load.finish(Duration::from_secs(90))?;
     let tally = judge::tally(&requests);
@@ -134,10 +146,10 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
 const AGENT_PID: &str = "if [ -d /run/systemd/system ]; then systemctl show -P MainPID orlop-node-agent; \
                          else cat /run/vm/node-agent.pid; fi";
 
-/// SIGKILL to the agent, and proof that another process took its place.
-fn kill_agent(node: &Node) -> Result<()> {
+/// Runs `script`, and proves that another agent process took the place of the one before.
+fn replace_agent(node: &Node, script: &str) -> Result<()> {
     let pid = node.shell().sh(AGENT_PID)?;
-    node.shell().sh(&format!("kill -9 {pid}"))?;
+    node.shell().sh(script)?;
     wait_for(&format!("a new agent on {}", node.name), Duration::from_secs(20), || {
         let now = node.shell().sh(&format!("p=$({AGENT_PID}); kill -0 $p && echo $p"))?;
         Ok((now != pid).then_some(()))

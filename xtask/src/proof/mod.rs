@@ -16,7 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 pub use judge::{Request, Tally};
-pub use measure::{agent_killed, cpu_limit, deletion_under_load, memory_limit, no_rules};
+pub use measure::{
+    agent_killed, cpu_limit, deletion_under_load, memory_limit, no_rules, unit_restarted,
+};
 
 use crate::{
     cluster::Cluster,
