@@ -19,10 +19,20 @@ use crate::{
     route, service,
 };
 
+/// A packet to an address of this node: to a node port, or for the host's stack.
+#[inline(always)]
+pub fn to_node(ctx: &TcContext, config: &Config, ip: &Ipv4) -> Result<i32, DropReason> {
+    let Some(transport) = packet::transport(ctx, ip)? else { return Ok(count::PASS) };
+    if !config.is_node_port(u16::from_be_bytes(transport.dport)) {
+        return Ok(count::PASS);
+    }
+    node_port(ctx, config, ip, &transport)
+}
+
 /// A packet to a node port. What no service answers is left to the host's stack, which refuses it in
 /// the words of the protocol (RST, port unreachable).
 #[inline(always)]
-pub fn node_port(
+fn node_port(
     ctx: &TcContext,
     config: &Config,
     ip: &Ipv4,

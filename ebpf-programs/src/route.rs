@@ -34,7 +34,9 @@ pub fn forward(
     if let Some(endpoint) = maps::endpoint(dst) {
         return deliver(ctx, &endpoint);
     }
-    if config.vxlan_ifindex != 0 && maps::tunnel(dst).is_some() {
+    // A row for a node's own address is for pods only: between nodes the underlay is shorter.
+    let tunnel = maps::tunnel(dst).filter(|tunnel| tunnel.node != dst);
+    if config.vxlan_ifindex != 0 && tunnel.is_some() {
         return to_overlay(ctx, config);
     }
     let out = if out == 0 { helpers::route(ctx, src, dst)? } else { out };

@@ -28,5 +28,9 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if ip.dst == config.gateway {
         return nat::answer(ctx, config, &ip);
     }
+    // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
+    if maps::is_node_address(ip.dst) {
+        return nat::to_node(ctx, config, &ip);
+    }
     Ok(count::PASS)
 }

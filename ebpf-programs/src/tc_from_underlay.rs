@@ -28,11 +28,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
     if maps::is_node_address(ip.dst) {
-        let Some(transport) = packet::transport(ctx, &ip)? else { return Ok(count::PASS) };
-        if !config.is_node_port(u16::from_be_bytes(transport.dport)) {
-            return Ok(count::PASS);
-        }
-        return nat::node_port(ctx, config, &ip, &transport);
+        return nat::to_node(ctx, config, &ip);
     }
     if ip.dst == config.gateway {
         return nat::answer(ctx, config, &ip);

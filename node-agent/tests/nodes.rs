@@ -354,6 +354,9 @@ mod tests {
         for (ip, number) in [(pod_ip(1, 12), 12), (pod_ip(2, 21), 21)] {
             assert_eq!(client.run(move || answered_by(&tcp((ip, 8080), 3))), [number]);
         }
+        two.space.run(|| serve(200));
+        let host = (node_ip(2), 8080);
+        assert_eq!(client.run(move || answered_by(&tcp(host, 3))), [200], "a pod reaches a node");
         assert_eq!(one.space.run(|| answered_by(&tcp((pod_ip(2, 21), 8080), 3))), [21]);
         let seen = client.run(|| tcp(SERVICE, 200));
         assert!(seen.len() == 2 && seen.values().all(|count| *count > 60), "{seen:?}");

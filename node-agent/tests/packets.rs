@@ -180,6 +180,12 @@ mod tests {
                 REDIRECT,
                 Some(&delivered(&back).bytes()),
             );
+            kernel.node_port(Protocol::Tcp, &[POD]);
+            let ported = Frame { dst_mac: foreign, ..Frame::tcp(FAR_POD, NODE) };
+            let sent = delivered(&Frame::tcp((GATEWAY, FAR_POD.1), POD));
+            kernel.check(TcHook::FromOverlay, &ported.bytes(), REDIRECT, Some(&sent.bytes()));
+            let ssh = Frame { dst_mac: foreign, ..Frame::tcp(FAR_POD, (NODE.0, 22)) };
+            kernel.check(TcHook::FromOverlay, &ssh.bytes(), PASS, None);
             let host = Frame { dst_mac: foreign, ..Frame::tcp(FAR_POD, (GATEWAY, 1)) };
             kernel.check(TcHook::FromOverlay, &host.bytes(), PASS, None);
         });

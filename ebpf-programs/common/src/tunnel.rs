@@ -1,6 +1,7 @@
 //! Pods of other nodes.
 
-/// Where the pods of a CIDR are reached.
+/// Where the pods of a CIDR are reached. A row whose key is the node's own address (prefix 32) serves
+/// pods that speak to the node itself: the underlay need not know pod addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tunnel {

@@ -44,7 +44,7 @@ pub struct Desired {
     pub pod_cidr: Option<Ipv4Net>,
     /// The first host of the pod CIDR.
     pub gateway: Option<Ipv4Addr>,
-    /// Pod CIDR to node, for peers through the tunnel.
+    /// Pod CIDR, and the node's own address, to node, for peers through the tunnel.
     pub tunnels: BTreeMap<Ipv4Net, Ipv4Addr>,
     /// Routes by destination.
     pub routes: BTreeMap<Ipv4Net, Route>,
@@ -83,6 +83,9 @@ pub fn desired<'a>(
         };
         if tunnel {
             desired.tunnels.insert(cidr, node);
+            // Pods speak to the node itself through the tunnel too: an underlay that filters by
+            // source, or a strict rp_filter, would drop their addresses.
+            desired.tunnels.insert(Ipv4Net::from(node), node);
         }
         desired.routes.insert(cidr, route(cidr, node, gateway, underlay, tunnel));
     }
@@ -188,7 +191,7 @@ mod tests {
 
     #[test]
     fn each_mode_reaches_every_peer_that_has_a_range() {
-        for (mode, tunnels) in [(Mode::Vxlan, 2), (Mode::L3, 0), (Mode::Auto, 1)] {
+        for (mode, tunnels) in [(Mode::Vxlan, 4), (Mode::L3, 0), (Mode::Auto, 2)] {
             let desired = decide(mode, NODES);
             assert_eq!(desired.gateway, Some(Ipv4Addr::new(10, 244, 0, 1)));
             assert_eq!((desired.routes.len(), desired.tunnels.len()), (2, tunnels), "{mode:?}");
