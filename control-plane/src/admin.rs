@@ -10,15 +10,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
 use rand::Rng as _;
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
     config::RunFile,
-    pki::{Pki, PkiError},
+    pki::{Pki, PkiError, ServerCert},
 };
 
 /// Why a command beside the server failed.
@@ -36,8 +35,6 @@ pub enum AdminError {
     Connect { address: String, source: io::Error },
     #[error("the server at {address} broke off")]
     Http { address: String, source: hyper::Error },
-    #[error("the administrator's certificate is not usable")]
-    Tls { source: rustls::Error },
     #[error("the server refused: {message}")]
     Refused { message: String },
 }
@@ -90,7 +87,8 @@ impl Admin {
         let address = self.run.local().to_string();
         let connect = |source| AdminError::Connect { address: address.clone(), source };
         let broken = |source| AdminError::Http { address: address.clone(), source };
-        let tls = TlsConnector::from(Arc::new(client_config(&self.pki)?));
+        let cert = ServerCert::new(&self.pki.admin)?;
+        let tls = TlsConnector::from(Arc::new(self.pki.client_config(&cert)?));
         let tcp = TcpStream::connect(self.run.local()).await.map_err(connect)?;
         let name = ServerName::from(self.run.local().ip());
         let stream = tls.connect(name, tcp).await.map_err(connect)?;
@@ -160,21 +158,6 @@ fn kubeconfig(pki: &Pki, server: &str) -> String {
     );
     written.expect("writing to a String cannot fail");
     text
-}
-
-fn client_config(pki: &Pki) -> Result<ClientConfig, AdminError> {
-    let tls = |source| AdminError::Tls { source };
-    let damaged = |_bad_pem| tls(rustls::Error::General("not PEM".to_owned()));
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(pki.ca_der().to_vec())).map_err(tls)?;
-    let cert = CertificateDer::from_pem_slice(pki.admin.cert_pem.as_bytes()).map_err(damaged)?;
-    let key = PrivateKeyDer::from_pem_slice(pki.admin.key_pem.as_bytes()).map_err(damaged)?;
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(tls)?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![cert], key)
-        .map_err(tls)
 }
 
 #[cfg(test)]

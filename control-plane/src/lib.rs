@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod controllers;
 pub mod pki;
+pub mod run;
 pub mod scheduler;
 pub mod schema;
 pub mod server;

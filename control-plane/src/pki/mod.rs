@@ -183,6 +183,14 @@ impl Pki {
     pub fn tls_config(&self, cert: &Arc<ServerCert>) -> Result<rustls::ServerConfig, PkiError> {
         resolver::tls_config(&self.ca_der, cert)
     }
+
+    /// A rustls client configuration that trusts our CA alone and shows `cert`.
+    ///
+    /// # Errors
+    /// When the CA is not acceptable to rustls.
+    pub fn client_config(&self, cert: &Arc<ServerCert>) -> Result<rustls::ClientConfig, PkiError> {
+        resolver::client_config(&self.ca_der, cert)
+    }
 }
 
 /// A random positive serial number of 63 bits (RFC 5280 section 4.1.2.2 asks for at most 20 octets).

@@ -6,7 +6,8 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
+    client::ResolvesClientCert,
     crypto::ring,
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
@@ -15,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::{KeyedCert, PkiError};
 
-/// The certificate that new connections are answered with.
+/// The certificate that new connections are answered with, or begun with where we call.
 pub struct ServerCert {
     current: RwLock<Arc<CertifiedKey>>,
 }
@@ -48,6 +49,34 @@ impl ResolvesServerCert for ServerCert {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
     }
+}
+
+impl ResolvesClientCert for ServerCert {
+    fn resolve(
+        &self,
+        _issuers: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+pub(super) fn client_config(
+    ca_der: &[u8],
+    cert: &Arc<ServerCert>,
+) -> Result<ClientConfig, PkiError> {
+    let tls = |source| PkiError::Tls { source };
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(ca_der.to_vec())).map_err(tls)?;
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(tls)?
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(Arc::<ServerCert>::clone(cert)))
 }
 
 pub(super) fn tls_config(ca_der: &[u8], cert: &Arc<ServerCert>) -> Result<ServerConfig, PkiError> {

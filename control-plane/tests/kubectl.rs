@@ -1,0 +1,341 @@
+//! The whole control plane in this process, spoken to by a real `kubectl` over HTTPS. The kubelets' part
+//! (running pods, ending them) is played by the test through the in-process API.
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+
+    use control_plane::{
+        admin::Admin,
+        client::{Client, DeleteOptions, ObjectRef, Resource, Write},
+        config::Config,
+        run::{Running, start},
+    };
+    use serde_json::{Value, json};
+    use tokio::{
+        io::AsyncWriteExt as _,
+        process::Command,
+        time::{Instant, sleep},
+    };
+
+    const PODS: Resource = Resource { group: "", version: "v1", plural: "pods" };
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    struct Cluster {
+        running: Running,
+        dir: tempfile::TempDir,
+    }
+
+    impl Cluster {
+        async fn start() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = Config::new(dir.path().join("data"));
+            config.bind = "127.0.0.1:0".parse().unwrap();
+            let running = start(config).await.unwrap();
+            let admin = Admin::open(&dir.path().join("data")).unwrap();
+            std::fs::write(dir.path().join("kubeconfig"), admin.kubeconfig(None)).unwrap();
+            Self { running, dir }
+        }
+
+        fn data_dir(&self) -> PathBuf {
+            self.dir.path().join("data")
+        }
+
+        /// Runs kubectl with this on its standard input; what it printed, or what it complained of.
+        async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+            let mut child = Command::new("kubectl")
+                .arg("--kubeconfig")
+                .arg(self.dir.path().join("kubeconfig"))
+                .args(["--cache-dir", self.dir.path().join("cache").to_str().unwrap()])
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
+            let output = child.wait_with_output().await.unwrap();
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            if output.status.success() {
+                Ok(text(&output.stdout))
+            } else {
+                Err(text(&output.stderr))
+            }
+        }
+
+        async fn kubectl(&self, arguments: &[&str]) -> String {
+            let answer = self.kubectl_with(arguments, "").await;
+            answer.unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+        }
+
+        async fn apply(&self, object: &Value) {
+            let answer = self.kubectl_with(&["apply", "-f", "-"], &object.to_string()).await;
+            answer.unwrap_or_else(|error| panic!("kubectl apply {object}: {error}"));
+        }
+
+        async fn list(&self, plural: &str) -> Vec<Value> {
+            let text = self.kubectl(&["get", plural, "-o", "json"]).await;
+            let list: Value = serde_json::from_str(&text).unwrap();
+            list["items"].as_array().unwrap().clone()
+        }
+
+        async fn wait(&self, plural: &str, test: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let objects = self.list(plural).await;
+                if test(&objects) {
+                    return objects;
+                }
+                assert!(Instant::now() < deadline, "waited in vain for {plural}: {objects:#?}");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+
+        async fn join(&self, name: &str) {
+            self.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
+                .await;
+            let status = json!({"status": {
+                "allocatable": {"cpu": "2", "memory": "2Gi", "pods": "110"},
+                "capacity": {"cpu": "2", "memory": "2Gi", "pods": "110"},
+                "conditions": [{
+                    "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "up",
+                    "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }],
+            }});
+            let patch = ["--subresource=status", "--type=merge", "-p", &status.to_string()];
+            self.kubectl(&[&["patch", "node", name], &patch[..]].concat()).await;
+        }
+    }
+
+    fn place(pod: &Value) -> ObjectRef {
+        let field = |name: &str| pod["metadata"][name].as_str().unwrap().to_owned();
+        ObjectRef { resource: PODS, namespace: field("namespace"), name: field("name") }
+    }
+
+    /// Runs assigned pods and ends deleted ones, until the task is aborted.
+    async fn kubelets(client: Arc<dyn Client>) {
+        use control_plane::client::Event;
+        let mut watch = client.watch(PODS);
+        let mut next = 1;
+        while let Some(event) = watch.recv().await {
+            let Event::Applied(pod) = event else { continue };
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                let options =
+                    DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+                drop(client.write(Write::Delete { object: place(&pod), options }).await);
+            } else if pod["spec"]["nodeName"].is_string() && pod["status"]["phase"] == "Pending" {
+                next += 1;
+                let mut conditions =
+                    pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                conditions.push(json!({"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}));
+                let patch = json!({"status": {
+                    "phase": "Running", "podIP": format!("10.244.0.{next}"),
+                    "podIPs": [{"ip": format!("10.244.0.{next}")}], "conditions": conditions,
+                }});
+                let object = place(&pod);
+                client.write(Write::Patch { object, subresource: "status", patch }).await.unwrap();
+            }
+        }
+    }
+
+    fn web(replicas: i64) -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": {
+                    "metadata": {"labels": {"app": "web"}},
+                    "spec": {"containers": [{
+                        "name": "c", "image": "nginx", "ports": [{"containerPort": 80}],
+                        "resources": {"requests": {"cpu": "100m"}},
+                    }]},
+                },
+            },
+        })
+    }
+
+    fn ready_endpoints(slices: &[Value]) -> usize {
+        slices
+            .iter()
+            .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "web")
+            .flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten())
+            .filter(|endpoint| endpoint["conditions"]["ready"] == true)
+            .count()
+    }
+
+    /// Whether kubectl is there; told when it is not.
+    async fn has_kubectl() -> bool {
+        let found = Command::new("kubectl").args(["version", "--client"]).output().await;
+        if found.is_err() {
+            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("skipped: no kubectl in PATH");
+            }
+        }
+        found.is_ok()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_deployment_applied_by_kubectl_runs_scales_rolls_and_goes() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        let kubelets = tokio::spawn(kubelets(Arc::clone(&cluster.running.client)));
+        for name in ["n1", "n2", "n3"] {
+            cluster.join(name).await;
+        }
+        cluster
+            .wait("nodes", |nodes| nodes.iter().all(|node| node["spec"]["podCIDR"].is_string()))
+            .await;
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+        });
+        cluster.apply(&service).await;
+        cluster.apply(&web(3)).await;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]).await;
+        let pods = cluster.list("pods").await;
+        let mut nodes: Vec<_> =
+            pods.iter().map(|pod| pod["spec"]["nodeName"].as_str().unwrap()).collect();
+        nodes.sort_unstable();
+        assert_eq!(nodes, ["n1", "n2", "n3"]);
+        cluster.wait("endpointslices", |slices| ready_endpoints(slices) == 3).await;
+        let described = cluster.kubectl(&["describe", "deployment", "web"]).await;
+        assert!(described.contains("NewReplicaSetAvailable"), "{described}");
+        assert!(described.contains("ScalingReplicaSet"), "{described}");
+
+        cluster.kubectl(&["scale", "deployment/web", "--replicas=1"]).await;
+        cluster.wait("pods", |pods| pods.len() == 1).await;
+        cluster.wait("endpointslices", |slices| ready_endpoints(slices) == 1).await;
+
+        cluster.kubectl(&["set", "image", "deployment/web", "c=nginx:2"]).await;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]).await;
+        let history = cluster.kubectl(&["rollout", "history", "deployment/web"]).await;
+        assert!(history.contains("\n2 "), "{history}");
+        cluster.kubectl(&["rollout", "undo", "deployment/web"]).await;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=30s"]).await;
+        let pods = cluster.wait("pods", |pods| pods.len() == 1).await;
+        assert_eq!(pods[0]["spec"]["containers"][0]["image"], "nginx");
+
+        cluster.kubectl(&["delete", "deployment", "web"]).await;
+        cluster.wait("pods", <[Value]>::is_empty).await;
+        cluster.wait("replicasets", <[Value]>::is_empty).await;
+        kubelets.abort();
+        cluster.running.stop().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_that_fits_nowhere_says_why_and_a_namespace_goes_with_its_content() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        cluster.join("n1").await;
+        cluster.kubectl(&["create", "namespace", "shop"]).await;
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "big", "namespace": "shop"},
+            "spec": {"containers": [{
+                "name": "c", "image": "nginx", "resources": {"requests": {"cpu": "64"}},
+            }]},
+        });
+        let deadline = Instant::now() + PATIENCE;
+        // The namespace's default ServiceAccount comes a moment after it.
+        while let Err(error) = cluster.kubectl_with(&["apply", "-f", "-"], &pod.to_string()).await {
+            assert!(Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        let said = "0/1 nodes are available: 1 Insufficient cpu.";
+        loop {
+            let described = cluster.kubectl(&["describe", "pod", "-n", "shop", "big"]).await;
+            if described.contains(said) && described.contains("FailedScheduling") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{described}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        cluster.kubectl(&["delete", "namespace", "shop", "--timeout=30s"]).await;
+        let left = cluster.list("namespaces").await;
+        assert!(left.iter().all(|namespace| namespace["metadata"]["name"] != "shop"));
+        cluster.running.stop().await.unwrap();
+    }
+
+    /// A request of the node `n9` for its client certificate, PEM in base64.
+    fn certificate_request(common_name: &str) -> String {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+        params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_gets_its_certificate_with_a_join_token_and_nobody_elses() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        let token = Admin::open(&cluster.data_dir()).unwrap().create_token(None).await.unwrap();
+        let (bearer, _) = token.rsplit_once('.').unwrap();
+        let server = format!("https://{}", cluster.running.bound);
+        let ca = cluster.dir.path().join("ca.crt");
+        std::fs::write(&ca, cluster.running.pki.ca_pem()).unwrap();
+        for (name, user) in [("good", "system:node:n9"), ("bad", "kubernetes-admin")] {
+            let request = json!({
+                "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+                "metadata": {"name": name},
+                "spec": {
+                    "request": certificate_request(user),
+                    "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+                    "usages": ["digital signature", "client auth"],
+                },
+            });
+            let mut arguments = vec!["--kubeconfig=/dev/null", "--token", bearer];
+            arguments.extend([
+                "--server",
+                &server,
+                "--certificate-authority",
+                ca.to_str().unwrap(),
+            ]);
+            arguments.extend(["create", "--validate=false", "-f", "-"]);
+            cluster.kubectl_with(&arguments, &request.to_string()).await.unwrap();
+        }
+        let signed = |request: &&Value| request["status"]["certificate"].is_string();
+        let requests = cluster.wait("csr", |requests| requests.iter().any(|r| signed(&r))).await;
+        let names: Vec<_> =
+            requests.iter().filter(signed).map(|r| r["metadata"]["name"].clone()).collect();
+        assert_eq!(names, ["good"]);
+        let shown = cluster.kubectl(&["get", "csr", "good"]).await;
+        assert!(shown.contains("Approved,Issued"), "{shown}");
+        cluster.running.stop().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_token_is_made_through_the_running_server_and_outlives_a_restart() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        let admin = Admin::open(&cluster.data_dir()).unwrap();
+        let token = admin.create_token(Some(jiff::SignedDuration::from_hours(1))).await.unwrap();
+        let parts: Vec<&str> = token.split('.').collect();
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [6, 16, 64]);
+        let name = format!("bootstrap-token-{}", parts[0]);
+        let secret =
+            cluster.kubectl(&["get", "secret", "-n", "kube-system", &name, "-o", "name"]).await;
+        assert_eq!(secret.trim(), format!("secret/{name}"));
+        let Cluster { running, dir } = cluster;
+        running.stop().await.unwrap();
+        let mut config = Config::new(dir.path().join("data"));
+        config.bind = "127.0.0.1:0".parse().unwrap();
+        let cluster = Cluster { running: start(config).await.unwrap(), dir };
+        let admin = Admin::open(&cluster.data_dir()).unwrap();
+        std::fs::write(cluster.dir.path().join("kubeconfig"), admin.kubeconfig(None)).unwrap();
+        cluster.kubectl(&["get", "secret", "-n", "kube-system", &name]).await;
+        cluster.running.stop().await.unwrap();
+    }
+}
