@@ -124,9 +124,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let listener = TcpListener::bind(config.bind)
         .await
         .map_err(|source| RunError::Bind { address: config.bind, source })?;
-    let bound = listener
-        .local_addr()
-        .map_err(|source| RunError::Bind { address: config.bind, source })?;
+    let bound =
+        listener.local_addr().map_err(|source| RunError::Bind { address: config.bind, source })?;
     let advertise = config.advertise_address.unwrap_or_else(|| own_address(bound.ip()));
     let names = server_names(&config, advertise);
     let cert = ServerCert::new(&pki.server_cert(&names, Timestamp::now())?)?;

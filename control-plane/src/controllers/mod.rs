@@ -6,6 +6,7 @@
 mod adopt;
 mod bootstrap;
 pub(crate) mod conditions;
+mod correlate;
 mod csr;
 mod deployment;
 mod endpointslice;

@@ -1,13 +1,14 @@
-//! Writes Events (the Kubernetes objects). One task owns the memory of what was told already, and
-//! counts repetitions instead of writing anew.
+//! Writes Events (the Kubernetes objects). One task owns the memory of what was told already;
+//! `correlate.rs` decides from it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{
+    correlate::{Correlator, Verdict},
     json::{rfc3339, text},
     model::EVENTS,
     sync::{Note, NoteKind},
@@ -16,9 +17,6 @@ use crate::client::{Client, ObjectRef, Write};
 
 /// Events that wait to be written; more are dropped, as events inform and decide nothing.
 const QUEUE: usize = 1024;
-/// Remembered events, as upstream's correlator (`maxLruCacheEntries`).
-const MEMORY: usize = 4096;
-
 /// A handle to the recording task.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
@@ -32,13 +30,6 @@ struct Told {
     kind: NoteKind,
     reason: &'static str,
     message: String,
-}
-
-#[derive(Debug)]
-struct Known {
-    name: String,
-    count: u64,
-    last: u64,
 }
 
 impl Recorder {
@@ -60,44 +51,54 @@ impl Recorder {
 }
 
 async fn record_all(client: Arc<dyn Client>, mut queue: mpsc::Receiver<Told>) {
-    let mut known: BTreeMap<(String, &'static str, String), Known> = BTreeMap::new();
-    let mut tick = 0_u64;
+    let mut memory = Correlator::default();
     while let Some(told) = queue.recv().await {
-        tick += 1;
-        let id = (text(&told.regarding, "/uid").to_owned(), told.reason, told.message.clone());
-        if let Some(entry) = known.get_mut(&id) {
-            entry.count += 1;
-            entry.last = tick;
-            let patch = json!({"count": entry.count, "lastTimestamp": rfc3339(Timestamp::now())});
-            let object = ObjectRef {
-                resource: EVENTS,
-                namespace: namespace(&told.regarding).to_owned(),
-                name: entry.name.clone(),
-            };
-            if client.write(Write::Patch { object, subresource: "", patch }).await.is_ok() {
+        let uid = text(&told.regarding, "/uid").to_owned();
+        let subject = (told.component, uid, told.reason);
+        let mut verdict = memory.judge(&subject, &told.message, Instant::now());
+        if let Verdict::Count { name, count, message } = &verdict {
+            if count_up(&*client, &told, (name, *count, message)).await {
                 continue;
             }
-            // It has outlived its hour: told anew below.
-            known.remove(&id);
+            // It has outlived its hour: told anew.
+            memory.forget(name);
+            verdict = Verdict::Create { message: message.clone() };
         }
-        if known.len() >= MEMORY
-            && let Some(oldest) =
-                known.iter().min_by_key(|(_, entry)| entry.last).map(|(id, _)| id.clone())
-        {
-            known.remove(&oldest);
+        let Verdict::Create { message } = verdict else { continue };
+        if let Some(name) = create(&*client, &told, &message).await {
+            memory.written(&subject, &told.message, name, Instant::now());
         }
-        let now = Timestamp::now();
-        let name = format!(
-            "{}.{:x}",
-            text(&told.regarding, "/name"),
-            u64::try_from(now.as_nanosecond()).unwrap_or(tick)
-        );
-        let namespace = namespace(&told.regarding).to_owned();
-        let object = event(&told, &name, &namespace, now);
-        match client.write(Write::Create { resource: EVENTS, namespace, object }).await {
-            Ok(_) => drop(known.insert(id, Known { name, count: 1, last: tick })),
+    }
+}
+
+async fn count_up(
+    client: &dyn Client,
+    told: &Told,
+    (name, count, message): (&str, u64, &str),
+) -> bool {
+    let now = rfc3339(Timestamp::now());
+    let patch = json!({"count": count, "message": message, "lastTimestamp": now});
+    let object = ObjectRef {
+        resource: EVENTS,
+        namespace: namespace(&told.regarding).to_owned(),
+        name: name.to_owned(),
+    };
+    client.write(Write::Patch { object, subresource: "", patch }).await.is_ok()
+}
+
+async fn create(client: &dyn Client, told: &Told, message: &str) -> Option<String> {
+    let now = Timestamp::now();
+    let nanos = u64::try_from(now.as_nanosecond()).unwrap_or(0);
+    let name = format!("{}.{nanos:x}", text(&told.regarding, "/name"));
+    let namespace = namespace(&told.regarding).to_owned();
+    let mut object = event(told, &name, &namespace, now);
+    object["message"] = json!(message);
+    match client.write(Write::Create { resource: EVENTS, namespace, object }).await {
+        Ok(_) => Some(name),
+        Err(error) => {
             // A namespace that is going takes no more events: nothing is lost.
-            Err(error) => tracing::debug!(reason = told.reason, %error, "event not written"),
+            tracing::debug!(reason = told.reason, %error, "event not written");
+            None
         }
     }
 }
