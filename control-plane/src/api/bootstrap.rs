@@ -83,6 +83,12 @@ async fn ensure(
     namespace: &str,
     object: Value,
 ) -> Result<(), ApiError> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let place = ObjectRef { resource, namespace: namespace.to_owned(), name };
+    // A Service that exists would be refused for its address before its name is looked at.
+    if local.read(&place).await.is_ok() {
+        return Ok(());
+    }
     let write = Write::Create { resource, namespace: namespace.to_owned(), object };
     match local.write(write).await {
         Err(error) if error.reason != "AlreadyExists" => Err(error),
