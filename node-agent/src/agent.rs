@@ -393,12 +393,7 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
         RuntimeConfig::standard(config.state_dir.clone(), config.run_dir.clone(), vec![node_ip]);
     let root = standard.cgroup_root.clone();
     let runtime = Embedded::new(standard).await.map_err(AgentError::Runtime)?;
-    let facts = &node.facts;
-    let allocatable = Allocatable {
-        cpu_millis: (facts.cpus * 1000).saturating_sub(node.reserved_cpu_millis),
-        memory_bytes: facts.memory_bytes.saturating_sub(node.reserved_memory_bytes),
-        pods: MAX_PODS,
-    };
+    let allocatable = allocatable(&node);
     let (recorder, events) = Recorder::new(base.client.clone(), Arc::clone(&config.node_name));
     tasks.spawn(async {
         events.await;
@@ -420,7 +415,7 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
             cluster_domain: config.cluster_domain.clone(),
             host_dns: parse_resolv_conf(&resolv_conf),
             log_dir: PathBuf::from("/var/log/pods"),
-            capacity_bytes: facts.memory_bytes,
+            capacity_bytes: node.facts.memory_bytes,
         },
         allocatable,
         services: Some(base.sources.services.clone()),
@@ -445,4 +440,14 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
         "pods"
     });
     Ok(())
+}
+
+/// Capacity less what is kept back.
+fn allocatable(node: &NodeConfig) -> Allocatable {
+    let facts = &node.facts;
+    Allocatable {
+        cpu_millis: (facts.cpus * 1000).saturating_sub(node.reserved_cpu_millis),
+        memory_bytes: facts.memory_bytes.saturating_sub(node.reserved_memory_bytes),
+        pods: MAX_PODS,
+    }
 }

@@ -302,7 +302,8 @@ mod tests {
             change(&mut args);
             args.parse("host").expect_err("wrong").to_string()
         };
-        let table: [(fn(&mut RunArgs), &str); 6] = [
+        type Case = (fn(&mut RunArgs), &'static str);
+        let table: [Case; 6] = [
             (
                 |args| args.kubeconfig = None,
                 "--kubeconfig FILE is needed (it is written by a join with --server and --token)",

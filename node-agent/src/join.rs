@@ -248,6 +248,12 @@ async fn cluster_info(
     Ok(list)
 }
 
+/// A verifier that accepts any server.
+#[cfg(test)]
+pub(crate) fn any_server() -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Unpinned { provider: Arc::new(rustls::crypto::ring::default_provider()) })
+}
+
 /// Accepts any server, to look at its certificates: only public data is asked for, and the answer is
 /// checked against the pin.
 #[derive(Debug)]
@@ -302,9 +308,11 @@ async fn request_certificate(
     let request = csr_pem(&key, node, &[]).map_err(JoinError::Request)?;
     let usages = ["digital signature", "client auth"];
     let certificate = sign(client, CLIENT_SIGNER, &usages, request).await;
-    certificate.map(|certificate| (certificate, key.serialize_pem())).map_err(|error| match error {
-        JoinError::Ask { source, .. } => JoinError::Ask { server: server.to_owned(), source },
-        error => error,
+    certificate.map(|certificate| (certificate, key.serialize_pem())).map_err(|mut error| {
+        if let JoinError::Ask { server: asked, .. } = &mut error {
+            server.clone_into(asked);
+        }
+        error
     })
 }
 
@@ -364,12 +372,12 @@ pub async fn sign(
 }
 
 fn ask_error(error: kube::Error) -> JoinError {
-    match error {
-        kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
-            JoinError::Refused { message: status.message.clone() }
-        }
-        error => JoinError::Ask { server: "the API server".to_owned(), source: Box::new(error) },
+    if let kube::Error::Api(status) = &error
+        && matches!(status.code, 401 | 403)
+    {
+        return JoinError::Refused { message: status.message.clone() };
     }
+    JoinError::Ask { server: "the API server".to_owned(), source: Box::new(error) }
 }
 
 fn kubeconfig(server: &str, ca: &[u8], user: &str, credentials: &str) -> String {

@@ -33,7 +33,6 @@ pub struct Recorder {
 
 impl Recorder {
     /// A recorder and its task, which ends when the last handle is dropped.
-    #[must_use]
     pub fn new(client: Client, node: Arc<str>) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         (Self { sender }, write_all(client, node, receiver))

@@ -93,11 +93,12 @@ fn port_number(container: &Container, port: &IntOrString) -> Result<u16, String>
 }
 
 async fn dial(address: &str) -> Result<TcpStream, String> {
-    TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => {
+    TcpStream::connect(address).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::ConnectionRefused {
             format!("dial tcp {address}: connect: connection refused")
+        } else {
+            format!("dial tcp {address}: {error}")
         }
-        _ => format!("dial tcp {address}: {error}"),
     })
 }
 

@@ -262,8 +262,8 @@ fn environment(
 pub fn asked_user(pod: &PodSpec, container: &Container) -> (Option<u32>, Option<u32>) {
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let (own, whole) = (container.security_context.as_ref(), pod.security_context.as_ref());
-    let uid = own.and_then(|c| c.run_as_user).or(whole.and_then(|c| c.run_as_user));
-    let gid = own.and_then(|c| c.run_as_group).or(whole.and_then(|c| c.run_as_group));
+    let uid = own.and_then(|c| c.run_as_user).or_else(|| whole.and_then(|c| c.run_as_user));
+    let gid = own.and_then(|c| c.run_as_group).or_else(|| whole.and_then(|c| c.run_as_group));
     (number(uid), number(gid))
 }
 
@@ -275,7 +275,8 @@ fn checked_user(
 ) -> Result<User, String> {
     let (own, whole) = (container.security_context.as_ref(), pod.security_context.as_ref());
     let non_root =
-        own.and_then(|c| c.run_as_non_root).or(whole.and_then(|c| c.run_as_non_root)) == Some(true);
+        own.and_then(|c| c.run_as_non_root).or_else(|| whole.and_then(|c| c.run_as_non_root))
+            == Some(true);
     if non_root && user.uid == 0 {
         let (namespace, name, uid) = identity(object);
         let why = if asked_user(pod, container).0 == Some(0) {

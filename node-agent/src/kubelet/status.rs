@@ -142,7 +142,7 @@ fn container_status(slot: &Slot, machine: &PodMachine, ctx: &StatusContext<'_>) 
     };
     // The machine counts the next instance as soon as the last one ended; the API counts starts.
     let begun = running.is_some() || matches!(slot.phase, Phase::Exited) || slot.last.is_none();
-    let id = running.map(|running| &running.id).or(slot.last.as_ref().map(|(id, _, _)| id));
+    let id = running.map(|running| &running.id).or_else(|| slot.last.as_ref().map(|(id, _, _)| id));
     ContainerStatus {
         name: slot.plan.name.to_string(),
         image: slot.plan.image.to_string(),

@@ -14,6 +14,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(5);
 
 /// Writes the values until cancelled; what failed is tried again with the next round.
+#[expect(clippy::infinite_loop, reason = "ends by being cancelled")]
 pub async fn run(root: PathBuf, pods: Directory, allocatable: Allocatable) -> &'static str {
     let mut pause = SOON;
     loop {

@@ -141,6 +141,7 @@ impl Certificate {
     }
 
     /// Asks the cluster for a certificate, now and whenever 80 % of its life are over.
+    #[expect(clippy::infinite_loop, reason = "ends by being cancelled")]
     pub(super) async fn keep_fresh(self, client: Client) {
         let mut wait = self.wait;
         loop {
