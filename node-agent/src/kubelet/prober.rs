@@ -176,6 +176,9 @@ mod tests {
         assert_eq!(port_number(&container, &IntOrString::Int(80)), Ok(80));
         assert_eq!((name("web"), name("81")), (Ok(8080), Ok(81)));
         assert_eq!(name("no"), Err("couldn't find port: \"no\"".to_owned()));
-        assert!(port_number(&container, &IntOrString::Int(70_000)).is_err());
+        assert_eq!(
+            port_number(&container, &IntOrString::Int(70_000)),
+            Err("invalid port number: 70000".to_owned())
+        );
     }
 }
