@@ -5,12 +5,19 @@ use std::{
     path::{Path, PathBuf},
     process::Output,
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    process::Child,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,6 +27,9 @@ use crate::{
     server::{ServerConfig, serve},
     store::{Options, embedded::Embedded},
 };
+
+/// How long anything may take here.
+const WAIT: Duration = Duration::from_secs(20);
 
 struct Server {
     dir: TempDir,
@@ -83,9 +93,9 @@ async fn server() -> Option<Server> {
 }
 
 impl Server {
-    async fn output(&self, line: &str, stdin: &str) -> Output {
+    fn spawn(&self, line: &str) -> Child {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let mut child = tokio::process::Command::new(&self.kubectl)
+        tokio::process::Command::new(&self.kubectl)
             .args(line.split_whitespace())
             .args(["--server", &format!("https://{}", self.address)])
             .args(["--certificate-authority", &path("ca.crt")])
@@ -98,7 +108,11 @@ impl Server {
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
             .spawn()
-            .unwrap();
+            .unwrap()
+    }
+
+    async fn output(&self, line: &str, stdin: &str) -> Output {
+        let mut child = self.spawn(line);
         let mut input = child.stdin.take().unwrap();
         input.write_all(stdin.as_bytes()).await.unwrap();
         drop(input);
@@ -186,6 +200,16 @@ async fn the_commands_of_every_day() {
     let explained = server.ok("explain deployment.spec.replicas", "").await;
     assert!(explained.contains("replicas <integer>"), "{explained}");
 
+    let apply = "apply --server-side --validate=strict -f -";
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned}\ndata: {a: '1'}";
+    let made = server.ok(apply, config).await;
+    assert!(made.contains("serverside-applied"), "{made}");
+    let other = config.replace("'1'", "'2'");
+    let clash = server.refused(&format!("{apply} --field-manager=other"), &other).await;
+    assert!(clash.contains("conflict with \"kubectl\": .data.a"), "{clash}");
+    server.ok(&format!("{apply} --field-manager=other --force-conflicts"), &other).await;
+    assert_eq!(server.json("get cm owned").await["data"]["a"], "2");
+
     server.ok("create deployment made --image=nginx", "").await;
     server.ok("create namespace other", "").await;
     server.ok("create configmap settings --from-literal=a=b -n other", "").await;
@@ -265,4 +289,89 @@ async fn bad_input_is_refused_in_upstreams_words() {
     );
     let nowhere = server.refused("create configmap a -n nowhere", "").await;
     assert!(nowhere.contains("namespaces \"nowhere\" not found"), "{nowhere}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_prints_rows_as_they_come() {
+    let Some(server) = server().await else { return };
+    let line = "get configmaps -w --output-watch-events";
+    let mut child = server.spawn(line);
+    drop(child.stdin.take());
+    let mut rows = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut seen = Vec::new();
+    server.ok("create configmap first --from-literal=a=b", "").await;
+    while !seen.iter().any(|row: &String| row.contains("first")) {
+        let row = timeout(WAIT, rows.next_line()).await.expect("no row").unwrap();
+        seen.push(row.expect("kubectl ended"));
+    }
+    server.ok("label configmap first x=y", "").await;
+    server.ok("delete configmap first", "").await;
+    while !seen.iter().any(|row| row.contains("DELETED") && row.contains("first")) {
+        let row = timeout(WAIT, rows.next_line()).await.expect("no row").unwrap();
+        seen.push(row.expect("kubectl ended"));
+    }
+    assert!(seen.iter().any(|row| row.contains("MODIFIED")), "{seen:?}");
+    child.kill().await.unwrap();
+}
+
+/// A request of its own, on a connection with the administrator's certificate or none.
+async fn get(server: &Server, path: &str, header: &str) -> (u16, Value) {
+    use tokio::io::AsyncReadExt as _;
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(server.dir.path().join("ca.crt")).unwrap();
+    roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tcp = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::from(server.address.ip());
+    let mut stream =
+        tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _end = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    (code, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_known_gets_little() {
+    let Some(server) = server().await else { return };
+    assert_eq!(get(&server, "/readyz", "").await, (200, "ok".into()));
+    assert_eq!(get(&server, "/version", "").await.1["minor"], "36");
+    let (code, status) = get(&server, "/api/v1/namespaces/default/pods", "").await;
+    assert_eq!((code, &status["reason"]), (403, &"Forbidden".into()));
+    assert_eq!(
+        status["message"],
+        "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    let wrong = "Authorization: Bearer abcdef.0123456789abcdef\r\n";
+    let (code, status) = get(&server, "/api/v1/nodes", wrong).await;
+    assert_eq!((code, &status["reason"]), (401, &"Unauthorized".into()));
+    assert!(
+        status["message"].as_str().unwrap().contains("bootstrap token \"abcdef\" is not known")
+    );
+
+    let secret = "apiVersion: v1
+kind: Secret
+metadata: {name: bootstrap-token-abcdef, namespace: kube-system}
+type: bootstrap.kubernetes.io/token
+stringData: {token-id: abcdef, token-secret: 0123456789abcdef, usage-bootstrap-authentication: 'true'}";
+    server.ok("create -f -", secret).await;
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    assert_eq!(get(&server, requests, wrong).await.0, 200);
+    assert_eq!(get(&server, "/api/v1/nodes", wrong).await.0, 403);
+    let token = server.ok("create token default", "").await;
+    let bearer = format!("Authorization: Bearer {}\r\n", token.trim());
+    assert_eq!(get(&server, "/api", &bearer).await.0, 200);
+    let (code, status) = get(&server, "/api/v1/nodes", &bearer).await;
+    assert_eq!(code, 403);
+    assert!(status["message"].as_str().unwrap().contains("system:serviceaccount:default:default"));
+    assert_eq!(get(&server, "/api", "Authorization: Bearer a.b.c\r\n").await.0, 401);
 }

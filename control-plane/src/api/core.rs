@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use crate::{
     admission::{self, Attempt, Networks, View},
     api::{
+        applying,
         attributes::attributes,
         authn::User,
         deletion::{self, Deletion},
@@ -95,6 +96,18 @@ impl Written {
     }
 }
 
+/// Makes a new object of the stored one.
+pub type Change<'a> = dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync + 'a;
+
+/// Where the record of field owners comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Track {
+    /// An ordinary write: made here.
+    Write,
+    /// The object brings it.
+    Given,
+}
+
 /// What became of a deletion.
 #[derive(Clone, Debug)]
 pub enum Deleted {
@@ -128,10 +141,19 @@ impl Api {
     /// # Errors
     /// As upstream: 400, 403, 404 for the namespace, 409, 422.
     pub async fn create(&self, call: &Call, object: Value) -> Result<Written, ApiError> {
+        self.create_as(call, Track::Write, object).await
+    }
+
+    pub(super) async fn create_as(
+        &self,
+        call: &Call,
+        track: Track,
+        object: Value,
+    ) -> Result<Written, ApiError> {
         let named = !text(&object, "/metadata/name").is_empty();
         let mut tries = 0;
         loop {
-            let outcome = self.create_once(call, object.clone()).await;
+            let outcome = self.create_once(call, track, object.clone()).await;
             tries += 1;
             match outcome {
                 Err(error) if error.reason == "AlreadyExists" && !named && tries < NAME_TRIES => {}
@@ -140,7 +162,12 @@ impl Api {
         }
     }
 
-    async fn create_once(&self, call: &Call, mut object: Value) -> Result<Written, ApiError> {
+    async fn create_once(
+        &self,
+        call: &Call,
+        track: Track,
+        mut object: Value,
+    ) -> Result<Written, ApiError> {
         let served = call.served;
         prepare::identify(served, &call.namespace, &mut object)?;
         let (uid, suffix) = (uid(), suffix());
@@ -150,6 +177,9 @@ impl Api {
         let call = &Call { name, ..call.clone() };
         let allocating = self.allocation(served).await;
         self.admit(call, Verb::Create, Part::Main, (&mut object, None)).await?;
+        if track == Track::Write {
+            object = applying::record(call, Part::Main, None, object);
+        }
         if call.options.dry_run {
             if self.get(call).await.is_ok() {
                 return Err(call.about().already_exists());
@@ -173,7 +203,17 @@ impl Api {
         &self,
         call: &Call,
         part: Part,
-        change: &(dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync),
+        change: &Change<'_>,
+    ) -> Result<Written, ApiError> {
+        self.update_as(call, part, Track::Write, change).await
+    }
+
+    pub(super) async fn update_as(
+        &self,
+        call: &Call,
+        part: Part,
+        track: Track,
+        change: &Change<'_>,
     ) -> Result<Written, ApiError> {
         for _ in 0..RETRIES {
             let stored = self.get(call).await?;
@@ -186,11 +226,14 @@ impl Api {
             let allocating = self.allocation(call.served).await;
             self.admit(call, Verb::Update, part, (&mut object, Some(&old))).await?;
             object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-            if call.options.dry_run {
-                return Ok(Written::Dry(Arc::new(object)));
-            }
             if object == *old {
                 return Ok(Written::Stored(stored));
+            }
+            if track == Track::Write {
+                object = applying::record(call, part, Some(&old), object);
+            }
+            if call.options.dry_run {
+                return Ok(Written::Dry(Arc::new(object)));
             }
             let expect = Expect::Revision(stored.revision);
             let written = if deletion::is_finished(&object) {

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::schema::Served;
+
 /// Field of the core kind, field of the `events.k8s.io` kind.
 const RENAMED: [(&str, &str); 6] = [
     ("involvedObject", "regarding"),
@@ -14,15 +16,25 @@ const RENAMED: [(&str, &str); 6] = [
 const REPORTER: [(&str, &str); 2] =
     [("reportingComponent", "reportingController"), ("reportingInstance", "reportingInstance")];
 
-/// A core Event as `events.k8s.io` shows it.
+/// A stored object as its resource shows it.
 #[must_use]
-pub(super) fn shown(event: &Value) -> Value {
+pub(super) fn outward(served: &Served, object: Value) -> Value {
+    if served.storage.is_some() { shown(&object) } else { object }
+}
+
+/// A written object as it is stored.
+#[must_use]
+pub(super) fn inward(served: &Served, object: Value) -> Value {
+    if served.storage.is_some() { stored(&object) } else { object }
+}
+
+/// A core Event as `events.k8s.io` shows it.
+fn shown(event: &Value) -> Value {
     rename(event, "events.k8s.io/v1", |(core, other)| (core, other))
 }
 
 /// The other way round.
-#[must_use]
-pub(super) fn stored(event: &Value) -> Value {
+fn stored(event: &Value) -> Value {
     rename(event, "v1", |(core, other)| (other, core))
 }
 

@@ -1,5 +1,6 @@
 //! HTTP: what the API server takes and gives. A handler is parse → admission → store → render.
 
+pub mod applying;
 pub mod attributes;
 pub mod authn;
 pub mod authz;

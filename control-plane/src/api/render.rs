@@ -107,13 +107,13 @@ pub fn outward(served: &Served, entry: &Entry) -> Bytes {
     if served.storage.is_none() {
         return entry.bytes.clone();
     }
-    Bytes::from(event_form::shown(&entry.value()).to_string())
+    Bytes::from(outward_value(served, &entry.value()).to_string())
 }
 
 /// The same as a value.
 #[must_use]
 pub fn outward_value(served: &Served, value: &Value) -> Value {
-    if served.storage.is_none() { value.clone() } else { event_form::shown(value) }
+    event_form::outward(served, value.clone())
 }
 
 /// `PartialObjectMetadata` of an object.

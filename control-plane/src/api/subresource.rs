@@ -16,7 +16,7 @@ use crate::{
         render::Media,
         route::{Target, Verb},
         scale, service_account,
-        verbs::{kind_of, one},
+        verbs::one,
     },
     client::ApiError,
     schema,
@@ -234,21 +234,5 @@ impl Api {
         request["status"] = json!({"token": token,
             "expirationTimestamp": schema::decode::print_time(end, false)});
         Ok(request)
-    }
-
-    /// Server-side apply.
-    ///
-    /// # Errors
-    /// 415 as long as it is not served.
-    pub async fn apply(
-        &self,
-        call: &Call,
-        _part: Part,
-        _config: &Value,
-    ) -> Result<Written, ApiError> {
-        let _kind = kind_of(call.served)?;
-        Err(error::unsupported_media_type(
-            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
-        ))
     }
 }

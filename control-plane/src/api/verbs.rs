@@ -115,8 +115,7 @@ impl Handler {
         let kind = kind_of(call.served)?;
         let format = body::format(asked.header(header::CONTENT_TYPE))?;
         let (object, warnings) = body::decode(&kind, format, bytes, call.options.validation)?;
-        let object =
-            if call.served.storage.is_some() { event_form::stored(&object) } else { object };
+        let object = event_form::inward(call.served, object);
         Ok((object, warnings))
     }
 
@@ -135,7 +134,7 @@ impl Handler {
         let change = |current: &Value| {
             let shown = outward_value(served, current);
             let (patched, _) = patch.onto(&kind, &shown, strictness)?;
-            Ok(if served.storage.is_some() { event_form::stored(&patched) } else { patched })
+            Ok(event_form::inward(served, patched))
         };
         self.api.update(call, part, &change).await
     }

@@ -1,0 +1,128 @@
+//! Server-side apply, and the record of who wrote which field.
+
+use serde_json::{Value, json};
+
+use crate::{
+    api::{
+        core::{Api, Call, Track, Written},
+        error, event_form,
+        patch::apply::{self, ApplyError, Force, Writer},
+        prepare::Part,
+    },
+    client::ApiError,
+    schema::decode,
+};
+
+/// Part of a resource, as `managedFields` name it.
+fn subresource(part: Part) -> &'static str {
+    match part {
+        Part::Main => "",
+        Part::Status => "status",
+        Part::Approval => "approval",
+        Part::Finalize => "finalize",
+        Part::Binding => "binding",
+    }
+}
+
+/// Records an ordinary write. Writers inside the process have no name: theirs is recorded only where
+/// somebody else's is, so that objects that only controllers write stay small.
+#[must_use]
+pub fn record(call: &Call, part: Part, old: Option<&Value>, new: Value) -> Value {
+    let recorded = old.unwrap_or(&new).pointer("/metadata/managedFields").is_some();
+    let manager = call.options.field_manager.as_str();
+    let Some(kind) = call.served.kind().filter(|_| recorded || !manager.is_empty()) else {
+        return new;
+    };
+    let api_version = call.served.api_version();
+    let time = decode::print_time(jiff::Timestamp::now(), false);
+    let writer = Writer {
+        manager: if manager.is_empty() { "unknown" } else { manager },
+        api_version: &api_version,
+        subresource: subresource(part),
+        time: &time,
+    };
+    apply::update(kind.body, old, new, writer)
+}
+
+impl Api {
+    /// Server-side apply: creates the object, or merges the configuration into it.
+    ///
+    /// # Errors
+    /// 409 for fields of other managers, 400 and 422 for a configuration that does not fit.
+    pub async fn apply(
+        &self,
+        call: &Call,
+        part: Part,
+        config: &Value,
+    ) -> Result<Written, ApiError> {
+        if call.options.field_manager.is_empty() {
+            return Err(ApiError {
+                code: 422,
+                reason: "Invalid",
+                message: "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch".to_owned(),
+                details: Value::Null,
+            });
+        }
+        let change = |live: Option<&Value>| applied(call, part, live, config);
+        for _ in 0..2 {
+            let updated =
+                self.update_as(call, part, Track::Given, &|live| change(Some(live))).await;
+            match updated {
+                Err(failure) if failure.code == 404 && part == Part::Main => {}
+                outcome => return outcome,
+            }
+            // Named by the path, as the body may leave the name out.
+            let mut object = change(None)?;
+            object["metadata"]["name"] = json!(call.name);
+            match self.create_as(call, Track::Given, object).await {
+                Err(failure) if failure.reason == "AlreadyExists" => {}
+                outcome => return outcome,
+            }
+        }
+        Err(call.about().modified())
+    }
+}
+
+fn applied(
+    call: &Call,
+    part: Part,
+    live: Option<&Value>,
+    config: &Value,
+) -> Result<Value, ApiError> {
+    let kind = super::verbs::kind_of(call.served)?;
+    let checked = decode::value(&kind, config.clone(), call.options.validation);
+    checked.map_err(|why| error::bad_request(why.message(&kind)))?;
+    let shown = live.map(|live| event_form::outward(call.served, live.clone()));
+    let api_version = call.served.api_version();
+    let time = decode::print_time(jiff::Timestamp::now(), false);
+    let writer = Writer {
+        manager: &call.options.field_manager,
+        api_version: &api_version,
+        subresource: subresource(part),
+        time: &time,
+    };
+    let force = if call.options.force { Force::Yes } else { Force::No };
+    let ignored: &[&str] = match part {
+        Part::Main if call.served.subresource("status").is_some() => &["status"],
+        Part::Main | Part::Binding => &[],
+        Part::Status | Part::Approval => &["spec"],
+        Part::Finalize => &["status"],
+    };
+    let object = apply::apply(kind.body, shown.as_ref(), config, writer, (force, ignored))
+        .map_err(|failure| refused(&failure))?;
+    let decoded = decode::value(&kind, object, decode::Strictness::Ignore);
+    let (object, _) = decoded.map_err(|why| error::bad_request(why.message(&kind)))?;
+    Ok(event_form::inward(call.served, object))
+}
+
+fn refused(failure: &ApplyError) -> ApiError {
+    match failure {
+        ApplyError::Malformed(text) => error::bad_request(text.clone()),
+        ApplyError::Conflicts(_) => ApiError {
+            code: 409,
+            reason: "Conflict",
+            message: failure.to_string(),
+            details: json!({"causes": failure.causes()}),
+        },
+    }
+}
