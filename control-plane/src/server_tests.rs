@@ -337,7 +337,7 @@ async fn get(server: &Server, path: &str, header: &str) -> (u16, Value) {
     let answer = String::from_utf8(answer).unwrap();
     let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    (code, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+    (code, serde_json::from_str(body).unwrap_or_else(|_text| Value::String(body.to_owned())))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,4 +374,27 @@ stringData: {token-id: abcdef, token-secret: 0123456789abcdef, usage-bootstrap-a
     assert_eq!(code, 403);
     assert!(status["message"].as_str().unwrap().contains("system:serviceaccount:default:default"));
     assert_eq!(get(&server, "/api", "Authorization: Bearer a.b.c\r\n").await.0, 401);
+}
+
+/// The Cloud SDK carries a `kubectl.1.NN` a minor version beside its dispatcher; elsewhere there is one only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_versions_of_kubectl_work_too() {
+    let Some(mut server) = server().await else { return };
+    let home = std::fs::canonicalize(&server.kubectl).unwrap();
+    for minor in 31..=36 {
+        server.kubectl = home.with_file_name(format!("kubectl.1.{minor}"));
+        if !server.kubectl.exists() {
+            continue;
+        }
+        let name = format!("v{minor}");
+        server.ok(&format!("create deployment {name} --image=nginx --port=80"), "").await;
+        server.ok(&format!("expose deployment {name} --port=80"), "").await;
+        server.ok(&format!("rollout restart deployment {name}"), "").await;
+        server.ok(&format!("set image deployment/{name} nginx=nginx:2"), "").await;
+        let table = server.ok(&format!("get deploy,svc {name}"), "").await;
+        assert!(table.contains("0/1"), "1.{minor}: {table}");
+        let described = server.ok(&format!("describe svc {name}"), "").await;
+        assert!(described.contains("ClusterIP"), "1.{minor}: {described}");
+        server.ok(&format!("delete deploy,svc {name} --timeout=20s"), "").await;
+    }
 }
