@@ -11,12 +11,13 @@ use crate::{
 };
 
 /// Beside Debian's essential packages.
-const PACKAGES: &str = "systemd-sysv,iproute2,kmod,busybox-static,nftables,iptables,procps";
+const PACKAGES: &str =
+    "systemd-sysv,iproute2,kmod,busybox-static,nftables,iptables,procps,ca-certificates";
 
 /// Fills the empty folder `tree` with Debian and the units; the root file system is made once, by
 /// `mmdebstrap`, and kept in the cache.
 pub(crate) fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
-    let kept = paths.cache.join("debian-rootfs.tar");
+    let kept = paths.cache.join("debian-rootfs-2.tar");
     if !kept.is_file() {
         step("make a Debian root file system with mmdebstrap (a minute, once)");
         make_parent(&kept)?;

@@ -190,6 +190,7 @@ fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
             symlink("busybox", &link).with_context(|| format!("link {}", link.display()))?;
         }
     }
+    write(&tree.join("etc/ssl/certs/ca-certificates.crt"), &authorities(paths)?, 0o644)?;
     let init = fs::read(paths.root.join("deploy/vm/init")).context("read deploy/vm/init")?;
     write(&tree.join("sbin/init"), &init, 0o755)?;
     for (file, text) in [
@@ -202,6 +203,19 @@ fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
         write(&tree.join(file), text.as_bytes(), 0o644)?;
     }
     Ok(())
+}
+
+/// Debian's certificate authorities in one file: TLS clients on the nodes expect some.
+fn authorities(paths: &Paths) -> Result<Vec<u8>> {
+    let folder = deb::unpack(paths, "authorities", &["ca-certificates"])?
+        .join("usr/share/ca-certificates/mozilla");
+    let mut all = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        all.extend(fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+        all.push(b'\n');
+    }
+    Ok(all)
 }
 
 /// Puts `nft` and both kinds of `iptables-save` into the tree.
