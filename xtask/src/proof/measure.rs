@@ -229,10 +229,10 @@ struct SliceWatch {
 
 impl SliceWatch {
     fn start(kubectl: Kubectl<'_>) -> Result<Self> {
-        let selector = "kubernetes.io/service-name=nginx";
-        // One line an event: addresses that are ready, each between commas.
-        let ready = "jsonpath={range .endpoints[?(@.conditions.ready==true)]},{.addresses[0]},{end}{\"\\n\"}";
-        let args = ["get", "endpointslices", "-l", selector, "-w", "-o", ready];
+        // The watch itself, one event a line.
+        let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
+                    ?watch=true&labelSelector=kubernetes.io%2Fservice-name%3Dnginx";
+        let args = ["get", "--raw", path];
         let mut child = kubectl.spawn(&args)?;
         let out = child.stdout.take().context("kubectl's stdout")?;
         let (send, lines) = std::sync::mpsc::sync_channel(1000);
@@ -248,14 +248,13 @@ impl SliceWatch {
 
     /// The host's time at which the slice no longer showed `address` ready; it must have shown it before.
     fn not_ready(mut self, address: &str, limit: Duration) -> Result<u64> {
-        let mark = format!(",{address},");
         let end = Instant::now() + limit;
         let mut was_ready = false;
         let found = loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                Ok((at, line)) if was_ready && !line.contains(&mark) => break Ok(at),
-                Ok((_, line)) => was_ready |= line.contains(&mark),
+                Ok((at, line)) if was_ready && !shows_ready(&line, address) => break Ok(at),
+                Ok((_, line)) => was_ready |= shows_ready(&line, address),
                 Err(error) => {
                     break Err(error).with_context(|| {
                         format!("the EndpointSlice never showed {address} ready and then not ready")
@@ -267,4 +266,12 @@ impl SliceWatch {
         self.child.wait().context("end kubectl")?;
         found
     }
+}
+
+/// Whether a watch event's slice has `address` ready.
+fn shows_ready(event: &str, address: &str) -> bool {
+    let event: Value = serde_json::from_str(event).unwrap_or_default();
+    event["object"]["endpoints"].as_array().into_iter().flatten().any(|endpoint| {
+        endpoint["addresses"][0] == address && endpoint["conditions"]["ready"] == true
+    })
 }
