@@ -8,7 +8,7 @@ use xtask::{cluster::Cluster, paths::Paths, proof};
 fn cluster() -> Cluster {
     let cluster =
         Cluster::running(&Paths::new()).expect("start it: cargo xtask up --debian --nodes 1");
-    let shell = cluster.server().unwrap().shell();
+    let shell = cluster.server().expect("a server").shell();
     shell.sh("test -d /run/systemd/system").expect("the node must run systemd");
     cluster
 }
