@@ -1,5 +1,8 @@
 //! The server as stock `kubectl` sees it: a real one on loopback, real certificates, a real store.
 
+mod describing;
+mod identity;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -316,6 +319,18 @@ async fn a_watch_prints_rows_as_they_come() {
 
 /// A request of its own, on a connection with the administrator's certificate or none.
 async fn get(server: &Server, path: &str, header: &str) -> (u16, Value) {
+    let answer = exchange(server, path, header).await;
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    (code, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+}
+
+/// Status line and headers.
+async fn head(server: &Server, path: &str, header: &str) -> String {
+    exchange(server, path, header).await.split_once("\r\n\r\n").unwrap().0.to_owned()
+}
+
+async fn exchange(server: &Server, path: &str, header: &str) -> String {
     use tokio::io::AsyncReadExt as _;
     let mut roots = rustls::RootCertStore::empty();
     let pem = std::fs::read(server.dir.path().join("ca.crt")).unwrap();
@@ -334,10 +349,7 @@ async fn get(server: &Server, path: &str, header: &str) -> (u16, Value) {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let _end = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8(answer).unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    (code, serde_json::from_str(body).unwrap_or_else(|_text| Value::String(body.to_owned())))
+    String::from_utf8(answer).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,25 +92,36 @@ impl Api {
         let Some(header) = authorization else { return Ok(Arc::new(User::anonymous())) };
         let token = header.split_once(' ').filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
         let Some((_, token)) = token else { return Ok(Arc::new(User::anonymous())) };
-        self.token_user(token.trim()).await.map(Arc::new)
+        let own = [service_account::ISSUER.to_owned()];
+        self.token_user(token.trim(), &own).await.map(|(user, _)| Arc::new(user))
     }
 
-    /// The user of a bearer token.
+    /// The user of a bearer token, and for which of the audiences the token is.
     ///
     /// # Errors
-    /// 401, saying why.
-    pub async fn token_user(&self, token: &str) -> Result<User, ApiError> {
+    /// 401, saying why; also for a token that is for none of the audiences.
+    pub async fn token_user(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(User, Vec<String>), ApiError> {
         if let Some((id, secret)) = split_bootstrap(token) {
             let name = format!("bootstrap-token-{id}");
             let stored = self.peek("core/secrets", "kube-system", &name).await?;
-            return bootstrap(stored.as_deref(), (id, secret), Timestamp::now()).map_err(refused);
+            let user = bootstrap(stored.as_deref(), (id, secret), Timestamp::now());
+            return user.map(|user| (user, audiences.to_vec())).map_err(refused);
         }
         let Some(keys) = &self.service_accounts else {
             return Err(refused("the bearer token is of no known kind".to_owned()));
         };
         let claims = keys.verify(token, Timestamp::now()).map_err(refused)?;
+        let meant: Vec<String> =
+            audiences.iter().filter(|one| claims.audiences.contains(one)).cloned().collect();
+        if meant.is_empty() {
+            return Err(refused(format!("the token is for the audiences {:?}", claims.audiences)));
+        }
         self.check_bound(&claims).await?;
-        Ok(claims.user())
+        Ok((claims.user(), meant))
     }
 
     /// A token ends with what it is bound to.

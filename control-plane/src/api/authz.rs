@@ -69,15 +69,18 @@ impl Api {
     }
 }
 
+/// Paths that anybody may get.
+const OPEN: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
+/// Paths that whoever is known may get.
+const DISCOVERY: [&str; 3] = ["/api", "/apis", "/openapi"];
+
 fn path_allowed(user: &User, path: &str) -> bool {
-    let open = ["/healthz", "/livez", "/readyz", "/version"];
-    let discovery = ["/api", "/apis", "/openapi"];
     let under = |roots: &[&str]| {
         roots.iter().any(|root| {
             path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
     };
-    user.is_in(MASTERS) || under(&open) || (user.is_in(AUTHENTICATED) && under(&discovery))
+    user.is_in(MASTERS) || under(&OPEN) || (user.is_in(AUTHENTICATED) && under(&DISCOVERY))
 }
 
 fn rule(user: &User, target: &Target, verb: Verb) -> Ruling {
@@ -109,6 +112,50 @@ fn rule(user: &User, target: &Target, verb: Verb) -> Ruling {
         Some(node) => node_rule(node, target, verb),
         None => Ruling::Deny,
     }
+}
+
+/// `SubjectRulesReviewStatus` of a user: what `kubectl auth can-i --list` prints.
+#[must_use]
+pub fn rules(user: &User) -> Value {
+    use serde_json::json;
+    let resource = |verbs: &[&str], group: &str, resources: &[&str], names: &[&str]| {
+        let mut rule = json!({"verbs": verbs, "apiGroups": [group], "resources": resources});
+        if !names.is_empty() {
+            rule["resourceNames"] = json!(names);
+        }
+        rule
+    };
+    if user.is_in(MASTERS) {
+        return json!({
+            "resourceRules": [resource(&["*"], "*", &["*"], &[])],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+            "incomplete": false,
+        });
+    }
+    let mut resources = vec![resource(&["get"], "", &["configmaps"], &["cluster-info"])];
+    let mut paths: Vec<String> = spread(&OPEN);
+    if user.is_in(AUTHENTICATED) {
+        let reviews = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"];
+        resources.push(resource(&["create"], "authorization.k8s.io", &reviews, &[]));
+        let who = ["selfsubjectreviews"];
+        resources.push(resource(&["create"], "authentication.k8s.io", &who, &[]));
+        paths.extend(spread(&DISCOVERY));
+    }
+    let mut status = json!({
+        "resourceRules": resources,
+        "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": paths}],
+        "incomplete": false,
+    });
+    if user.node().is_some() || user.is_in(BOOTSTRAPPERS) {
+        status["incomplete"] = json!(true);
+        status["evaluationError"] = json!("node authorizer does not support user rule resolution");
+    }
+    status
+}
+
+/// Paths and what is below them, in the form of rules.
+fn spread(roots: &[&str]) -> Vec<String> {
+    roots.iter().flat_map(|root| [(*root).to_owned(), format!("{root}/*")]).collect()
 }
 
 /// Upstream's Node authorizer and NodeRestriction, for what kubelets use.

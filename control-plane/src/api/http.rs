@@ -16,7 +16,7 @@ use crate::{
         authn::User,
         authz::Ask,
         core::Api,
-        discovery_paths, error,
+        discovery_paths, error, impersonate,
         proxy::Kubelets,
         query::{Query, decode_path},
         route::{Route, route},
@@ -44,6 +44,17 @@ pub struct Handler {
     writes: Semaphore,
 }
 
+/// How long a reader may keep an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Keep {
+    #[default]
+    No,
+    /// Has to ask with this tag whether it is the same still.
+    Ask(String),
+    /// The address names the content, as does this tag: for good.
+    Forever(String),
+}
+
 /// An answer before it has a body type.
 #[derive(Debug)]
 pub(super) struct Reply {
@@ -52,12 +63,14 @@ pub(super) struct Reply {
     pub(super) body: Body,
     /// For `Warning` headers.
     pub(super) warnings: Vec<String>,
+    /// For the reader's cache.
+    pub(super) keep: Keep,
 }
 
 impl Reply {
     pub(super) fn bytes(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Self {
         let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
-        Self { status, content_type, body, warnings: Vec::new() }
+        Self { status, content_type, body, warnings: Vec::new(), keep: Keep::No }
     }
 
     pub(super) fn json(value: &Value) -> Self {
@@ -78,7 +91,8 @@ impl Reply {
     ) -> Self {
         let frames = lines.map(|line| Ok(Frame::data(line)));
         let body = StreamBody::new(frames).boxed_unsync();
-        Self { status: StatusCode::OK, content_type, body, warnings: Vec::new() }
+        let (status, warnings, keep) = (StatusCode::OK, Vec::new(), Keep::No);
+        Self { status, content_type, body, warnings, keep }
     }
 }
 
@@ -137,6 +151,7 @@ impl Handler {
         let authorization = request.headers().get(header::AUTHORIZATION);
         let authorization = authorization.and_then(|value| value.to_str().ok());
         let user = self.api.authenticate(authorization, certificate.as_ref()).await?;
+        let user = impersonate::acting(&user, request.headers())?.map_or(user, Arc::new);
         let ask = match &route {
             Route::Resource(target, verb) => Ask::Resource(target, *verb),
             Route::Health
@@ -170,8 +185,7 @@ impl Handler {
                 Bytes::from(self.metrics()),
             ))),
             Route::Discovery | Route::OpenApi => {
-                let accept = asked.header(header::ACCEPT);
-                discovery_paths::answer(&path, accept, &asked.query).map(respond)
+                discovery_paths::answer(&path, &asked).map(respond)
             }
             Route::Method => Err(error::method_not_allowed()),
             Route::OpenId | Route::Health | Route::Version | Route::Unknown => {
@@ -210,7 +224,16 @@ pub(super) fn respond(reply: Reply) -> Response<Body> {
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    let (control, tag) = match reply.keep {
+        Keep::No => ("no-cache, private", None),
+        Keep::Ask(tag) => ("no-cache, private", Some(tag)),
+        Keep::Forever(tag) => ("public, immutable, max-age=31536000", Some(tag)),
+    };
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+    if let Some(tag) = tag.and_then(|tag| HeaderValue::from_str(&format!("\"{tag}\"")).ok()) {
+        headers.insert(header::ETAG, tag);
+        headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    }
     for warning in reply.warnings {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {

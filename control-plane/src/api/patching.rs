@@ -1,6 +1,6 @@
 //! The four kinds of PATCH, as changes of a stored object. Pure.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     api::{
@@ -84,11 +84,13 @@ impl Patch {
         };
         decode::value(kind, patched, strictness).map_err(|failure| {
             // Upstream answers a patched object that does not decode with 422.
+            let cause = format!("Invalid value: {failure}");
             ApiError {
                 code: 422,
                 reason: "Invalid",
-                message: format!(" \"\" is invalid: patch: Invalid value: {failure}"),
-                details: Value::Null,
+                message: format!(" \"\" is invalid: patch: {cause}"),
+                details: json!({"causes": [
+                    {"reason": "FieldValueInvalid", "message": cause, "field": "patch"}]}),
             }
         })
     }

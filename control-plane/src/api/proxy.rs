@@ -69,12 +69,6 @@ impl Handler {
             options: WriteOptions::default(),
         };
         let pod = self.api.get(&call).await?.value();
-        let upgrade = asked.header(header::UPGRADE).unwrap_or("").to_ascii_lowercase();
-        if upgrade.starts_with("spdy/") {
-            return Err(error::bad_request(
-                "SPDY is not served: use a client that speaks WebSocket (kubectl 1.31 or newer)",
-            ));
-        }
         let node = text(&pod, "/spec/nodeName");
         if node.is_empty() {
             return Err(error::bad_request(format!(
@@ -83,6 +77,12 @@ impl Handler {
             )));
         }
         let uri = path(&pod, target, asked, request.uri())?;
+        let upgrade = asked.header(header::UPGRADE).unwrap_or("").to_ascii_lowercase();
+        if upgrade.starts_with("spdy/") {
+            return Err(error::bad_request(
+                "SPDY is not served: use a client that speaks WebSocket (kubectl 1.31 or newer)",
+            ));
+        }
         let address = self.address(node).await?;
         self.forward(address, uri, request).await
     }

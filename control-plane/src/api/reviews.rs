@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use crate::{
     api::{
         authn::User,
-        authz::Ask,
+        authz::{self, Ask},
         body,
         core::Call,
         error,
         http::{Asked, Handler, Reply},
         prepare::text,
         route::{Target, Verb},
+        service_account,
         verbs::kind_of,
     },
     client::ApiError,
@@ -40,17 +41,30 @@ impl Handler {
                 let groups: Vec<&str> = groups.filter_map(Value::as_str).collect();
                 self.may(&User::new(text(spec, "/user"), &groups), spec).await?
             }
-            "tokenreviews" => match self.api.token_user(text(&review, "/spec/token")).await {
-                Ok(user) => json!({"authenticated": true, "user": user.to_json()}),
-                Err(failure) if failure.code == 401 => {
-                    json!({"authenticated": false, "error": failure.message})
-                }
-                Err(failure) => return Err(failure),
-            },
+            "selfsubjectrulesreviews" => authz::rules(&call.user),
+            "tokenreviews" => self.token_review(&review["spec"]).await?,
             "bindings" => return self.bind_named(call, &review).await,
             _ => return Err(error::no_resource()),
         };
         Ok(Reply::bytes(StatusCode::CREATED, "application/json", review.to_string().into()))
+    }
+
+    async fn token_review(&self, spec: &Value) -> Result<Value, ApiError> {
+        let asked = spec["audiences"].as_array().into_iter().flatten();
+        let mut audiences: Vec<String> =
+            asked.filter_map(Value::as_str).map(str::to_owned).collect();
+        if audiences.is_empty() {
+            audiences.push(service_account::ISSUER.to_owned());
+        }
+        match self.api.token_user(text(spec, "/token"), &audiences).await {
+            Ok((user, meant)) => {
+                Ok(json!({"authenticated": true, "user": user.to_json(), "audiences": meant}))
+            }
+            Err(failure) if failure.code == 401 => {
+                Ok(json!({"authenticated": false, "user": {}, "error": failure.message}))
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The old form of `pods/NAME/binding`.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::authn::{AUTHENTICATED, User};
 
-/// Who issues tokens, and the only audience there is.
+/// Who issues tokens, and the audience of tokens for this server.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// The key that signs and checks tokens.
@@ -30,7 +30,10 @@ pub struct Claims {
     pub account_uid: String,
     /// Name and uid.
     pub pod: Option<(String, String)>,
-    pub node: Option<String>,
+    /// The pod's, name and uid.
+    pub node: Option<(String, String)>,
+    /// Whom the token is for.
+    pub audiences: Vec<String>,
     /// Seconds since 1970.
     pub issued: i64,
     pub expires: i64,
@@ -39,17 +42,18 @@ pub struct Claims {
 impl Claims {
     #[must_use]
     pub fn user(&self) -> User {
-        let mut user = User::new(
-            &format!("system:serviceaccount:{}:{}", self.namespace, self.account),
-            &["system:serviceaccounts"],
-        );
-        user.groups.push(format!("system:serviceaccounts:{}", self.namespace));
+        let name = format!("system:serviceaccount:{}:{}", self.namespace, self.account);
+        let mut user = User { groups: groups(&name), name, ..User::default() };
         user.groups.push(AUTHENTICATED.to_owned());
         user.uid.clone_from(&self.account_uid);
         if let Some((name, uid)) = &self.pod {
             let extra = |key: &str| format!("authentication.kubernetes.io/{key}");
             user.extra.insert(extra("pod-name"), vec![name.clone()]);
             user.extra.insert(extra("pod-uid"), vec![uid.clone()]);
+            if let Some((name, uid)) = &self.node {
+                user.extra.insert(extra("node-name"), vec![name.clone()]);
+                user.extra.insert(extra("node-uid"), vec![uid.clone()]);
+            }
         }
         user
     }
@@ -60,10 +64,10 @@ impl Claims {
         if let Some((name, uid)) = &self.pod {
             own["pod"] = json!({"name": name, "uid": uid});
         }
-        if let Some(node) = &self.node {
-            own["node"] = json!({"name": node});
+        if let Some((name, uid)) = &self.node {
+            own["node"] = json!({"name": name, "uid": uid});
         }
-        json!({"iss": ISSUER, "aud": [ISSUER], "iat": self.issued, "nbf": self.issued,
+        json!({"iss": ISSUER, "aud": self.audiences, "iat": self.issued, "nbf": self.issued,
             "exp": self.expires, "kubernetes.io": own,
             "sub": format!("system:serviceaccount:{}:{}", self.namespace, self.account)})
     }
@@ -71,17 +75,29 @@ impl Claims {
     fn read(claims: &Value) -> Option<Self> {
         let own = &claims["kubernetes.io"];
         let owned = |value: &Value| value.as_str().map(str::to_owned);
-        let pod = owned(&own["pod"]["name"]).zip(owned(&own["pod"]["uid"]));
+        let pair = |of: &Value| owned(&of["name"]).zip(owned(&of["uid"]));
+        let audiences = claims["aud"].as_array()?.iter().filter_map(owned).collect();
         Some(Self {
             namespace: owned(&own["namespace"])?,
             account: owned(&own["serviceaccount"]["name"])?,
             account_uid: owned(&own["serviceaccount"]["uid"])?,
-            pod,
-            node: owned(&own["node"]["name"]),
+            pod: pair(&own["pod"]),
+            node: pair(&own["node"]),
+            audiences,
             issued: claims["iat"].as_i64()?,
             expires: claims["exp"].as_i64()?,
         })
     }
+}
+
+/// The groups of a service account by its user name; none for another user.
+#[must_use]
+pub fn groups(user: &str) -> Vec<String> {
+    let account = user.strip_prefix("system:serviceaccount:");
+    let Some((namespace, _)) = account.and_then(|account| account.split_once(':')) else {
+        return Vec::new();
+    };
+    vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]
 }
 
 impl Keys {
@@ -109,7 +125,7 @@ impl Keys {
         Ok(format!("{text}.{}", B64.encode(raw)))
     }
 
-    /// Checks signature, issuer and time.
+    /// Checks signature, issuer and time, not the audience.
     ///
     /// # Errors
     /// Why the token is refused.
@@ -192,7 +208,8 @@ mod tests {
             account: "default".into(),
             account_uid: "u".into(),
             pod: Some(("p".into(), "pu".into())),
-            node: Some("n".into()),
+            node: Some(("n".into(), "nu".into())),
+            audiences: vec![ISSUER.into()],
             issued: 1000,
             expires: 2000,
         };

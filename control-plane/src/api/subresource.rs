@@ -15,18 +15,12 @@ use crate::{
         prepare::{Part, text},
         render::Media,
         route::{Target, Verb},
-        scale, service_account,
+        scale,
         verbs::one,
     },
     client::ApiError,
     schema,
 };
-
-/// The life of a token if the client does not say, and the least, in seconds (upstream's).
-const TOKEN_LIFE: i64 = 3600;
-const TOKEN_LEAST: i64 = 600;
-/// A year: the most.
-const TOKEN_MOST: i64 = 31_536_000;
 
 /// Reads a body as the subresource's kind.
 type Decode<'a> = dyn Fn(&[u8]) -> Result<Value, ApiError> + Send + Sync + 'a;
@@ -187,52 +181,5 @@ impl Api {
             Ok(pod)
         };
         self.update(call, Part::Binding, &change).await
-    }
-
-    /// Issues a token for a service account; the request comes back with its status.
-    ///
-    /// # Errors
-    /// 404 without the account, 409 for a pod that is another one, 422 for a time out of range.
-    pub async fn token(&self, call: &Call, mut request: Value) -> Result<Value, ApiError> {
-        let keys = self.service_accounts.as_ref().ok_or_else(error::no_resource)?;
-        let account = self.get(call).await?.value();
-        let asked = request["spec"]["expirationSeconds"].as_i64().unwrap_or(TOKEN_LIFE);
-        if asked < TOKEN_LEAST {
-            return Err(error::bad_request(
-                "spec.expirationSeconds: Invalid value: may not specify a duration less than 10 minutes",
-            ));
-        }
-        let bound = &request["spec"]["boundObjectRef"];
-        let pod = if text(bound, "/kind") == "Pod" {
-            let name = text(bound, "/name").to_owned();
-            let found = self.peek("core/pods", &call.namespace, &name).await?;
-            let about = error::About { group: "", plural: "pods", name: &name };
-            let found = found.ok_or_else(|| about.not_found())?;
-            if text(&found, "/spec/serviceAccountName") != call.name {
-                return Err(error::bad_request("the pod does not use this service account"));
-            }
-            Some((name, text(&found, "/metadata/uid").to_owned()))
-        } else {
-            None
-        };
-        let now = Timestamp::now();
-        let claims = service_account::Claims {
-            namespace: call.namespace.clone(),
-            account: call.name.clone(),
-            account_uid: text(&account, "/metadata/uid").to_owned(),
-            pod,
-            node: call.user.node().map(str::to_owned),
-            issued: now.as_second(),
-            expires: now.as_second() + asked.min(TOKEN_MOST),
-        };
-        let token = keys.sign(&claims).map_err(error::internal)?;
-        let end = Timestamp::from_second(claims.expires).unwrap_or(now);
-        request["apiVersion"] = json!("authentication.k8s.io/v1");
-        request["kind"] = json!("TokenRequest");
-        request["spec"]["expirationSeconds"] = json!(asked);
-        request["spec"]["audiences"] = json!([service_account::ISSUER]);
-        request["status"] = json!({"token": token,
-            "expirationTimestamp": schema::decode::print_time(end, false)});
-        Ok(request)
     }
 }

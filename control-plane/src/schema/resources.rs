@@ -252,7 +252,7 @@ const OTHERS: [Served; 4] = [
     },
 ];
 
-const REVIEWS: [Served; 4] = [
+const REVIEWS: [Served; 5] = [
     review("authentication.k8s.io", "tokenreviews", "tokenreview", "TokenReview"),
     review("authentication.k8s.io", "selfsubjectreviews", "selfsubjectreview", "SelfSubjectReview"),
     review(
@@ -260,6 +260,12 @@ const REVIEWS: [Served; 4] = [
         "selfsubjectaccessreviews",
         "selfsubjectaccessreview",
         "SelfSubjectAccessReview",
+    ),
+    review(
+        "authorization.k8s.io",
+        "selfsubjectrulesreviews",
+        "selfsubjectrulesreview",
+        "SelfSubjectRulesReview",
     ),
     review(
         "authorization.k8s.io",
