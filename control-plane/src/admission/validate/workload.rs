@@ -102,7 +102,8 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let place = path.child("template");
     let own = &template["metadata"]["labels"];
     labels(&mut errors, &place.child("metadata").child("labels"), own);
-    if spec["selector"].is_object() && !selects(&spec["selector"], own) {
+    // Without a selector nothing is selected.
+    if !spec["selector"].is_object() || !selects(&spec["selector"], own) {
         errors.push(FieldError::invalid(
             &place.child("metadata").child("labels"),
             &if own.is_null() { json!({}) } else { own.clone() },

@@ -1,5 +1,6 @@
 //! The server as stock `kubectl` sees it: a real one on loopback, real certificates, a real store.
 
+mod bad_input;
 mod describing;
 mod identity;
 
@@ -322,7 +323,7 @@ async fn get(server: &Server, path: &str, header: &str) -> (u16, Value) {
     let answer = exchange(server, path, header).await;
     let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    (code, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+    (code, serde_json::from_str(body).unwrap_or_else(|_text| Value::String(body.to_owned())))
 }
 
 /// Status line and headers.
