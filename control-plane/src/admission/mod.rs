@@ -21,6 +21,7 @@ use crate::{
 
 pub mod defaults;
 mod pod_status;
+mod service_account;
 pub mod service_ip;
 pub mod validate;
 
@@ -43,6 +44,8 @@ pub struct View {
     pub namespace: Option<Arc<Value>>,
     /// A Pod's.
     pub service_account: Option<Arc<Value>>,
+    /// The end of the name of a Pod's token volume.
+    pub suffix: String,
     /// All Services, for a Service.
     pub services: Vec<Arc<Value>>,
 }
@@ -68,7 +71,7 @@ pub fn admit(
     }
     defaults::apply(attempt.served, object);
     if attempt.served.plural == "pods" && attempt.old.is_none() {
-        service_account(attempt, view, object)?;
+        service_account::assign(attempt, view, object)?;
         default_tolerations(object);
         pod_status::initial(object);
     }
@@ -107,31 +110,6 @@ fn namespace_lifecycle(attempt: &Attempt<'_>, view: &View, object: &Value) -> Re
     error.details["causes"] = json!([{"reason": "NamespaceTerminating",
         "message": format!("namespace {name} is being terminated"), "field": "metadata.namespace"}]);
     Err(error)
-}
-
-/// The pod's account must be there; its pull secrets are the pod's. No token is mounted yet.
-fn service_account(attempt: &Attempt<'_>, view: &View, pod: &mut Value) -> Result<(), ApiError> {
-    if !text(pod, "/metadata/annotations/kubernetes.io~1config.mirror").is_empty() {
-        return Ok(());
-    }
-    if text(pod, "/spec/serviceAccountName").is_empty() {
-        pod["spec"]["serviceAccountName"] = json!("default");
-    }
-    pod["spec"]["serviceAccount"] = pod["spec"]["serviceAccountName"].clone();
-    let namespace = text(pod, "/metadata/namespace");
-    let name = text(pod, "/spec/serviceAccountName");
-    let Some(account) = &view.service_account else {
-        let why = format!(
-            "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
-        );
-        return Err(about(attempt, pod).forbidden(&why));
-    };
-    if pod["spec"].get("imagePullSecrets").is_none()
-        && let Some(secrets) = account.get("imagePullSecrets")
-    {
-        pod["spec"]["imagePullSecrets"] = secrets.clone();
-    }
-    Ok(())
 }
 
 /// `DefaultTolerationSeconds`: 300 s on nodes that are not ready or not reachable.

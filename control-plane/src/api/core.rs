@@ -328,6 +328,7 @@ impl Api {
             let account = account.unwrap_or("default");
             view.service_account =
                 self.peek("core/serviceaccounts", &call.namespace, account).await?;
+            view.suffix = suffix();
         }
         if call.served.plural == "services" {
             let scope = crate::store::Scope {
