@@ -29,7 +29,8 @@ use super::{
     plan::containers,
     pod::{MIN_GRACE, Note, PodEvent, Role},
     prober,
-    runtime::{ContainerId, Runtime, UnpackedImage},
+    pull::{docker_auth, pull_policy},
+    runtime::{self, ContainerId, Runtime, UnpackedImage},
     spec::{ContainerContext, asked_user, container_spec, identity, sandbox_spec},
     volumes::{
         self, VolumeError,
@@ -316,7 +317,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
         container: &Container,
         restart_count: u32,
         image: UnpackedImage,
-    ) -> Result<super::runtime::ContainerSpec, String> {
+    ) -> Result<runtime::ContainerSpec, String> {
         let places = self.ensure_volumes().await.map_err(|error| chain(&error))?;
         let objects = self.fetched.lock().await.objects.clone();
         let spec = self.spec();
@@ -337,7 +338,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
         };
         let mut user = self.kubelet.images.user(&image, &text)?;
         user.gid = gid.unwrap_or(user.gid);
-        let id = new_container_id()?;
+        let id = runtime::random_id()?;
         let ctx = ContainerContext {
             pod: &self.pod,
             container,
@@ -444,7 +445,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
     /// Takes the sandbox down.
     pub async fn remove_sandbox(self) -> PodEvent {
         let (_, _, uid) = identity(&self.pod);
-        match self.kubelet.runtime.remove_sandbox(&super::runtime::PodUid(uid.into())).await {
+        match self.kubelet.runtime.remove_sandbox(&runtime::PodUid(uid.into())).await {
             Ok(()) => PodEvent::SandboxRemoved,
             Err(error) => PodEvent::SandboxStuck { message: chain(&error) },
         }
@@ -493,83 +494,4 @@ pub async fn patch_status(api: &Api<Pod>, pod: &Pod, status: &Value) -> Result<(
 
 const fn failed_image(slot: usize, reason: &'static str, message: String) -> PodEvent {
     PodEvent::ImageFailed { slot, reason, message }
-}
-
-/// `imagePullPolicy`, with the API's default where nothing is said.
-fn pull_policy(container: &Container, image: &str) -> PullPolicy {
-    match container.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("Never") => PullPolicy::Never,
-        Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        Some(_) | None => {
-            let tagged = image.rsplit('/').next().is_some_and(|last| last.contains(':'));
-            if image.ends_with(":latest") || !tagged {
-                PullPolicy::Always
-            } else {
-                PullPolicy::IfNotPresent
-            }
-        }
-    }
-}
-
-/// The credentials for an image's registry in a `.dockerconfigjson`.
-fn docker_auth(config: &[u8], image: &str) -> Option<Auth> {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let config: Value = serde_json::from_slice(config).ok()?;
-    let first = image.split('/').next()?;
-    let named = image.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-    let registry = if named { first } else { "index.docker.io" };
-    let entry = config.get("auths")?.as_object()?.iter().find(|(server, _)| {
-        let server = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
-        server.split('/').next() == Some(registry)
-    })?;
-    let text = |name: &str| entry.1.get(name).and_then(Value::as_str).map(str::to_owned);
-    if let (Some(username), Some(password)) = (text("username"), text("password")) {
-        return Some(Auth::Basic { username, password });
-    }
-    let decoded = BASE64_STANDARD.decode(text("auth")?).ok()?;
-    let decoded = String::from_utf8(decoded).ok()?;
-    let (username, password) = decoded.split_once(':')?;
-    Some(Auth::Basic { username: username.to_owned(), password: password.to_owned() })
-}
-
-/// 64 random hex digits.
-fn new_container_id() -> Result<ContainerId, String> {
-    let mut bytes = [0_u8; 32];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_no_entropy| "no random numbers to be had".to_owned())?;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(ContainerId(hex.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn untagged_and_latest_images_are_always_asked_for() {
-        let container = Container::default();
-        let table = [
-            ("nginx", PullPolicy::Always),
-            ("nginx:latest", PullPolicy::Always),
-            ("host:5000/nginx", PullPolicy::Always),
-            ("host:5000/nginx:1.2", PullPolicy::IfNotPresent),
-        ];
-        for (image, policy) in table {
-            assert_eq!(pull_policy(&container, image), policy, "{image}");
-        }
-    }
-
-    #[test]
-    fn credentials_are_found_by_registry() {
-        let config = br#"{"auths": {"https://host:5000/v1/": {"auth": "dTpw"},
-            "other.io": {"username": "a", "password": "b"}}}"#;
-        let auth = |image| docker_auth(config, image);
-        let basic = |username: &str, password: &str| {
-            Some(Auth::Basic { username: username.to_owned(), password: password.to_owned() })
-        };
-        assert_eq!(auth("host:5000/x:1"), basic("u", "p"));
-        assert_eq!(auth("other.io/x"), basic("a", "b"));
-        assert_eq!(auth("nginx"), None);
-    }
 }

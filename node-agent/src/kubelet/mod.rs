@@ -17,6 +17,7 @@ pub mod pod;
 pub mod pods;
 pub mod probe;
 pub mod prober;
+mod pull;
 pub mod quantity;
 pub mod runtime;
 pub mod server;

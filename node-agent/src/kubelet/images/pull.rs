@@ -1,6 +1,10 @@
 //! Images from registries. Blobs stream to the disk, are checked, unpacked and removed.
 
-use std::{fmt::Write as _, fs::File, sync::Arc};
+use std::{
+    fmt::Write as _,
+    fs::File,
+    sync::{Arc, OnceLock},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use oci_client::{
@@ -31,20 +35,33 @@ const ACCEPTED: [&str; 4] = [
 ];
 
 pub(super) struct Puller {
-    client: Client,
+    /// Registries that are spoken to without TLS, as `host:port`.
+    insecure: Vec<String>,
+    /// Made by the first pull, as it needs the machine's CA certificates: a node without them, or
+    /// with pre-loaded images only, runs all the same.
+    client: OnceLock<Client>,
     store: Arc<Store>,
     layers: Arc<Locks>,
 }
 
 impl Puller {
     pub(super) fn new(insecure: Vec<String>, store: Arc<Store>, layers: Arc<Locks>) -> Self {
-        let protocol = if insecure.is_empty() {
+        Self { insecure, client: OnceLock::new(), store, layers }
+    }
+
+    fn client(&self) -> Result<&Client, String> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let protocol = if self.insecure.is_empty() {
             ClientProtocol::Https
         } else {
-            ClientProtocol::HttpsExcept(insecure)
+            ClientProtocol::HttpsExcept(self.insecure.clone())
         };
         let config = ClientConfig { protocol, ..ClientConfig::default() };
-        Self { client: Client::new(config), store, layers }
+        let made = Client::try_from(config)
+            .map_err(|error| format!("cannot make a client for registries: {}", words(&error)))?;
+        Ok(self.client.get_or_init(|| made))
     }
 
     /// Fetches what is missing of an image and records it.
@@ -79,7 +96,7 @@ impl Puller {
         let failed =
             |error| format!("failed to resolve reference \"{reference}\": {}", words(&error));
         let (bytes, found) =
-            self.client.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(failed)?;
+            self.client()?.pull_manifest_raw(reference, auth, &ACCEPTED).await.map_err(failed)?;
         let unreadable = |error: serde_json::Error| format!("unreadable manifest: {error}");
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(unreadable)?;
         if value.get("manifests").is_none() {
@@ -90,7 +107,7 @@ impl Puller {
             layout::choose(&index).ok_or("no match for platform in manifest: not found")?;
         let inner = reference.clone_with_digest(chosen.digest().to_string());
         let (bytes, _) =
-            self.client.pull_manifest_raw(&inner, auth, &ACCEPTED).await.map_err(failed)?;
+            self.client()?.pull_manifest_raw(&inner, auth, &ACCEPTED).await.map_err(failed)?;
         Ok((serde_json::from_slice(&bytes).map_err(unreadable)?, found))
     }
 
@@ -102,7 +119,7 @@ impl Puller {
         let expected = manifest.config().digest().to_string();
         let blob = descriptor(&expected, manifest.config().size());
         let mut bytes = Vec::new();
-        self.client
+        self.client()?
             .pull_blob(reference, &blob, &mut bytes)
             .await
             .map_err(|error| format!("failed to fetch {expected}: {}", words(&error)))?;
@@ -119,7 +136,7 @@ impl Puller {
         let mut file = tokio::fs::File::create(&part)
             .await
             .map_err(|error| format!("{}: {error}", failed("store")))?;
-        self.client
+        self.client()?
             .pull_blob(reference, &descriptor(&layer.blob, layer.blob_bytes), &mut file)
             .await
             .map_err(|error| format!("{}: {}", failed("fetch"), words(&error)))?;

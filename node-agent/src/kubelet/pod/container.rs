@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     CRASH_BACKOFF, ContainerPlan, EXIT_OVERDUE, History, IMAGE_BACKOFF, MIN_GRACE, Note, PodEffect,
-    RestartPolicy, Role, backoff, unseen_exit,
+    RestartPolicy, Role, Running, Waiting, backoff, unseen_exit,
 };
 use crate::kubelet::{
     probe::{ProbeKind, ProbeSchedule, Verdict},
@@ -15,26 +15,6 @@ use crate::kubelet::{
 
 /// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
-
-/// What a container waits for, in upstream's words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    pub reason: &'static str,
-    pub message: String,
-}
-
-/// A running instance.
-#[derive(Clone, Debug)]
-pub struct Running {
-    pub id: ContainerId,
-    pub at: Timestamp,
-    /// The startup probe succeeded, or there is none.
-    pub started: bool,
-    pub ready: bool,
-    /// A stop was asked for; when to ask again, harder, and how often that was done.
-    stop: Option<(Instant, u32)>,
-    probes: Vec<(ProbeKind, ProbeSchedule)>,
-}
 
 /// Where a container is.
 #[derive(Clone, Debug)]
@@ -490,19 +470,6 @@ impl Slot {
             | Phase::PullFailed { .. }
             | Phase::Exited => {}
         }
-    }
-}
-
-impl Running {
-    /// The probes that count now: the startup probe alone until it has succeeded.
-    fn active_probes(&self) -> impl Iterator<Item = &(ProbeKind, ProbeSchedule)> {
-        self.probes.iter().filter(|(kind, _)| (*kind == ProbeKind::Startup) != self.started)
-    }
-
-    /// Whether the instance was asked to end.
-    #[must_use]
-    pub const fn is_stopping(&self) -> bool {
-        self.stop.is_some()
     }
 }
 

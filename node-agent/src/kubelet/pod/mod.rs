@@ -5,6 +5,7 @@
 //! effect whose result will be told, or a time that `poll_timeout` names.
 
 mod container;
+mod running;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,8 @@ use super::{
     runtime::{ContainerId, Exit, SandboxState, Started},
 };
 
-pub use container::{Phase, Running, Slot, Waiting};
+pub use container::{Phase, Slot};
+pub use running::{Running, Waiting};
 
 /// Least time a container is given between the stop signal and SIGKILL (kubelet's
 /// `minimumGracePeriodInSeconds`).

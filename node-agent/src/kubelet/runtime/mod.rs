@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 pub use self::{
     cni::CniError,
     embedded::{Embedded, RuntimeConfig},
+    id::random_id,
     plan::PlanError,
 };
 
@@ -18,6 +19,7 @@ pub mod binary;
 mod client;
 mod cni;
 mod embedded;
+mod id;
 mod plan;
 mod sandbox;
 mod seccomp;
