@@ -24,8 +24,8 @@ fn subresource(part: Part) -> &'static str {
     }
 }
 
-/// Records an ordinary write. Writers inside the process have no name: theirs is recorded only where
-/// somebody else's is, so that objects that only controllers write stay small.
+/// Records an ordinary write. A writer that gives no name is recorded only where somebody else
+/// is, by its `User-Agent`, so that objects that only controllers write stay small.
 #[must_use]
 pub fn record(call: &Call, part: Part, old: Option<&Value>, new: Value) -> Value {
     let recorded = old.unwrap_or(&new).pointer("/metadata/managedFields").is_some();
@@ -36,7 +36,11 @@ pub fn record(call: &Call, part: Part, old: Option<&Value>, new: Value) -> Value
     let api_version = call.served.api_version();
     let time = decode::print_time(jiff::Timestamp::now(), false);
     let writer = Writer {
-        manager: if manager.is_empty() { "unknown" } else { manager },
+        manager: match (manager, call.options.agent.as_str()) {
+            ("", "") => "unknown",
+            ("", agent) => agent,
+            (manager, _) => manager,
+        },
         api_version: &api_version,
         subresource: subresource(part),
         time: &time,

@@ -129,6 +129,8 @@ impl ListOptions {
 pub struct WriteOptions {
     pub dry_run: bool,
     pub field_manager: String,
+    /// What stands for the manager where none is given: the program's name in `User-Agent`.
+    pub agent: String,
     pub validation: Strictness,
     /// Of server-side apply.
     pub force: bool,
@@ -167,6 +169,7 @@ impl WriteOptions {
         Ok(Self {
             dry_run,
             field_manager: query.first("fieldManager").unwrap_or("").to_owned(),
+            agent: String::new(),
             validation,
             force: query.flag("force"),
         })

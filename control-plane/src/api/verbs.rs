@@ -40,7 +40,7 @@ impl Handler {
             namespace: if served.namespaced { target.namespace.clone() } else { String::new() },
             name: target.name.clone(),
             user: Arc::clone(&asked.user),
-            options: WriteOptions::parse(&asked.query)?,
+            options: WriteOptions { agent: agent(asked), ..WriteOptions::parse(&asked.query)? },
         };
         if !target.subresource.is_empty() {
             return self.subresource(asked, &call, target, (verb, bytes)).await;
@@ -190,6 +190,12 @@ impl Handler {
         page.entries = entries;
         Ok(many(call.served, media, &page))
     }
+}
+
+/// The program's name in `User-Agent`; upstream cuts it at 128 bytes too.
+fn agent(asked: &Asked) -> String {
+    let text = asked.header(header::USER_AGENT).unwrap_or_default();
+    text.split('/').next().unwrap_or_default().chars().take(128).collect()
 }
 
 pub(super) fn kind_of(served: &Served) -> Result<Kind, ApiError> {

@@ -204,16 +204,6 @@ async fn the_commands_of_every_day() {
     let explained = server.ok("explain deployment.spec.replicas", "").await;
     assert!(explained.contains("replicas <integer>"), "{explained}");
 
-    let apply = "apply --server-side --validate=strict -f -";
-    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned}\ndata: {a: '1'}";
-    let made = server.ok(apply, config).await;
-    assert!(made.contains("serverside-applied"), "{made}");
-    let other = config.replace("'1'", "'2'");
-    let clash = server.refused(&format!("{apply} --field-manager=other"), &other).await;
-    assert!(clash.contains("conflict with \"kubectl\": .data.a"), "{clash}");
-    server.ok(&format!("{apply} --field-manager=other --force-conflicts"), &other).await;
-    assert_eq!(server.json("get cm owned").await["data"]["a"], "2");
-
     server.ok("create deployment made --image=nginx", "").await;
     server.ok("create namespace other", "").await;
     server.ok("create configmap settings --from-literal=a=b -n other", "").await;
@@ -410,4 +400,28 @@ async fn other_versions_of_kubectl_work_too() {
         assert!(described.contains("ClusterIP"), "1.{minor}: {described}");
         server.ok(&format!("delete deploy,svc {name} --timeout=20s"), "").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_side_apply_knows_who_wrote_what() {
+    let Some(server) = server().await else { return };
+    let apply = "apply --server-side --validate=strict -f -";
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: owned}\ndata: {a: '1'}";
+    let made = server.ok(apply, config).await;
+    assert!(made.contains("serverside-applied"), "{made}");
+    let other = config.replace("'1'", "'2'");
+    let clash = server.refused(&format!("{apply} --field-manager=other"), &other).await;
+    assert!(clash.contains("conflict with \"kubectl\": .data.a"), "{clash}");
+    server.ok(&format!("{apply} --field-manager=other --force-conflicts"), &other).await;
+    assert_eq!(server.json("get cm owned").await["data"]["a"], "2");
+    let three =
+        r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"owned"},"data":{"a":"3"}}"#;
+    let place = "/api/v1/namespaces/default/configmaps/owned";
+    server.ok(&format!("replace --raw {place} -f -"), three).await;
+    let owners = server.json("get cm owned --show-managed-fields").await;
+    let owners = owners["metadata"]["managedFields"].as_array().unwrap();
+    assert!(
+        owners.iter().any(|o| o["manager"] == "kubectl" && o["operation"] == "Update"),
+        "{owners:?}"
+    );
 }
