@@ -1,7 +1,7 @@
 //! Follows a Kubernetes API server: lists and watches into tables.
 //!
 //! Effects only; what an object means is decided in `parse`. Tasks: one per kind, which writes its
-//! table, and one that reports services with unsupported fields as Events. All end with the
+//! table, and one that reports services with unsupported fields in a condition and Events. All end with the
 //! [`Handle`]. A lost connection is retried with growing pauses; until a new list is complete the
 //! tables stay as they are, so nothing is deleted for being absent from an unfinished list.
 
@@ -16,11 +16,11 @@ use k8s_openapi::{
         core::v1::{Event, EventSource, Node, ObjectReference, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
 };
 use kube::{
     Api, Client, Resource,
-    api::PostParams,
+    api::{Patch, PatchParams, PostParams},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, watcher},
@@ -70,12 +70,11 @@ pub fn start(client: &Client, node_name: &str, sources: &Sources) -> Handle {
     let services = sources.services.clone();
     let parse_service = move |object: &Service| {
         let (key, row) = parse::service(object)?;
-        if !row.unsupported.is_empty() {
-            let unsupported = Unsupported {
-                key: key.clone(),
-                uid: object.metadata.uid.clone().unwrap_or_default(),
-                fields: row.unsupported.join(", "),
-            };
+        let fields = row.unsupported.join(", ");
+        let condition = due_condition(object, &fields);
+        if !fields.is_empty() || condition.is_some() {
+            let uid = object.metadata.uid.clone().unwrap_or_default();
+            let unsupported = Unsupported { key: key.clone(), uid, fields, condition };
             // Full: a later list reports it.
             if report.try_send(unsupported).is_err() {
                 tracing::debug!(service = %key, "too many services to report at once");
@@ -145,17 +144,67 @@ fn delete<K: Resource, V: PartialEq>(table: &Table<ObjectKey, V>, object: &K) {
     }
 }
 
-/// A service that is not programmed.
+/// A service that is not programmed, or is again.
 struct Unsupported {
     key: ObjectKey,
     uid: String,
+    /// Empty when every field is supported now.
     fields: String,
+    condition: Option<Condition>,
 }
 
-/// Writes one Event per service and set of fields.
+/// Condition of a Service that asks for what the packet path does not do. All nodes write the same one.
+const PROGRAMMED: &str = "Programmed";
+
+/// The condition that the Service should have and has not. One that never had an unsupported field gets
+/// none.
+fn due_condition(object: &Service, fields: &str) -> Option<Condition> {
+    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let now = conditions.into_iter().flatten().find(|now| now.type_ == PROGRAMMED);
+    let (status, reason, message) = if fields.is_empty() {
+        now?;
+        ("True", "Supported", String::new())
+    } else {
+        ("False", "UnsupportedField", format!("{fields} is not supported"))
+    };
+    if now.is_some_and(|now| now.status == status && now.message == message) {
+        return None;
+    }
+    Some(Condition {
+        type_: PROGRAMMED.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: object.metadata.generation,
+        // Set when it is written.
+        last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+    })
+}
+
+/// Writes the condition of one Service.
+async fn tell_condition(client: &Client, report: &Unsupported) {
+    let Some(condition) = &report.condition else { return };
+    let now = Time(jiff::Timestamp::now());
+    let condition = Condition { last_transition_time: now, ..condition.clone() };
+    let patch = serde_json::json!({ "status": { "conditions": [condition] } });
+    let services = Api::<Service>::namespaced(client.clone(), &report.key.namespace);
+    let written = services
+        .patch_status(&report.key.name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await;
+    if let Err(error) = written {
+        let error = crate::overlay::chain(&error);
+        tracing::warn!(service = %report.key, error, "cannot write a condition");
+    }
+}
+
+/// Writes conditions, and one Event per service and set of fields.
 async fn tell(client: Client, node: String, mut reports: mpsc::Receiver<Unsupported>) {
     let mut told = BTreeSet::new();
     while let Some(report) = reports.recv().await {
+        tell_condition(&client, &report).await;
+        if report.fields.is_empty() {
+            continue;
+        }
         if told.len() >= REPORTED {
             told.clear();
         }
@@ -268,11 +317,26 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_is_due_until_the_service_has_it_and_turns_when_the_field_goes() {
+        let fields = "spec.sessionAffinity";
+        let mut service = object("web", "10.96.0.9");
+        assert!(due_condition(&service, "").is_none(), "nothing was ever wrong");
+        let due = due_condition(&service, fields).unwrap();
+        assert_eq!((due.status.as_str(), due.reason.as_str()), ("False", "UnsupportedField"));
+        assert!(due.message.contains(fields));
+        service.status.get_or_insert_default().conditions = Some(vec![due]);
+        assert!(due_condition(&service, fields).is_none(), "it is written already");
+        assert!(due_condition(&service, "spec.other").is_some(), "another field");
+        assert_eq!(due_condition(&service, "").unwrap().status, "True");
+    }
+
+    #[test]
     fn an_event_names_service_field_and_node_and_is_the_same_after_a_restart() {
         let report = || Unsupported {
             key: ObjectKey::new("d", "web"),
             uid: "u".into(),
             fields: "spec.sessionAffinity".into(),
+            condition: None,
         };
         let (one, other) = (event(&report(), "n1"), event(&report(), "n1"));
         assert_eq!(one.metadata.name, other.metadata.name);

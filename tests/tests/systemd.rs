@@ -1,13 +1,13 @@
-//! One Debian node with systemd and the units of `deploy/systemd`, as on a Raspberry Pi. Needs the cluster of
-//! `cargo xtask up --debian --nodes 1`, and is run by `cargo xtask test --vm`.
+//! One Debian node with systemd and the units of `deploy/systemd`, as on a Raspberry Pi. Run by
+//! `cargo xtask test --vm` on a cluster of its own.
 #![expect(clippy::print_stdout, reason = "measured values are part of the test's report")]
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is one module of tests")]
 
 use xtask::{cluster::Cluster, paths::Paths, proof};
 
 fn cluster() -> Cluster {
-    let cluster =
-        Cluster::running(&Paths::new()).expect("start it: cargo xtask up --debian --nodes 1");
+    let cluster = Cluster::running(&Paths::for_tests())
+        .expect("no test cluster runs: use `cargo xtask test --vm`");
     let shell = cluster.server().expect("a server").shell();
     shell.sh("test -d /run/systemd/system").expect("the node must run systemd");
     cluster

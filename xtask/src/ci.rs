@@ -36,7 +36,7 @@ pub fn ci(paths: &Paths) -> Result<()> {
         )
     })?;
     stage("lints of the kernel side", || lint_ebpf(paths))?;
-    stage("tests", || test::test(paths, test::Kinds::Possible, None))?;
+    stage("tests", || test::test(paths, &test::Wish::possible()))?;
     for (tool, what) in
         [("cargo-deny", "licences and bans"), ("cargo-machete", "unused dependencies")]
     {

@@ -19,6 +19,8 @@ use crate::{
 
 /// The port that the sample's Service asks for on every node.
 pub const SAMPLE_NODE_PORT: u16 = 30080;
+/// The host as user-network VMs see it; what listens on the host's loopback answers there.
+pub const HOST_OF_VMS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Memory of a node in MiB; QEMU takes it from the host only as it is touched.
 const MEMORY_MIB: u32 = 1024;
 /// Longest boot until the command port answers; TCG on two busy cores takes about 15 s.
@@ -53,6 +55,9 @@ pub struct Node {
 pub struct Cluster {
     pub nodes: Vec<Node>,
     pub kubeconfig: PathBuf,
+    /// Port of the host's loopback where a registry without TLS may listen; nodes take it at
+    /// `HOST_OF_VMS` and this port.
+    pub registry_port: u16,
     /// What it was made from; another value means that it must be made anew.
     pub fingerprint: String,
     /// Shown to people.
@@ -84,6 +89,20 @@ impl Node {
     #[must_use]
     pub fn console_tail(&self) -> String {
         vm::console_tail(&self.dir)
+    }
+
+    /// The file with all that its console said.
+    pub(crate) fn console(&self) -> PathBuf {
+        vm::console(&self.dir)
+    }
+
+    /// The last lines that one of its Orlop programs logged.
+    pub(crate) fn log(&self, program: &str, lines: u32) -> Result<String> {
+        self.shell().sh(&format!(
+            "if [ -d /run/systemd/system ]; then \
+             journalctl -n {lines} --no-pager -u orlop-{program}; \
+             else tail -n {lines} /var/log/{program}.log; fi"
+        ))
     }
 
     fn wait_booted(&self) -> Result<()> {
@@ -124,14 +143,17 @@ impl Cluster {
     /// Starts all VMs at once and waits until each answers.
     pub(crate) fn boot(paths: &Paths, plan: &Plan<'_>) -> Result<Self> {
         let lan = multicast();
+        let [registry_port] = free_ports()?;
         let mut cluster = Self {
             nodes: Vec::new(),
             kubeconfig: paths.cluster.join("kubeconfig"),
+            registry_port,
             fingerprint: plan.fingerprint.clone(),
             kernel: plan.kernel_name.clone(),
         };
         for number in 1..=plan.nodes {
-            cluster.nodes.push(start(paths, plan, number, &lan)?);
+            let node = start(paths, plan, number, &Shared { lan: &lan, registry_port })?;
+            cluster.nodes.push(node);
             // Written after each, so that `down` finds also those of a start that failed half-way.
             cluster.save(paths)?;
         }
@@ -172,7 +194,14 @@ impl Cluster {
     }
 }
 
-fn start(paths: &Paths, plan: &Plan<'_>, number: u8, lan: &str) -> Result<Node> {
+/// What all nodes of a cluster have in common and no other cluster has.
+struct Shared<'a> {
+    /// The netdev of the network between them.
+    lan: &'a str,
+    registry_port: u16,
+}
+
+fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Result<Node> {
     let (name, role) = match number {
         1 => ("server".to_owned(), Role::Server),
         _ => (format!("worker-{}", number - 1), Role::Worker),
@@ -202,14 +231,16 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, lan: &str) -> Result<Node> 
         initramfs: plan.initramfs.to_owned(),
         disk: Some(disk),
         append: format!(
-            "systemd.hostname={name} orlop.name={name} orlop.ip={ip} orlop.role={role_word} orlop.time={now}"
+            "systemd.hostname={name} orlop.name={name} orlop.ip={ip} orlop.role={role_word} \
+             orlop.time={now} orlop.registry={HOST_OF_VMS}:{}",
+            shared.registry_port
         ),
         memory_mib: MEMORY_MIB,
         accel: plan.accel,
         // Locally administered addresses; the last byte is the node's number on both networks.
         nics: vec![
             (user, format!("52:54:00:77:00:{number:02x}")),
-            (lan.to_owned(), format!("52:54:00:77:01:{number:02x}")),
+            (shared.lan.to_owned(), format!("52:54:00:77:01:{number:02x}")),
         ],
     };
     let process = vm::start(&spec).with_context(|| format!("start VM {name}"))?;
@@ -225,12 +256,14 @@ fn multicast() -> String {
 }
 
 /// Ports of loopback that nobody listens on now.
-fn free_ports() -> Result<[u16; 3]> {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port");
-    let held = [bind()?, bind()?, bind()?];
-    let mut ports = [0; 3];
-    for (port, listener) in ports.iter_mut().zip(&held) {
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All are held until all are known, so that no two are the same.
+    let mut held = Vec::with_capacity(N);
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
         *port = listener.local_addr().context("find a free port")?.port();
+        held.push(listener);
     }
     Ok(ports)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -25,6 +26,32 @@ pub(crate) fn cmd<S: AsRef<OsStr>>(
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     let status = command.status().with_context(|| format!("cannot run {shown}"))?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
+/// As `run`, and each line that is shown is given to `see` too.
+pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Result<()> {
+    let shown = show(command);
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let both = writer.try_clone().context("make a pipe")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(both)
+        .spawn()
+        .with_context(|| format!("cannot run {shown}"))?;
+    // The command holds the pipe's other end open until it is given other outputs.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line.with_context(|| format!("read what {shown} says"))?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        see(&line);
+    }
+    let status = child.wait().with_context(|| format!("wait for {shown}"))?;
     if !status.success() {
         bail!("{shown}: {status}");
     }

@@ -39,6 +39,18 @@ impl<'a> Kubectl<'a> {
         output(&mut self.command(args))
     }
 
+    /// Runs it and returns its exit code and what it printed, whatever the code is.
+    ///
+    /// # Errors
+    /// When it cannot be run or a signal ended it.
+    pub fn said(self, args: &[&str]) -> Result<Said> {
+        let mut command = self.command(args);
+        let out = command.stdin(Stdio::null()).output().context("run kubectl")?;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let code = out.status.code().context("kubectl was ended by a signal")?;
+        Ok(Said { code, stdout: text(&out.stdout), stderr: text(&out.stderr) })
+    }
+
     /// `get … -o json`.
     ///
     /// # Errors
@@ -75,6 +87,14 @@ impl<'a> Kubectl<'a> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         command.spawn().with_context(|| format!("run kubectl {}", args.join(" ")))
     }
+}
+
+/// What a call that may fail on purpose said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 /// Asks again every 200 ms until the answer is `Some`.

@@ -29,6 +29,7 @@ pub mod test;
 pub mod tidy;
 pub mod up;
 mod vm;
+pub mod watch;
 
 /// Prints one progress line at once, even into a pipe.
 fn step(line: &str) {

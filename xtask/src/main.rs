@@ -60,7 +60,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Up(wish) => up::up(&paths, &wish),
         Command::Down => down::down(&paths),
-        Command::Test(wish) => test::test(&paths, wish.kinds(), wish.filter.as_deref()),
+        Command::Test(wish) => test::test(&paths, &wish),
         Command::BuildEbpf { release: _ } => build_ebpf::build_ebpf(&paths),
         Command::Bench(wish) => bench::bench(&paths, &wish),
         Command::Image { arch } => image::image(&paths, &arch),

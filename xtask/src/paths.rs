@@ -9,8 +9,10 @@ pub struct Paths {
     pub root: PathBuf,
     /// Downloads and derived files that any cluster may use again.
     pub cache: PathBuf,
-    /// The one local cluster: disks, consoles, `state.json`, `kubeconfig`.
+    /// One local cluster: disks, consoles, `state.json`, `kubeconfig`.
     pub cluster: PathBuf,
+    /// Consoles and logs of test clusters on which a test failed.
+    pub failed: PathBuf,
     /// OCI archives made by `cargo xtask image`.
     pub images: PathBuf,
     /// Cargo's target folder of the static binaries that run in VMs and images.
@@ -28,10 +30,18 @@ impl Paths {
         Self {
             cache: root.join(".orlop/cache"),
             cluster: root.join(".orlop/cluster"),
+            failed: root.join(".orlop/failed"),
             images: root.join(".orlop/images"),
             static_target: target.join("static"),
             root,
         }
+    }
+
+    /// As `new`, with the cluster of `cargo xtask test`, which is never the one that a user has up.
+    #[must_use]
+    pub fn for_tests() -> Self {
+        let paths = Self::new();
+        Self { cluster: paths.root.join(".orlop/test-cluster"), ..paths }
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) enum Need {
     Kubectl,
     /// Network namespaces and kube-proxy's kind of rules, for the benchmarks.
     Rules,
+    /// A registry on loopback and what pushes to it.
+    Registry,
     /// What makes a Debian root file system.
     Debian,
 }
@@ -40,6 +42,7 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
         ],
         Need::Packages => &[("apt-get", "apt"), ("dpkg-deb", "dpkg")],
         Need::Kubectl => &[],
+        Need::Registry => &[("docker-registry", "docker-registry"), ("skopeo", "skopeo")],
         Need::Debian => &[("mmdebstrap", "mmdebstrap")],
         Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables")],
     }

@@ -1,11 +1,14 @@
 //! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
 //! is not run is listed with its reason.
 
-use anyhow::{Result, bail};
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    cluster::Cluster,
     down,
-    exec::{cmd, find, run},
+    exec::{cmd, find, run_seen},
     paths::Paths,
     setup::{self, Need},
     step,
@@ -15,7 +18,7 @@ use crate::{
 
 /// Which kinds of tests to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kinds {
+enum Kinds {
     /// All that this machine can run; the rest is listed.
     Possible,
     Host,
@@ -36,14 +39,22 @@ pub struct Wish {
     /// Everything; what cannot run is a failure.
     #[arg(long, group = "kind")]
     all: bool,
+    /// Leaves the test cluster running, and takes one that runs, when it was made from the same programs.
+    #[arg(long)]
+    keep: bool,
     /// Only tests whose name contains this.
-    pub filter: Option<String>,
+    filter: Option<String>,
 }
 
 impl Wish {
-    /// The kinds that the flags stand for; at most one is set.
+    /// All that this machine can run.
     #[must_use]
-    pub fn kinds(&self) -> Kinds {
+    pub fn possible() -> Self {
+        Self { host: false, vm: false, all: false, keep: false, filter: None }
+    }
+
+    /// The kinds that the flags stand for; at most one is set.
+    fn kinds(&self) -> Kinds {
         match (self.host, self.vm, self.all) {
             (true, _, _) => Kinds::Host,
             (_, true, _) => Kinds::Vm,
@@ -53,36 +64,58 @@ impl Wish {
     }
 }
 
-/// Runs the tests whose name contains `filter`, all when there is none.
+/// What has been run so far.
+#[derive(Debug, Default)]
+struct Report {
+    passed: u32,
+    failed: u32,
+    /// Kinds of tests that were not run, with the reason.
+    skipped: Vec<String>,
+    /// Why calls of the test runner failed.
+    errors: Vec<anyhow::Error>,
+}
+
+/// Runs the tests that were asked for, shows what was not run, and ends with their numbers.
 ///
 /// # Errors
-/// When a test fails, or with `All` and `Vm` when one cannot be run.
-pub fn test(paths: &Paths, kinds: Kinds, filter: Option<&str>) -> Result<()> {
+/// When a test fails, or with `--all` and `--vm` when one cannot be run.
+pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     setup::ensure(paths, &[Need::Ebpf])?;
-    let mut skipped = Vec::new();
+    let kinds = wish.kinds();
+    let mut report = Report::default();
     if kinds != Kinds::Vm {
-        host(paths, filter, &mut skipped)?;
+        host(paths, wish.filter.as_deref(), &mut report);
     }
     match (kinds, vm_obstacle()) {
-        (Kinds::Host, _) => skipped.push("tests in virtual machines: not asked for".to_owned()),
-        (Kinds::Possible, Some(why)) => skipped.push(format!("tests in virtual machines: {why}")),
+        (Kinds::Host, _) => {
+            report.skipped.push("tests in virtual machines: not asked for".to_owned());
+        }
+        (Kinds::Possible, Some(why)) => {
+            report.skipped.push(format!("tests in virtual machines: {why}"));
+        }
         (Kinds::Vm | Kinds::All, Some(why)) => {
             return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
         }
-        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => vm(paths, filter, &mut skipped)?,
+        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => vm(wish, &mut report)?,
     }
-    for line in &skipped {
+    for line in &report.skipped {
         println!("skipped: {line}");
     }
-    if kinds == Kinds::All && !skipped.is_empty() {
-        bail!("--all was asked for, and {} kinds of tests were skipped", skipped.len());
+    println!("{} passed, {} failed", report.passed, report.failed);
+    if let Some(error) = report.errors.into_iter().next() {
+        return Err(error);
+    }
+    if kinds == Kinds::All && !report.skipped.is_empty() {
+        bail!("--all was asked for, and {} kinds of tests were skipped", report.skipped.len());
     }
     Ok(())
 }
 
-fn host(paths: &Paths, filter: Option<&str>, skipped: &mut Vec<String>) -> Result<()> {
+fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
     if !setup::is_root() {
-        skipped.push("tests that load programs or make network namespaces: not root".to_owned());
+        report
+            .skipped
+            .push("tests that load programs or make network namespaces: not root".to_owned());
     }
     step("tests on this machine");
     let mut cargo = if find("cargo-nextest").is_some() {
@@ -95,7 +128,33 @@ fn host(paths: &Paths, filter: Option<&str>, skipped: &mut Vec<String>) -> Resul
     } else {
         cmd("cargo", ["test", "--workspace", "--locked", "--no-fail-fast"])
     };
-    run(cargo.args(filter).current_dir(&paths.root))
+    runner(cargo.args(filter).current_dir(&paths.root), report);
+}
+
+/// Runs a test runner and adds its numbers.
+fn runner(cargo: &mut Command, report: &mut Report) {
+    let ran = run_seen(cargo, |line| {
+        if let Some((passed, failed)) = counts(line) {
+            report.passed += passed;
+            report.failed += failed;
+        }
+    });
+    report.errors.extend(ran.err());
+}
+
+/// Passed and failed tests in the closing line of `cargo test` or `cargo nextest`.
+fn counts(line: &str) -> Option<(u32, u32)> {
+    let line = line.trim_start();
+    if !line.starts_with("test result:") && !line.starts_with("Summary [") {
+        return None;
+    }
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let before = |word: &str| {
+        let at = words.iter().position(|found| found.trim_end_matches([',', ';']) == word)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    // nextest leaves out what is zero, and says "passed (2 slow)", which stands behind the word.
+    Some((before("passed").unwrap_or(0), before("failed").unwrap_or(0)))
 }
 
 /// The clusters that the tests in VMs are about, and the test file of each.
@@ -104,22 +163,58 @@ fn clusters() -> [(&'static str, up::Wish); 2] {
     [("cluster", up::Wish::default()), ("systemd", one_debian)]
 }
 
-/// Boots each cluster in turn (or takes the running one) and runs the tests that are marked as needing it.
-/// A cluster on which a test failed is left running, to be looked at.
-fn vm(paths: &Paths, filter: Option<&str>, skipped: &mut Vec<String>) -> Result<()> {
-    for (file, wish) in clusters() {
-        if wish.debian && !setup::is_root() {
-            skipped
+/// Boots each cluster in turn and runs the tests that are marked as needing it. A cluster that `up` made
+/// for the user is not touched.
+fn vm(wish: &Wish, report: &mut Report) -> Result<()> {
+    let paths = Paths::for_tests();
+    setup::ensure(&paths, &[Need::Registry])?;
+    for (file, cluster) in clusters() {
+        if cluster.debian && !setup::is_root() {
+            report
+                .skipped
                 .push("Debian with systemd in a VM: not root, which mmdebstrap needs".to_owned());
             continue;
         }
-        up::up(paths, &wish)?;
-        step(&format!("tests in virtual machines: {file}"));
-        let mut cargo = cmd("cargo", ["test", "--locked", "--package", "tests", "--test", file]);
-        cargo.args(["--", "--ignored", "--test-threads=1", "--nocapture"]).args(filter);
-        run(cargo.current_dir(&paths.root))?;
-        down::down(paths)?;
+        let errors = report.errors.len();
+        match up::up(&paths, &cluster) {
+            Ok(()) => {
+                step(&format!("tests in virtual machines: {file}"));
+                let test = ["test", "--locked", "--package", "tests", "--test", file];
+                let mut cargo = cmd("cargo", test);
+                cargo.args(["--", "--ignored", "--test-threads=1", "--nocapture"]);
+                runner(cargo.args(&wish.filter).current_dir(&paths.root), report);
+            }
+            Err(error) => {
+                report.failed += 1;
+                report.errors.push(error.context(format!("the test cluster {file}")));
+            }
+        }
+        if report.errors.len() > errors {
+            keep_logs(&paths, file)?;
+        }
+        if !wish.keep {
+            down::down(&paths)?;
+        }
     }
+    Ok(())
+}
+
+/// Keeps what the VMs of a failed run said: their consoles, and the programs' logs if they still answer.
+fn keep_logs(paths: &Paths, file: &str) -> Result<()> {
+    let Some(cluster) = Cluster::recorded(paths) else { return Ok(()) };
+    let folder = paths.failed.join(file);
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    for node in &cluster.nodes {
+        let console = folder.join(format!("{}-console.log", node.name));
+        fs::copy(node.console(), &console)
+            .with_context(|| format!("write {}", console.display()))?;
+        for program in ["control-plane", "node-agent"] {
+            let Ok(said) = node.log(program, 5000) else { continue };
+            let log = folder.join(format!("{}-{program}.log", node.name));
+            fs::write(&log, said).with_context(|| format!("write {}", log.display()))?;
+        }
+    }
+    println!("consoles and logs of the failed run are in {}", folder.display());
     Ok(())
 }
 
@@ -127,5 +222,26 @@ fn vm_obstacle() -> Option<String> {
     if cfg!(not(target_arch = "x86_64")) {
         return Some("the VM images are made for x86-64 hosts only".to_owned());
     }
-    setup::missing(&[Need::Vm, Need::Packages, Need::Kubectl])
+    if setup::is_root() {
+        // What is missing is installed.
+        return setup::missing(&[Need::Kubectl]);
+    }
+    setup::missing(&[Need::Vm, Need::Packages, Need::Kubectl, Need::Registry])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_both_runners_are_counted() {
+        let cargo =
+            "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
+        assert_eq!(counts(cargo), Some((12, 2)));
+        let nextest =
+            "     Summary [   9.1s] 345 tests run: 340 passed (3 slow), 5 failed, 2 skipped";
+        assert_eq!(counts(nextest), Some((340, 5)));
+        assert_eq!(counts("  Summary [ 1s] 3 tests run: 3 passed, 0 skipped"), Some((3, 0)));
+        assert_eq!(counts("test a ... 5 passed"), None);
+    }
 }

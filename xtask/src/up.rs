@@ -241,13 +241,9 @@ fn replace_server(kubeconfig: &str, url: &str) -> String {
 
 /// What a node's program said last, for an error.
 fn why(node: &crate::cluster::Node, program: &str) -> String {
-    let log = node
-        .shell()
-        .sh(&format!(
-            "if [ -d /run/systemd/system ]; then journalctl -n 15 --no-pager -u orlop-{program}; \
-             else tail -n 15 /var/log/{program}.log; fi"
-        ))
-        .unwrap_or_else(|error| format!("{error:#}"));
+    let log = node.log(program, 15).unwrap_or_else(|error| {
+        format!("{error:#}; the end of its console:\n{}", node.console_tail())
+    });
     format!("{program} on {} said last:\n{log}", node.name)
 }
 

@@ -185,6 +185,8 @@ fn node_rule(node: &str, target: &Target, verb: Verb) -> Ruling {
         ("", "services" | "namespaces", "") | ("discovery.k8s.io", "endpointslices", "") => {
             allow(reads)
         }
+        // The condition that says which field of a Service a node's packet path lacks.
+        ("", "services", "status") => allow(verb == Verb::Patch),
         ("", "secrets" | "configmaps", "") => {
             if reads && !target.name.is_empty() {
                 IfReferred

@@ -9,6 +9,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -31,11 +32,9 @@ fn main() -> ExitCode {
             println!("{}", now_ms());
             Ok(())
         }
-        _ => {
-            Err("usage: load http --host H [--port 80] [--count N] [--seconds S] [--pause-ms 0] | \
-                  load memory --mib N | load clock"
-                .to_owned())
-        }
+        _ => Err("usage: load http --host H [--port 80] [--count N] [--seconds S] [--pause-ms 0] \
+                  [--parallel 1] | load memory --mib N | load clock"
+            .to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +59,7 @@ fn text<'a>(args: &[&'a str], name: &str) -> Option<&'a str> {
 
 /// One line a request: `<start, ms since 1970> <duration, µs> ok <first line>` or `… failed <why>`.
 #[expect(clippy::print_stdout, reason = "its output is its result")]
-#[expect(clippy::disallowed_methods, reason = "a single-threaded program paces itself")]
+#[expect(clippy::disallowed_methods, reason = "plain threads that pace themselves")]
 fn http(args: &[&str]) -> Result<(), String> {
     let host = text(args, "--host").ok_or("--host is missing")?;
     let port = flag(args, "--port", Some(80))?;
@@ -68,20 +67,31 @@ fn http(args: &[&str]) -> Result<(), String> {
     let count = flag(args, "--count", Some(u64::MAX))?;
     let seconds = flag(args, "--seconds", Some(3600))?;
     let pause = Duration::from_millis(flag(args, "--pause-ms", Some(0))?);
+    let parallel = flag(args, "--parallel", Some(1))?;
     let began = Instant::now();
-    for number in 0..count {
-        if began.elapsed() >= Duration::from_secs(seconds) {
-            break;
+    let next = AtomicU64::new(0);
+    let one_after_the_other = || {
+        while began.elapsed() < Duration::from_secs(seconds) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                break;
+            }
+            let start = now_ms();
+            let clock = Instant::now();
+            let outcome = match request(host, port, number) {
+                Ok(line) => format!("ok {line}"),
+                Err(why) => format!("failed {why}"),
+            };
+            println!("{start} {} {outcome}", clock.elapsed().as_micros());
+            thread::sleep(pause);
         }
-        let start = now_ms();
-        let clock = Instant::now();
-        let outcome = match request(host, port, number) {
-            Ok(line) => format!("ok {line}"),
-            Err(why) => format!("failed {why}"),
-        };
-        println!("{start} {} {outcome}", clock.elapsed().as_micros());
-        thread::sleep(pause);
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 1..parallel {
+            scope.spawn(one_after_the_other);
+        }
+        one_after_the_other();
+    });
     Ok(())
 }
 

@@ -72,34 +72,46 @@ pub(crate) fn tally(requests: &[Request]) -> Tally {
 /// Milliseconds after the slice shows an endpoint not ready in which a request may still fail.
 const GRACE_MS: u64 = 500;
 
-/// The rule for a replica that is deleted under load: no request that starts more than `GRACE_MS` after
-/// `not_ready_ms` (by the requests' clock) fails or is answered by the deleted one, and `replacement`
-/// answers some. A request that fails names no replica, so any failure after that time counts.
-pub(crate) fn deletion(
-    requests: &[Request],
-    not_ready_ms: u64,
-    deleted: &str,
-    replacement: &str,
-) -> Result<()> {
-    let late: Vec<&Request> =
-        requests.iter().filter(|request| request.start_ms > not_ready_ms + GRACE_MS).collect();
+/// A replica that was deleted, by the requests' clock.
+#[derive(Debug)]
+pub(crate) struct Change<'a> {
+    /// When the EndpointSlice showed it not ready.
+    pub(crate) not_ready_ms: u64,
+    /// When the slice showed the new one ready.
+    pub(crate) replaced_ms: u64,
+    pub(crate) deleted: &'a str,
+    pub(crate) replacement: &'a str,
+}
+
+/// The rule: no request that starts more than `GRACE_MS` after the change fails or is answered by the
+/// deleted replica; the new one answers some, and none fails on it. A request that fails names no
+/// replica, so every failure that ends when the new one was already served counts as one on it.
+pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> {
+    let limit = change.not_ready_ms + GRACE_MS;
+    let late: Vec<&Request> = requests.iter().filter(|request| request.start_ms > limit).collect();
     ensure!(
         late.len() >= 50 && late.len() < requests.len(),
         "{} of {} requests came after the change: the load did not cover it",
         late.len(),
         requests.len()
     );
-    for request in &late {
+    for request in requests {
+        let after = i128::from(request.start_ms) - i128::from(change.not_ready_ms);
+        let end = request.start_ms + request.micros / 1000;
         match &request.answer {
-            Err(why) => bail!(
-                "a request {} ms after the slice showed the change failed: {why}",
-                request.start_ms - not_ready_ms
+            Err(why) => ensure!(
+                request.start_ms <= limit && end < change.replaced_ms,
+                "a request {after} ms after the slice showed the change failed: {why}"
             ),
-            Ok(replica) => ensure!(replica != deleted, "{deleted} answered after it was taken out"),
+            Ok(replica) => ensure!(
+                request.start_ms <= limit || replica != change.deleted,
+                "{replica} answered a request {after} ms after it was taken out"
+            ),
         }
     }
-    let new = late.iter().filter(|request| request.answer.as_deref() == Ok(replacement)).count();
-    ensure!(new > 0, "the new replica {replacement} answered none of {} late requests", late.len());
+    let new = change.replacement;
+    let answered = late.iter().filter(|request| request.answer.as_deref() == Ok(new)).count();
+    ensure!(answered > 0, "the new replica {new} answered none of {} late requests", late.len());
     Ok(())
 }
 
@@ -134,24 +146,33 @@ mod tests {
         failed.all_answered(3).unwrap_err();
     }
 
+    fn change<'a>() -> Change<'a> {
+        Change { not_ready_ms: 500, replaced_ms: 1100, deleted: "old", replacement: "new" }
+    }
+
     #[test]
     fn failures_count_from_half_a_second_after_the_change() {
-        deletion(&load(), 500, "old", "new").unwrap();
+        deletion(&load(), &change()).unwrap();
         let fail_at = |index: usize| {
             let mut requests = load();
             requests[index].answer = Err("refused".into());
-            deletion(&requests, 500, "old", "new")
+            deletion(&requests, &change())
         };
         assert!(fail_at(100).is_ok(), "500 ms after the change");
         assert!(fail_at(101).is_err(), "510 ms after the change");
+        let mut early = load();
+        early[90].answer = Err("refused".into());
+        let sooner = Change { replaced_ms: 850, ..change() };
+        assert!(deletion(&early, &sooner).is_err(), "it may have been the new replica's");
     }
 
     #[test]
     fn deleted_replica_must_be_silent_and_the_new_one_heard() {
         let mut requests = load();
         requests[150] = ok(1500, "old");
-        assert!(deletion(&requests, 500, "old", "new").is_err());
-        assert!(deletion(&load(), 500, "old", "other").is_err());
-        assert!(deletion(&load()[..90], 500, "old", "new").is_err(), "load ended too early");
+        assert!(deletion(&requests, &change()).is_err());
+        let other = Change { replacement: "other", ..change() };
+        assert!(deletion(&load(), &other).is_err());
+        assert!(deletion(&load()[..90], &change()).is_err(), "load ended too early");
     }
 }

@@ -1,9 +1,6 @@
 //! The proofs that change something: a replica deleted, limits reached, an agent killed.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -15,10 +12,11 @@ use crate::{
     kubectl::{Kubectl, wait_for},
     paths::Paths,
     up::apply_file,
+    watch::{Watch, now_ms},
 };
 
-/// Deletes a replica under load and holds every request to the rule of `judge::deletion`. Returns the
-/// seconds until the replacement was ready.
+/// Deletes a replica under load (`kubectl delete pod`) and holds every request to the rule of
+/// `judge::deletion`. Returns the seconds until the replacement was ready.
 ///
 /// # Errors
 /// When a request broke the rule, or the replica was not replaced within 30 s.
@@ -28,20 +26,38 @@ pub fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
     let (victim, _) = before.first_key_value().context("no replica to delete")?;
     let address = pod_ip(kubectl, victim)?;
     let load = LoadPod::start(kubectl, "proof-deletion", &["--seconds", "25", "--pause-ms", "5"])?;
-    let watch = SliceWatch::start(kubectl)?;
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
+                  ?labelSelector=kubernetes.io%2Fservice-name%3Dnginx";
+    let watch = Watch::start(kubectl, slices)?;
+    let limit = Duration::from_secs(30);
+    watch.until("the replica ready", limit, |slice| shows_ready(slice, &address))?;
     std::thread::sleep(Duration::from_secs(2));
     let deleted = Instant::now();
     kubectl.run(&["delete", "pod", victim, "--wait=false"])?;
-    let host_ms = watch.not_ready(&address, Duration::from_secs(20))?;
-    let replacement = wait_for("a replacement to be ready", Duration::from_secs(30), || {
+    let gone =
+        watch.until("the replica not ready", limit, |slice| !shows_ready(slice, &address))?;
+    let new = wait_for("a replacement to be ready", limit, || {
         let now = replicas(kubectl)?;
         Ok(now.keys().find(|name| !before.contains_key(*name)).cloned())
     })?;
     let replaced = deleted.elapsed().as_secs_f64();
-    let clock_ahead = clock_ahead_ms(cluster.server()?.shell())?;
+    let new_address = pod_ip(kubectl, &new)?;
+    // The slice's change is usually on its way already; one that came before the watch's last is seen too.
+    let shown = if shows_ready(&gone.object, &new_address) {
+        gone.at_ms
+    } else {
+        watch.until("the new replica", limit, |slice| shows_ready(slice, &new_address))?.at_ms
+    };
+    let ahead = clock_ahead_ms(cluster.server()?.shell())?;
     let requests = load.finish(Duration::from_secs(90))?;
-    let not_ready_ms = host_ms.checked_add_signed(clock_ahead).context("clocks")?;
-    judge::deletion(&requests, not_ready_ms, victim, &replacement)?;
+    let there = |host_ms: u64| host_ms.checked_add_signed(ahead).context("clocks");
+    let change = judge::Change {
+        not_ready_ms: there(gone.at_ms)?,
+        replaced_ms: there(shown)?,
+        deleted: victim,
+        replacement: &new,
+    };
+    judge::deletion(&requests, &change)?;
     Ok(replaced)
 }
 
@@ -157,7 +173,7 @@ fn replace_agent(node: &Node, script: &str) -> Result<()> {
 }
 
 /// Container id and restart count of every pod that is to live on.
-fn restarts(kubectl: Kubectl<'_>) -> Result<Vec<(String, String, i64)>> {
+pub(super) fn restarts(kubectl: Kubectl<'_>) -> Result<Vec<(String, String, i64)>> {
     let pods = kubectl.json(&["get", "pods", "-l", "app in (nginx, client)"])?;
     let mut found = Vec::new();
     for pod in pods["items"].as_array().into_iter().flatten() {
@@ -216,62 +232,9 @@ fn clock_ahead_ms(guest: Guest) -> Result<i64> {
     best.map(|(_, ahead)| ahead).context("no answer")
 }
 
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A `kubectl get -w` on the Service's slices, as any client would see them.
-struct SliceWatch {
-    child: std::process::Child,
-    lines: std::sync::mpsc::Receiver<(u64, String)>,
-}
-
-impl SliceWatch {
-    fn start(kubectl: Kubectl<'_>) -> Result<Self> {
-        // The watch itself, one event a line.
-        let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
-                    ?watch=true&labelSelector=kubernetes.io%2Fservice-name%3Dnginx";
-        let args = ["get", "--raw", path];
-        let mut child = kubectl.spawn(&args)?;
-        let out = child.stdout.take().context("kubectl's stdout")?;
-        let (send, lines) = std::sync::mpsc::sync_channel(1000);
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(std::result::Result::ok) {
-                if send.send((now_ms(), line)).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Self { child, lines })
-    }
-
-    /// The host's time at which the slice no longer showed `address` ready; it must have shown it before.
-    fn not_ready(mut self, address: &str, limit: Duration) -> Result<u64> {
-        let end = Instant::now() + limit;
-        let mut was_ready = false;
-        let found = loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok((at, line)) if was_ready && !shows_ready(&line, address) => break Ok(at),
-                Ok((_, line)) => was_ready |= shows_ready(&line, address),
-                Err(error) => {
-                    break Err(error).with_context(|| {
-                        format!("the EndpointSlice never showed {address} ready and then not ready")
-                    });
-                }
-            }
-        };
-        self.child.kill().context("end kubectl")?;
-        self.child.wait().context("end kubectl")?;
-        found
-    }
-}
-
-/// Whether a watch event's slice has `address` ready.
-fn shows_ready(event: &str, address: &str) -> bool {
-    let event: Value = serde_json::from_str(event).unwrap_or_default();
-    event["object"]["endpoints"].as_array().into_iter().flatten().any(|endpoint| {
+/// Whether a slice has `address` ready.
+fn shows_ready(slice: &Value, address: &str) -> bool {
+    slice["endpoints"].as_array().into_iter().flatten().any(|endpoint| {
         endpoint["addresses"][0] == address && endpoint["conditions"]["ready"] == true
     })
 }

@@ -3,6 +3,7 @@
 
 mod judge;
 mod measure;
+mod server;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ pub use judge::{Request, Tally};
 pub use measure::{
     agent_killed, cpu_limit, deletion_under_load, memory_limit, no_rules, unit_restarted,
 };
+pub use server::{ServerKilled, server_killed};
 
 use crate::{
     cluster::Cluster,
@@ -28,6 +30,8 @@ use crate::{
 
 /// Requests of the proof through the Service's name.
 pub const REQUESTS: u32 = 1000;
+/// How many of them are under way at once: a single one waits most of its time for other VMs.
+const AT_ONCE: &str = "8";
 /// Requests of the proof through the NodePort.
 const NODE_PORT_REQUESTS: u32 = 20;
 /// The Service's name as a pod would be told it.
@@ -74,7 +78,8 @@ impl fmt::Display for Requests {
 pub fn requests(cluster: &Cluster) -> Result<Requests> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
-    let pod = LoadPod::start(kubectl, "proof-requests", &["--count", &REQUESTS.to_string()])?;
+    let args = ["--count", &REQUESTS.to_string(), "--parallel", AT_ONCE];
+    let pod = LoadPod::start(kubectl, "proof-requests", &args)?;
     let tally = judge::tally(&pod.finish(Duration::from_secs(240))?);
     let client_node = "server".to_owned();
     tally.all_answered(REQUESTS)?;

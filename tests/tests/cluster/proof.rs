@@ -1,17 +1,8 @@
-//! The sample's proof on a cluster of VMs. These tests need the cluster of `cargo xtask up` and are run,
-//! in this order and one after the other, by `cargo xtask test --vm`; elsewhere they are listed as ignored.
-#![expect(clippy::print_stdout, reason = "measured values are part of the test's report")]
-#![expect(clippy::tests_outside_test_module, reason = "an integration test is one module of tests")]
+//! The sample's proof, as `up` prints it and more.
 
-use xtask::{cluster::Cluster, paths::Paths, proof};
+use xtask::proof;
 
-fn cluster() -> (Paths, Cluster) {
-    let paths = Paths::new();
-    let cluster =
-        Cluster::running(&paths).expect("no cluster runs here: start it with `cargo xtask up`");
-    assert!(cluster.nodes.len() >= 3, "the proof is about a server and two workers");
-    (paths, cluster)
-}
+use crate::cluster;
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
@@ -52,6 +43,15 @@ fn d_pod_past_its_memory_limit_is_oom_killed() {
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
+fn f_killed_server_costs_no_request_and_nothing_that_was_stored() {
+    let shown = proof::server_killed(&cluster().1).unwrap();
+    println!("kill -9 of the control plane: {shown:?}");
+    // TCG on two cores; the program itself starts in under a second there.
+    assert!(shown.seconds < 15.0, "{} s without an API server", shown.seconds);
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
 fn e_killed_agents_cost_no_request_and_restart_no_container() {
     let requests = proof::agent_killed(&cluster().1).unwrap();
     println!("kill -9 of two agents: {requests} requests, all answered");
@@ -59,7 +59,7 @@ fn e_killed_agents_cost_no_request_and_restart_no_container() {
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
-fn f_deleted_replica_is_taken_out_in_time_and_replaced() {
+fn g_deleted_replica_is_taken_out_in_time_and_replaced() {
     let seconds = proof::deletion_under_load(&cluster().1).unwrap();
     println!("replaced after {seconds:.1} s");
     assert!(seconds < 20.0, "{seconds} s until the replacement was ready");
