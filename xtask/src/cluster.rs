@@ -169,9 +169,26 @@ impl Cluster {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))
     }
 
-    /// Ends every VM.
-    pub(crate) fn kill(&self) -> Result<()> {
-        self.nodes.iter().try_for_each(|node| node.process.kill())
+    /// Ends every VM of `state.json` and returns their number. Reads nothing but the processes, so that it
+    /// also ends the cluster of an older or newer build of this program.
+    pub(crate) fn end(paths: &Paths) -> Result<usize> {
+        #[derive(Deserialize)]
+        struct Started {
+            process: Process,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            nodes: Vec<Started>,
+        }
+        let file = paths.cluster.join("state.json");
+        if !file.exists() {
+            return Ok(0);
+        }
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let state: State = serde_json::from_str(&text)
+            .with_context(|| format!("{}: which VMs run is not known", file.display()))?;
+        state.nodes.iter().try_for_each(|node| node.process.kill())?;
+        Ok(state.nodes.len())
     }
 
     /// The first node.
@@ -266,4 +283,23 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
         held.push(listener);
     }
     Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vms_of_a_record_that_another_build_wrote_are_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths { cluster: folder.path().to_owned(), ..Paths::new() };
+        assert_eq!(Cluster::end(&paths).unwrap(), 0);
+        let mut child = cmd("sleep", ["60"]).spawn().unwrap();
+        let process = serde_json::to_value(Process::of(child.id()).unwrap()).unwrap();
+        let state = serde_json::json!({ "nodes": [{ "process": process, "new_field": 1 }] });
+        fs::write(folder.path().join("state.json"), state.to_string()).unwrap();
+        assert!(Cluster::recorded(&paths).is_none(), "it is not one of ours");
+        assert_eq!(Cluster::end(&paths).unwrap(), 1);
+        assert!(!child.wait().unwrap().success(), "it was ended by a signal");
+    }
 }

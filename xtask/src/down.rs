@@ -11,13 +11,12 @@ use crate::{cluster::Cluster, paths::Paths};
 /// # Errors
 /// When a VM does not end or files cannot be removed; run it again.
 pub fn down(paths: &Paths) -> Result<()> {
-    let Some(cluster) = Cluster::recorded(paths) else {
-        println!("no cluster is running");
-        return remove(paths);
-    };
-    cluster.kill()?;
+    let ended = Cluster::end(paths)?;
     remove(paths)?;
-    println!("removed {} VMs", cluster.nodes.len());
+    match ended {
+        0 => println!("no cluster is running"),
+        vms => println!("removed {vms} VMs"),
+    }
     Ok(())
 }
 

@@ -125,9 +125,7 @@ fn bare(paths: &Paths, wish: &Wish) -> Result<()> {
 }
 
 fn down_quietly(paths: &Paths) -> Result<()> {
-    if let Some(cluster) = Cluster::recorded(paths) {
-        cluster.kill()?;
-    }
+    Cluster::end(paths)?;
     down::remove(paths)
 }
 

@@ -60,6 +60,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// A process that runs now.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        start_time(pid).map(|started| Self { pid, started })
+    }
+
     pub(crate) fn alive(&self) -> bool {
         start_time(self.pid) == Some(self.started)
     }
@@ -130,9 +135,7 @@ pub(crate) fn start(spec: &Spec) -> Result<Process> {
     let pid =
         fs::read_to_string(&pid_file).with_context(|| format!("read {}", pid_file.display()))?;
     let pid = pid.trim().parse().context("QEMU's pid file")?;
-    let started = start_time(pid)
-        .with_context(|| format!("QEMU ended at once: {}", console_tail(&spec.dir)))?;
-    Ok(Process { pid, started })
+    Process::of(pid).with_context(|| format!("QEMU ended at once: {}", console_tail(&spec.dir)))
 }
 
 pub(crate) fn console(dir: &Path) -> PathBuf {
