@@ -1,4 +1,3 @@
-//! End-to-end tests and the load they use.
+//! End-to-end tests and the traffic that benchmarks use.
 
 pub mod bench;
-pub mod dns;

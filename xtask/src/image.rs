@@ -82,7 +82,7 @@ pub(crate) fn check_arch(arch: &str) -> Result<()> {
 /// Builds the static programs; cargo shows its progress.
 pub(crate) fn programs(paths: &Paths) -> Result<Programs> {
     step("build the static programs (a few minutes the first time)");
-    let packages = ["node-agent", "control-plane", "tests"];
+    let packages = ["node-agent", "control-plane", "load"];
     let bins = ["node-agent", "control-plane", "load"];
     let mut cargo = cmd("cargo", ["build", "--locked", "--profile", "vm", "--target", TARGET]);
     for (package, bin) in packages.iter().zip(bins) {

@@ -4,6 +4,8 @@
 //! Static and alone in an image, so it uses nothing but the standard library: its own DNS query (the
 //! C library cannot load its name services when linked statically) and its own HTTP/1.1 request.
 
+mod dns;
+
 use std::{
     env, fs,
     io::{Read as _, Write as _},
@@ -13,8 +15,6 @@ use std::{
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-
-use tests::dns;
 
 /// A request that takes longer counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,17 +4,16 @@ use std::net::Ipv4Addr;
 
 /// What a resolver reads from `/etc/resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolvConf {
-    pub servers: Vec<Ipv4Addr>,
-    pub searches: Vec<String>,
+pub(crate) struct ResolvConf {
+    pub(crate) servers: Vec<Ipv4Addr>,
+    pub(crate) searches: Vec<String>,
     /// Dots from which a name is tried as it is before the search list.
-    pub ndots: usize,
+    pub(crate) ndots: usize,
 }
 
 impl ResolvConf {
     /// Lines that are not understood are passed over, as the C library does.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut conf = Self { servers: Vec::new(), searches: Vec::new(), ndots: 1 };
         for line in text.lines() {
             let mut words = line.split_whitespace();
@@ -36,8 +35,7 @@ impl ResolvConf {
     }
 
     /// The names to ask for, in order.
-    #[must_use]
-    pub fn candidates(&self, host: &str) -> Vec<String> {
+    pub(crate) fn candidates(&self, host: &str) -> Vec<String> {
         if let Some(absolute) = host.strip_suffix('.') {
             return vec![absolute.to_owned()];
         }
@@ -52,15 +50,14 @@ impl ResolvConf {
 
 /// What a server said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     Address(Ipv4Addr),
     /// No address of this kind, with the response code (0: the name has none; 3: no such name).
     None(u8),
 }
 
 /// A recursive query for the A record of `name`.
-#[must_use]
-pub fn query(id: u16, name: &str) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     // Recursion desired; one question.
     bytes.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -75,8 +72,7 @@ pub fn query(id: u16, name: &str) -> Vec<u8> {
 }
 
 /// The first address in a reply to query `id`; `None` when it is not a whole reply to it.
-#[must_use]
-pub fn parse(reply: &[u8], id: u16) -> Option<Answer> {
+pub(crate) fn parse(reply: &[u8], id: u16) -> Option<Answer> {
     let word = |at: usize| Some(u16::from_be_bytes([*reply.get(at)?, *reply.get(at + 1)?]));
     if word(0)? != id || reply.get(2)? & 0x80 == 0 {
         return None;
