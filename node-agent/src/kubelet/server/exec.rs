@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _, stream::SplitStream};
+use futures::{StreamExt as _, stream::SplitStream};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     Body, Door, says,
-    stream::{Socket, upgrade},
+    stream::{FAREWELL, Socket, drain, upgrade, write},
     text, values,
 };
 use crate::kubelet::{
@@ -71,56 +71,47 @@ pub(super) fn answer<R: Runtime>(
 }
 
 async fn session<R: Runtime>(socket: Socket, runtime: &R, id: &ContainerId, spec: &ExecSpec) {
-    let (mut sink, source) = socket.split();
-    let (sender, mut messages) = mpsc::channel::<Message>(QUEUE);
-    let writer = tokio::spawn(async move {
-        while let Some(message) = messages.recv().await {
-            if sink.send(message).await.is_err() {
-                return;
-            }
+    let (sink, source) = socket.split();
+    let (sender, messages) = mpsc::channel::<Message>(QUEUE);
+    let writer = tokio::spawn(write(sink, messages));
+    match runtime.exec(id, spec).await {
+        Ok(io) => relay(io, source, sender).await,
+        Err(error) => {
+            send(&sender, ERROR, failure(&chain(&error)).to_string().as_bytes()).await;
+            drop(sender);
+            drain(source).await;
         }
-        // The client may be gone already.
-        let _closed = sink.close().await;
-    });
-    let status = match runtime.exec(id, spec).await {
-        Ok(io) => relay(io, source, &sender).await,
-        Err(error) => Some(failure(&chain(&error))),
-    };
-    if let Some(status) = status {
-        send(&sender, ERROR, status.to_string().as_bytes()).await;
     }
-    drop(sender);
-    if let Err(error) = writer.await {
-        tracing::debug!(%error, "exec stream ended early");
+    // The queue is closed by now; a client that reads no more does not hold the connection.
+    if tokio::time::timeout(FAREWELL, writer).await.is_err() {
+        tracing::debug!("exec stream not read to its end");
     }
 }
 
-/// Moves bytes until the process has ended and its output is out; `None` when the client went away.
-async fn relay(
-    io: ExecIo,
-    source: SplitStream<Socket>,
-    sender: &mpsc::Sender<Message>,
-) -> Option<Value> {
+/// Moves bytes until the process has ended, its output is out and the client knows; or the client goes away.
+async fn relay(io: ExecIo, source: SplitStream<Socket>, sender: mpsc::Sender<Message>) {
     let ExecIo { stdin, stdout, stderr, terminal, exit } = io;
     // An empty message tells the client that the stream stands.
-    send(sender, STDOUT, b"").await;
-    let input = tokio::spawn(input(source, stdin, terminal));
+    send(&sender, STDOUT, b"").await;
+    let input = input(source, stdin, terminal);
+    tokio::pin!(input);
     let output = async {
-        tokio::join!(copy(stdout, STDOUT, sender), copy(stderr, STDERR, sender));
+        tokio::join!(copy(stdout, STDOUT, &sender), copy(stderr, STDERR, &sender));
         exit.await
     };
-    let abort = input.abort_handle();
-    tokio::select! {
-        code = output => {
-            abort.abort();
-            Some(match code {
-                Ok(code) => exit_status(code),
-                Err(_lost) => failure("the process was lost"),
-            })
-        }
+    let code = tokio::select! {
+        code = output => code,
         // Dropping the other ends ends the process.
-        _gone = input => None,
-    }
+        () = &mut input => return,
+    };
+    let status = match code {
+        Ok(code) => exit_status(code),
+        Err(_lost) => failure("the process was lost"),
+    };
+    send(&sender, ERROR, status.to_string().as_bytes()).await;
+    drop(sender);
+    // What the client still says goes nowhere; its answer to the end ends this.
+    let _timely = tokio::time::timeout(FAREWELL, input).await;
 }
 
 /// Feeds the process until the client goes away. The end of its input is not the end of the client.

@@ -1,15 +1,23 @@
 //! WebSocket streams with channels, as `v4.channel.k8s.io` and `v5.channel.k8s.io` have them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures::{
+    SinkExt as _, StreamExt as _,
+    stream::{SplitSink, SplitStream},
+};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::sync::mpsc;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
+        Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -17,6 +25,9 @@ use super::{Body, text};
 
 /// Largest message of a client; kubectl sends 32 KiB at a time.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// How long a client may take to answer the end of a stream, before its connection is cut.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -71,4 +82,28 @@ where
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
     Ok(response)
+}
+
+/// Sends what is queued, then ends the stream the normal way: clients take any other end, one without a
+/// code included, for an error.
+pub(super) async fn write(
+    mut sink: SplitSink<Socket, Message>,
+    mut messages: mpsc::Receiver<Message>,
+) {
+    while let Some(message) = messages.recv().await {
+        if sink.send(message).await.is_err() {
+            return;
+        }
+    }
+    let end = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    // The client may be gone already.
+    let _closed = sink.send(Message::Close(Some(end))).await;
+}
+
+/// Reads on until the client has answered the end: unread bytes would make the kernel reset the connection,
+/// and with it lose what the client has not read yet.
+pub(super) async fn drain(mut source: SplitStream<Socket>) {
+    let rest = async { while let Some(Ok(_late)) = source.next().await {} };
+    // A client that does not answer has had its time.
+    let _timely = tokio::time::timeout(FAREWELL, rest).await;
 }

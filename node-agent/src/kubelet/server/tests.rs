@@ -191,8 +191,17 @@ impl Served {
             socket.send(message.clone()).await.unwrap();
         }
         let (mut out, mut err, mut status) = (Vec::new(), Vec::new(), Value::Null);
+        let mut end = None;
         while let Some(Ok(message)) = socket.next().await {
-            let Message::Binary(bytes) = message else { continue };
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
+                Message::Close(frame) => {
+                    end = frame.map(|frame| u16::from(frame.code));
+                    continue;
+                }
+                _ => continue,
+            };
+            assert_eq!(status, Value::Null, "nothing follows the status");
             match bytes[0] {
                 1 => out.extend_from_slice(&bytes[1..]),
                 2 => err.extend_from_slice(&bytes[1..]),
@@ -200,6 +209,7 @@ impl Served {
                 other => panic!("channel {other}"),
             }
         }
+        assert_eq!(end, Some(1000), "clients take any other end for an error");
         (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), status)
     }
 }
