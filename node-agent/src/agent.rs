@@ -423,8 +423,13 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
     });
     tasks.spawn(tree::run(root, base.pods.clone(), allocatable));
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), node::KUBELET_PORT);
-    let served =
-        server::start(Arc::clone(&kubelet), address, &config.kubeconfig, &config.state_dir);
+    let door = server::Door {
+        runtime: Arc::clone(&kubelet.runtime),
+        directory: base.pods.clone(),
+        netns_dir: config.run_dir.join("netns"),
+    };
+    let from = (&kubelet.config, config.kubeconfig.as_path());
+    let served = server::start(door, base.client.clone(), address, from);
     let served = served.await.map_err(AgentError::Server)?;
     tasks.spawn(async {
         served.await;

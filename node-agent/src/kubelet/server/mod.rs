@@ -8,12 +8,20 @@ mod exec;
 mod forward;
 mod log_line;
 mod logs;
+mod spdy;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tunnel;
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -28,7 +36,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::{Directory, ImageSource, Kubelet, runtime::Runtime};
+use kube::Client;
+
+use super::{Directory, KubeletConfig, runtime::Runtime};
 
 /// Connections at a time; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -51,29 +61,30 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub struct Door<R> {
     pub runtime: Arc<R>,
     pub directory: Directory,
+    /// Folder of the pods' network namespaces, each by the pod's uid.
+    pub netns_dir: PathBuf,
 }
 
 /// Listens, and returns the task that serves; it ends with an error of the listener only.
 ///
 /// # Errors
 /// When the port is taken or the cluster's CA cannot be read.
-pub async fn start<R: Runtime, I: ImageSource>(
-    kubelet: Arc<Kubelet<R, I>>,
+pub async fn start<R: Runtime>(
+    door: Door<R>,
+    client: Client,
     address: SocketAddr,
-    kubeconfig: &Path,
-    state_dir: &Path,
-) -> Result<impl Future<Output = ()> + Send + use<R, I>, ServerError> {
+    (kubelet, kubeconfig): (&KubeletConfig, &Path),
+) -> Result<impl Future<Output = ()> + Send + use<R>, ServerError> {
     let wrong = ServerError::Certificates;
     let ca = tls::ca_of(kubeconfig).map_err(wrong)?;
-    let names =
-        tls::Names { node: Arc::clone(&kubelet.config.node_name), ip: kubelet.config.node_ip };
-    let certificate = tls::Certificate::load(&state_dir.join("pki"), names).map_err(wrong)?;
+    let names = tls::Names { node: Arc::clone(&kubelet.node_name), ip: kubelet.node_ip };
+    let certificate =
+        tls::Certificate::load(&kubelet.state_dir.join("pki"), names).map_err(wrong)?;
     let config = tls::server_config(ca, certificate.resolver()).map_err(wrong)?;
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| ServerError::Listen { address, source })?;
-    let refresh = certificate.keep_fresh(kubelet.client.clone());
-    let door = Door { runtime: Arc::clone(&kubelet.runtime), directory: kubelet.directory.clone() };
+    let refresh = certificate.keep_fresh(client);
     Ok(async move {
         tokio::select! {
             () = serve(listener, TlsAcceptor::from(config), Arc::new(door)) => {}
@@ -155,7 +166,7 @@ async fn answer<R: Runtime>(
             exec::answer(&door, (namespace, pod, container), request)
         }
         ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
-            forward::answer(&door.directory, (namespace, pod), request)
+            forward::answer(&door, (namespace, pod), request)
         }
         ["attach", ..] => text(
             StatusCode::NOT_IMPLEMENTED,

@@ -125,7 +125,9 @@ async fn serve_one() -> Served {
         }],
         log_dir: logs.path().to_owned(),
     });
-    let door = Arc::new(Door { runtime: Arc::new(HostRuntime::default()), directory });
+    let runtime = Arc::new(HostRuntime::default());
+    let netns_dir = logs.path().join("netns");
+    let door = Arc::new(Door { runtime, directory, netns_dir });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, TlsAcceptor::from(config), Arc::clone(&door)));
