@@ -39,7 +39,7 @@ use crate::{
     },
     model::LocalEndpoint,
     overlay,
-    sys::cgroup::CgroupError,
+    sys::cgroup::{self, CgroupError},
     table::Table,
     watch::{self as sources, Sources},
 };
@@ -53,6 +53,8 @@ const RESERVED_MEMORY_BYTES: u64 = 100 << 20;
 pub enum AgentError {
     #[error("node-agent run needs root: it makes cgroups, network devices and mounts")]
     NotRoot,
+    #[error("pods cannot be run")]
+    Cgroups(#[source] CgroupError),
     #[error("cannot join the cluster")]
     Join(#[source] join::JoinError),
     #[error(
@@ -87,7 +89,7 @@ impl AgentError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Join(_) | Self::NodeIp { .. } => 2,
-            Self::NotRoot | Self::Dataplane(_) => 3,
+            Self::NotRoot | Self::Cgroups(_) | Self::Dataplane(_) => 3,
             Self::Runtime(error) if error.source.is::<CgroupError>() => 3,
             Self::Runtime(_)
             | Self::Folder { .. }
@@ -129,6 +131,12 @@ struct Network {
 pub async fn run(config: Config) -> Result<(), AgentError> {
     if !rustix::process::geteuid().is_root() {
         return Err(AgentError::NotRoot);
+    }
+    // Before the node joins or anything is made: a node that cannot run pods is not to get any.
+    if config.components.contains(&Component::Kubelet) {
+        let (state, run) = (config.state_dir.clone(), config.run_dir.clone());
+        let root = RuntimeConfig::standard(state, run, Vec::new()).cgroup_root;
+        cgroup::require(&root).map_err(AgentError::Cgroups)?;
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;

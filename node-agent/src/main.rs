@@ -60,6 +60,7 @@ enum Output {
 }
 
 const WRONG_INPUT: u8 = 2;
+const IMPOSSIBLE: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -116,8 +117,8 @@ fn read(what: &str, args: &ReadArgs) -> ExitCode {
     let value = match debug::ask(&socket, what) {
         Ok(value) => value,
         Err(error) => {
-            let message = format!("cannot ask the agent at {}: {error}", socket.display());
-            return fail(&message, 1);
+            let message = format!("the agent does not answer at {}: {error}", socket.display());
+            return fail(&message, IMPOSSIBLE);
         }
     };
     match args.output {

@@ -144,7 +144,7 @@ const VALUES: &[(&str, &[&str])] = &[
     ("recursiveReadOnly", &["Disabled"]),
     ("seccompProfile.type", &["RuntimeDefault", "Unconfined"]),
     ("supplementalGroupsPolicy", &["Merge"]),
-    ("terminationMessagePolicy", &["File"]),
+    ("terminationMessagePolicy", &["FallbackToLogsOnError", "File"]),
 ];
 
 /// Paths of the fields of a pod's `spec` that this agent does not implement, such as

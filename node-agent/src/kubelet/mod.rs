@@ -10,6 +10,7 @@ pub mod env;
 pub mod events;
 pub mod images;
 pub mod jobs;
+mod last_words;
 pub mod lease;
 pub mod node;
 pub mod plan;

@@ -123,12 +123,17 @@ fn container_status(slot: &Slot, machine: &PodMachine, ctx: &StatusContext<'_>) 
             (ContainerState { running: Some(running), ..ContainerState::default() }, last)
         }
         Phase::Exited => (ended(last), None),
-        Phase::Waiting { .. } | Phase::Pulling | Phase::PullFailed { .. } | Phase::Starting
+        Phase::Waiting { .. }
+        | Phase::Pulling { .. }
+        | Phase::PullFailed { .. }
+        | Phase::Starting
             if machine.is_ending() && last.is_some() =>
         {
             (ended(last), None)
         }
-        Phase::Waiting { since, .. } | Phase::PullFailed { since, .. } => {
+        Phase::Waiting { since, .. }
+        | Phase::PullFailed { since, .. }
+        | Phase::Pulling { again: Some(since) } => {
             let message = if since.reason == "CrashLoopBackOff" {
                 format!("{} pod={}", since.message, machine.plan().display)
             } else {
@@ -136,7 +141,7 @@ fn container_status(slot: &Slot, machine: &PodMachine, ctx: &StatusContext<'_>) 
             };
             (waiting(reason(slot, machine, ctx, since.reason), message, ctx), last)
         }
-        Phase::Pulling | Phase::Starting => {
+        Phase::Pulling { again: None } | Phase::Starting => {
             (waiting(reason(slot, machine, ctx, "ContainerCreating"), String::new(), ctx), last)
         }
     };

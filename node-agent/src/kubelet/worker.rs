@@ -26,9 +26,10 @@ use super::{
     chain,
     events::second,
     jobs::{Jobs, is_gone, patch_status},
+    last_words,
     plan::{history, pod_plan},
     pod::{History, Note, Phase, PodEffect, PodEvent, PodMachine},
-    runtime::{Runtime, RuntimeEvent, SandboxState, UnpackedImage},
+    runtime::{ContainerId, Exit, Runtime, RuntimeEvent, SandboxState, UnpackedImage},
     spec::{identity, pod_log_dir},
     status::{StatusContext, pod_status, unsupported_message},
     volumes,
@@ -177,12 +178,22 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             }
             Message::Deleted => self.machine.handle_event(PodEvent::DeletedFromApi, now, effects),
             Message::Runtime(RuntimeEvent::ContainerExited { id, exit, .. }) => {
+                let exit = self.complete(&id, exit);
                 self.machine.handle_event(PodEvent::Exited { id, exit }, now, effects);
             }
             Message::Runtime(RuntimeEvent::SandboxLost { .. }) => {
                 self.machine.handle_event(PodEvent::SandboxLost, now, effects);
             }
         }
+    }
+
+    fn complete(&self, id: &ContainerId, exit: Exit) -> Exit {
+        let mut slots = self.machine.slots().iter();
+        let Some(slot) = slots.find(|slot| slot.running().is_some_and(|one| one.id == *id)) else {
+            return exit;
+        };
+        let instance = (&*slot.plan.name, slot.restart_count);
+        last_words::complete(exit, &self.jobs.pod, instance, &self.jobs.kubelet.node.log_dir)
     }
 
     /// Tells the machine that the object is being deleted, each time the grace becomes another.
@@ -336,10 +347,12 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
                 slot.last.as_ref().map(|_| slot.restart_count.saturating_sub(1))
             };
             let waiting = match &slot.phase {
-                Phase::Waiting { since, .. } | Phase::PullFailed { since, .. } => {
-                    Some(since.reason.to_owned())
+                Phase::Waiting { since, .. }
+                | Phase::PullFailed { since, .. }
+                | Phase::Pulling { again: Some(since) } => Some(since.reason.to_owned()),
+                Phase::Pulling { again: None } | Phase::Starting => {
+                    Some("ContainerCreating".to_owned())
                 }
-                Phase::Pulling | Phase::Starting => Some("ContainerCreating".to_owned()),
                 Phase::Running(_) | Phase::Exited => None,
             };
             ContainerView { name: slot.plan.name.to_string(), running, newest, waiting }

@@ -46,6 +46,27 @@ pub fn check(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
+/// Whether limits can be enforced in the tree that `path` is to lie in.
+///
+/// # Errors
+/// `NotV2`, or `Missing` for a controller of [`REQUIRED`] that the kernel does not give to the tree.
+pub fn require(path: &Path) -> Result<(), CgroupError> {
+    check(path)?;
+    // The tree's top has all that there is; folders below have what was enabled for them so far.
+    let folders = path.ancestors().filter(|folder| folder.join("cgroup.controllers").exists());
+    let top = folders.last().unwrap_or(path);
+    let available = fs::read_to_string(top.join("cgroup.controllers"))
+        .map_err(failed("read the controllers", top))?;
+    let missing =
+        REQUIRED.iter().find(|(name, _)| !available.split_whitespace().any(|one| one == *name));
+    match missing {
+        None => Ok(()),
+        Some((controller, parameter)) => {
+            Err(CgroupError::Missing { controller: (*controller).to_owned(), parameter })
+        }
+    }
+}
+
 /// Makes the folder, with the `wanted` controllers enabled in each folder above it up to the tree's top.
 ///
 /// # Errors
@@ -195,5 +216,20 @@ mod tests {
         assert_eq!(counter(dir.path(), "memory.events", "oom_kill"), 2);
         assert_eq!(counter(dir.path(), "memory.events", "absent"), 0);
         assert_eq!(counter(dir.path(), "absent", "oom"), 0);
+    }
+
+    #[test]
+    fn a_missing_controller_is_named_with_its_boot_parameter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubepods");
+        assert!(matches!(require(&path), Err(CgroupError::NotV2(_))));
+        let words = |controllers: &str| {
+            fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
+            require(&path).err().map(|error| error.to_string())
+        };
+        let memory =
+            "the cgroup v2 controller \"memory\" is missing; boot with cgroup_enable=memory";
+        assert_eq!(words("cpuset cpu io pids\n").as_deref(), Some(memory));
+        assert_eq!(words("cpuset cpu io memory hugetlb pids\n"), None);
     }
 }

@@ -24,7 +24,10 @@ pub enum Phase {
         since: Waiting,
         until: Option<Instant>,
     },
-    Pulling,
+    /// The image is looked for; `again` is why it is not there after an earlier try.
+    Pulling {
+        again: Option<Waiting>,
+    },
     /// The pull failed; `shown` is when the reason turns into `ImagePullBackOff`.
     PullFailed {
         since: Waiting,
@@ -129,7 +132,7 @@ impl Slot {
         match &self.phase {
             Phase::Running(running) => Some(running),
             Phase::Waiting { .. }
-            | Phase::Pulling
+            | Phase::Pulling { .. }
             | Phase::PullFailed { .. }
             | Phase::Starting
             | Phase::Exited => None,
@@ -158,7 +161,7 @@ impl Slot {
         match &self.phase {
             Phase::Running(Running { stop: Some((again, _)), .. }) => Some(*again),
             Phase::Waiting { .. }
-            | Phase::Pulling
+            | Phase::Pulling { .. }
             | Phase::PullFailed { .. }
             | Phase::Starting
             | Phase::Running(_)
@@ -174,7 +177,7 @@ impl Slot {
             Phase::Running(running) => {
                 running.active_probes().filter_map(|(_, probe)| probe.due()).min()
             }
-            Phase::Pulling | Phase::Starting | Phase::Exited => None,
+            Phase::Pulling { .. } | Phase::Starting | Phase::Exited => None,
         }
     }
 
@@ -186,7 +189,7 @@ impl Slot {
                 if until.is_some_and(|until| now < until) {
                     return out;
                 }
-                self.phase = Phase::Pulling;
+                self.phase = Phase::Pulling { again: None };
                 out.push(PodEffect::PullImage { slot: index });
             }
             Phase::PullFailed { since, shown, until } => {
@@ -205,12 +208,12 @@ impl Slot {
                     out.push(note(index, true, "Failed", message));
                 }
                 if now >= *until {
-                    self.phase = Phase::Pulling;
+                    self.phase = Phase::Pulling { again: Some(since.clone()) };
                     out.push(PodEffect::PullImage { slot: index });
                 }
             }
             Phase::Running(_) => self.drive_probes(index, now, &mut out),
-            Phase::Pulling | Phase::Starting | Phase::Exited => {}
+            Phase::Pulling { .. } | Phase::Starting | Phase::Exited => {}
         }
         out
     }
@@ -238,7 +241,7 @@ impl Slot {
         digest: String,
         useless: bool,
     ) -> Option<PodEffect> {
-        if !matches!(self.phase, Phase::Pulling) {
+        if !matches!(self.phase, Phase::Pulling { .. }) {
             return None;
         }
         if useless {
@@ -257,7 +260,7 @@ impl Slot {
         index: usize,
         now: Instant,
     ) -> Vec<PodEffect> {
-        if !matches!(self.phase, Phase::Pulling) {
+        if !matches!(self.phase, Phase::Pulling { .. }) {
             return Vec::new();
         }
         let until = now + backoff(IMAGE_BACKOFF, self.pull_failures);
@@ -466,7 +469,7 @@ impl Slot {
             // A start under way will be answered, and is looked at then.
             Phase::Starting
             | Phase::Waiting { .. }
-            | Phase::Pulling
+            | Phase::Pulling { .. }
             | Phase::PullFailed { .. }
             | Phase::Exited => {}
         }

@@ -4,23 +4,23 @@ use jiff::Timestamp;
 
 /// What `logs` was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) timestamps: bool,
-    pub(super) since: Option<Timestamp>,
-    pub(super) limit_bytes: Option<u64>,
+pub(in crate::kubelet) struct Wanted {
+    pub(in crate::kubelet) timestamps: bool,
+    pub(in crate::kubelet) since: Option<Timestamp>,
+    pub(in crate::kubelet) limit_bytes: Option<u64>,
 }
 
 /// One line of the file: `<time> <stream> <P|F> <text>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line<'a> {
-    pub(super) time: &'a str,
+pub(in crate::kubelet) struct Line<'a> {
+    pub(in crate::kubelet) time: &'a str,
     /// The text goes on in the next line of the file.
-    pub(super) partial: bool,
-    pub(super) text: &'a [u8],
+    pub(in crate::kubelet) partial: bool,
+    pub(in crate::kubelet) text: &'a [u8],
 }
 
 /// Reads a line without its line end; `None` if it has another form.
-pub(super) fn parse(line: &[u8]) -> Option<Line<'_>> {
+pub(in crate::kubelet) fn parse(line: &[u8]) -> Option<Line<'_>> {
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let time = std::str::from_utf8(parts.next()?).ok()?;
     let _stream = parts.next()?;
@@ -30,7 +30,7 @@ pub(super) fn parse(line: &[u8]) -> Option<Line<'_>> {
 
 /// Turns lines of the file into what the reader gets.
 #[derive(Clone, Debug)]
-pub(super) struct Renderer {
+pub(in crate::kubelet) struct Renderer {
     wanted: Wanted,
     /// The last line was partial: this one continues it.
     inside: bool,
@@ -38,12 +38,12 @@ pub(super) struct Renderer {
 }
 
 impl Renderer {
-    pub(super) fn new(wanted: Wanted) -> Self {
+    pub(in crate::kubelet) fn new(wanted: Wanted) -> Self {
         Self { left: wanted.limit_bytes, wanted, inside: false }
     }
 
     /// The bytes for one line of the file; empty when it is not wanted.
-    pub(super) fn render(&mut self, line: &[u8]) -> Vec<u8> {
+    pub(in crate::kubelet) fn render(&mut self, line: &[u8]) -> Vec<u8> {
         let Some(line) = parse(line) else { return Vec::new() };
         let begins = !std::mem::replace(&mut self.inside, line.partial);
         let late = self
@@ -70,7 +70,7 @@ impl Renderer {
     }
 
     /// Whether the limit is reached.
-    pub(super) const fn is_full(&self) -> bool {
+    pub(in crate::kubelet) const fn is_full(&self) -> bool {
         matches!(self.left, Some(0))
     }
 }

@@ -63,10 +63,15 @@ pub(super) async fn answer(
             (true, _) => {
                 format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")
             }
-            (false, waiting) => format!(
-                "container \"{container}\" in pod \"{pod}\" is waiting to start: {}",
-                waiting.as_deref().unwrap_or("ContainerCreating")
-            ),
+            (false, waiting) => {
+                let reason = match waiting.as_deref() {
+                    None => "ContainerCreating",
+                    Some("ErrImagePull") => "image can't be pulled",
+                    Some("ImagePullBackOff") => "trying and failing to pull image",
+                    Some(other) => other,
+                };
+                format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}")
+            }
         };
         return text(StatusCode::BAD_REQUEST, &message);
     };

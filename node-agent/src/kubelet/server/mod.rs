@@ -6,7 +6,7 @@
 
 mod exec;
 mod forward;
-mod log_line;
+pub(super) mod log_line;
 mod logs;
 mod spdy;
 mod stream;
