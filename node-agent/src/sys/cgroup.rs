@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_controller_is_named_with_its_boot_parameter() {
+    fn the_controllers_are_looked_for_before_anything_is_made() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubepods");
         assert!(matches!(require(&path), Err(CgroupError::NotV2(_))));
