@@ -32,7 +32,7 @@ use crate::{
         lease,
         node::{self, Facts, MAX_PODS, NodeConfig},
         pods,
-        runtime::{Embedded, Runtime as _, RuntimeConfig, binary::SHIM},
+        runtime::{DnsConfig, Embedded, Runtime as _, RuntimeConfig, binary::SHIM},
         server,
         spec::{NodeContext, parse_resolv_conf},
         tree,
@@ -407,7 +407,6 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
         events.await;
         "events"
     });
-    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let kubelet = Arc::new(Kubelet {
         runtime: Arc::new(runtime),
         images,
@@ -421,7 +420,7 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
         node: NodeContext {
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
-            host_dns: parse_resolv_conf(&resolv_conf),
+            host_dns: host_dns(),
             log_dir: PathBuf::from("/var/log/pods"),
             capacity_bytes: node.facts.memory_bytes,
         },
@@ -453,6 +452,11 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
         "pods"
     });
     Ok(())
+}
+
+/// The node's own resolvers; none when there is no such file.
+fn host_dns() -> DnsConfig {
+    parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
 }
 
 /// Capacity less what is kept back.

@@ -217,7 +217,7 @@ mod tests {
             let mut stdin = child.stdin.take().unwrap();
             let feed = async {
                 // A command that does not read its input closes it.
-                stdin.write_all(input).await.ok();
+                let _closed = stdin.write_all(input).await;
                 drop(stdin);
             };
             let both = async { tokio::join!(child.wait_with_output(), feed).0 };

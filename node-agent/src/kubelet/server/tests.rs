@@ -201,7 +201,9 @@ impl Served {
                     end = frame.map(|frame| u16::from(frame.code));
                     continue;
                 }
-                _ => continue,
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {
+                    continue;
+                }
             };
             assert_eq!(status, Value::Null, "nothing follows the status");
             match bytes[0] {
