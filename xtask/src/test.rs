@@ -182,6 +182,8 @@ fn vm(wish: &Wish, report: &mut Report) -> Result<()> {
                 let test = ["test", "--locked", "--package", "tests", "--test", file];
                 let mut cargo = cmd("cargo", test);
                 cargo.args(["--", "--ignored", "--test-threads=1", "--nocapture"]);
+                // A failed step's own words say what was wrong.
+                cargo.env("RUST_BACKTRACE", "0");
                 runner(cargo.args(&wish.filter).current_dir(&paths.root), report);
             }
             Err(error) => {
