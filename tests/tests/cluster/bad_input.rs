@@ -137,8 +137,8 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     let ip = service_object["spec"]["clusterIP"].as_str().unwrap();
     // Asked on every node: each programs for itself.
     let get = |node: &Node| {
-        let said = node.shell().run(&format!("wget -q -T 3 -O- http://{ip}"), SETTLE * 4)?;
-        anyhow::Ok(said.code == 0 && said.text.contains("nginx-"))
+        let said = node.shell().run(&format!("load http --host {ip} --count 1"), SETTLE * 4)?;
+        anyhow::Ok(said.text.contains(" ok nginx-"))
     };
     for node in &cluster.nodes {
         assert!(!get(node).unwrap(), "it answers on {}, so it was programmed", node.name);
