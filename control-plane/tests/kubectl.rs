@@ -262,6 +262,22 @@ mod tests {
         cluster.running.stop().await.unwrap();
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_sample_can_be_applied_again() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        let sample = include_str!("../../deploy/examples/nginx.yaml");
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = cluster.kubectl_with(&["apply", "-f", "-"], sample).await {
+            assert!(Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        cluster.kubectl_with(&["apply", "-f", "-"], sample).await.unwrap();
+        cluster.running.stop().await.unwrap();
+    }
+
     /// A request of the node `n9` for its client certificate, PEM in base64.
     fn certificate_request(common_name: &str) -> String {
         let mut params = rcgen::CertificateParams::default();

@@ -70,10 +70,13 @@ pub fn admit(
         return Ok(validate::part(attempt, object));
     }
     defaults::apply(attempt.served, object);
-    if attempt.served.plural == "pods" && attempt.old.is_none() {
-        service_account::assign(attempt, view, object)?;
+    if attempt.served.plural == "pods" {
+        if attempt.old.is_none() {
+            service_account::assign(attempt, view, object)?;
+            pod_status::initial(object);
+        }
+        // On updates too, as upstream: `kubectl apply` of a manifest with tolerations sends its own list.
         default_tolerations(object);
-        pod_status::initial(object);
     }
     if attempt.verb == Verb::Create && !may_create(attempt.user, attempt.served.plural, object) {
         let name = text(object, "/metadata/name");
