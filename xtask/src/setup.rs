@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Registry,
     /// What makes a Debian root file system.
     Debian,
+    /// What tests on this machine itself use: namespaces, an image's content, a registry.
+    Host,
 }
 
 /// A program, and the Debian package it is in.
@@ -44,6 +46,12 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
         Need::Kubectl => &[],
         Need::Registry => &[("docker-registry", "docker-registry"), ("skopeo", "skopeo")],
         Need::Debian => &[("mmdebstrap", "mmdebstrap")],
+        Need::Host => &[
+            ("ip", "iproute2"),
+            ("busybox", "busybox-static"),
+            ("docker-registry", "docker-registry"),
+            ("skopeo", "skopeo"),
+        ],
         Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables")],
     }
 }
