@@ -138,6 +138,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         let root = RuntimeConfig::standard(state, run, Vec::new()).cgroup_root;
         cgroup::require(&root).map_err(AgentError::Cgroups)?;
     }
+    if config.components.contains(&Component::Dataplane) {
+        dataplane::load::require().map_err(AgentError::Dataplane)?;
+    }
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
     for path in [&config.state_dir, &config.run_dir] {

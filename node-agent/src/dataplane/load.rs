@@ -31,6 +31,11 @@ use crate::sys::{
 /// Why the dataplane could not be brought up.
 #[derive(Debug, Error)]
 pub enum LoadError {
+    #[error(
+        "the kernel lets this process load no BPF program: it needs CAP_BPF, CAP_NET_ADMIN and \
+         CAP_PERFMON (or CAP_SYS_ADMIN) and a kernel with CONFIG_BPF_SYSCALL"
+    )]
+    Denied(#[source] io::Error),
     #[error("cannot prepare the BPF file system folder {path}")]
     Folder {
         path: PathBuf,
@@ -72,7 +77,8 @@ impl LoadError {
             Self::Attach { source, .. } => {
                 matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
             }
-            Self::Folder { .. }
+            Self::Denied(_)
+            | Self::Folder { .. }
             | Self::Object(_)
             | Self::NoMap { .. }
             | Self::Map { .. }
@@ -80,6 +86,15 @@ impl LoadError {
             | Self::Program { .. } => false,
         }
     }
+}
+
+/// Asks whether this process can load programs at all, before anything is joined or made.
+///
+/// # Errors
+///
+/// [`LoadError::Denied`]; trying again does not help.
+pub fn require() -> Result<(), LoadError> {
+    bpf::require().map_err(LoadError::Denied)
 }
 
 /// A place for a tc program.

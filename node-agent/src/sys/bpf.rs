@@ -20,6 +20,8 @@ use nix::{
 };
 
 /// Commands of `enum bpf_cmd` (linux/bpf.h).
+const MAP_CREATE: i32 = 0;
+const PROG_LOAD: i32 = 5;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const LINK_CREATE: i32 = 28;
@@ -40,6 +42,28 @@ pub enum AttachType {
 /// The part of `union bpf_attr` used here, as eight-byte words; the kernel takes any length whose
 /// unknown tail is zero.
 type Attributes = [u64; 8];
+
+/// `BPF_MAP_TYPE_ARRAY` and `BPF_PROG_TYPE_SCHED_CLS` (linux/bpf.h).
+const ARRAY: u32 = 2;
+const SCHED_CLS: u32 = 3;
+
+/// Asks whether this process may make maps and load programs, by doing both and leaving nothing.
+///
+/// # Errors
+///
+/// `EPERM` when capabilities or a security policy forbid it, `ENOSYS` when the kernel has no BPF.
+pub fn require() -> io::Result<()> {
+    // Type, key and value size, entries.
+    let mut map: Attributes = [pair(ARRAY, 4), pair(4, 1), 0, 0, 0, 0, 0, 0];
+    drop(owned(bpf(MAP_CREATE, &mut map)?)?);
+    // `r0 = 0; exit`, in the layout of `struct bpf_insn`.
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let code = u64::try_from(instructions.as_ptr().addr()).map_err(io::Error::other)?;
+    let licence = u64::try_from(c"GPL".as_ptr().addr()).map_err(io::Error::other)?;
+    let mut program: Attributes = [pair(SCHED_CLS, 2), code, licence, 0, 0, 0, 0, 0];
+    drop(owned(bpf(PROG_LOAD, &mut program)?)?);
+    Ok(())
+}
 
 /// Attaches a program to a cgroup (`target` is its descriptor) or device (its interface index). The
 /// program stays attached while the link's descriptor or a pin of it lives; programs of others beside
@@ -110,7 +134,7 @@ pub fn ensure_bpf_folder(root: &Path, folder: &Path) -> io::Result<()> {
 fn bpf(command: i32, attributes: &mut Attributes) -> io::Result<i32> {
     let length = size_of::<Attributes>();
     // SAFETY: the attributes live through the call, are `length` bytes long and hold either integers
-    // or the address of a C string that the caller keeps alive; the commands used write nothing back.
+    // or the address of a C string or of instructions that the caller keeps alive; the commands used write nothing back.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, libc::c_long::from(command), attributes.as_mut_ptr(), length)
     };
