@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -20,12 +20,13 @@ pub struct Config {
     pub advertise_address: Option<IpAddr>,
     /// More names or addresses for the server's certificate.
     pub tls_san: Vec<String>,
-    /// ClusterIPs are taken from here; the first host is the `kubernetes` Service.
-    pub service_cidr: IpNet,
-    /// Each node's pod CIDR is cut from here.
-    pub cluster_cidr: IpNet,
-    /// Prefix length of a node's pod CIDR.
-    pub node_cidr_mask_size: u8,
+    /// ClusterIPs are taken from here, one range or one of each family; the first host of the first is the
+    /// `kubernetes` Service.
+    pub service_cidrs: Vec<IpNet>,
+    /// Each node's pod CIDRs are cut from here: one range or one of each family.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Prefix lengths of a node's pod CIDRs.
+    pub node_masks: NodeMasks,
     /// Whether the scheduler runs in this process.
     pub scheduler: bool,
     /// Which controllers run in this process.
@@ -41,17 +42,21 @@ impl Config {
             bind: SocketAddr::from(([0, 0, 0, 0], 6443)),
             advertise_address: None,
             tls_san: Vec::new(),
-            service_cidr: net([10, 96, 0, 0], 16),
-            cluster_cidr: net([10, 244, 0, 0], 16),
-            node_cidr_mask_size: 24,
+            service_cidrs: vec![net([10, 96, 0, 0], 16)],
+            cluster_cidrs: vec![net([10, 244, 0, 0], 16)],
+            node_masks: NodeMasks::default(),
             scheduler: true,
             controllers: ControllerSet::all(),
         }
     }
 
-    /// The address of the Service `default/kubernetes`: the first host of the service CIDR.
+    /// The address of the Service `default/kubernetes`: the first host of the first service CIDR.
     pub fn service_ip(&self) -> IpAddr {
-        self.service_cidr.hosts().next().unwrap_or_else(|| self.service_cidr.addr())
+        let first = self
+            .service_cidrs
+            .first()
+            .and_then(|cidr| cidr.hosts().nth(usize::from(cidr.addr().is_ipv6())));
+        first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
     /// What no server can run with, said in one line.
@@ -59,8 +64,66 @@ impl Config {
     /// # Errors
     /// The text names the flag and what would be right.
     pub fn check(&self) -> Result<(), String> {
-        let cluster = self.cluster_cidr;
-        let mask = self.node_cidr_mask_size;
+        families("--service-cidr", &self.service_cidrs)?;
+        families("--cluster-cidr", &self.cluster_cidrs)?;
+        for cluster in &self.cluster_cidrs {
+            self.node_masks.check(cluster)?;
+        }
+        for service in &self.service_cidrs {
+            if service.addr().is_ipv6() && service.prefix_len() < 64 {
+                return Err(format!(
+                    "--service-cidr {service} is too big: an IPv6 range begins at /64, such as /108"
+                ));
+            }
+            let same = |cluster: &&IpNet| cluster.addr().is_ipv4() == service.addr().is_ipv4();
+            let Some(cluster) = self.cluster_cidrs.iter().find(same) else {
+                return Err(format!(
+                    "--service-cidr {service} has no range of its family in --cluster-cidr, so no pod could serve it"
+                ));
+            };
+            if cluster.contains(&service.addr()) || service.contains(&cluster.addr()) {
+                return Err(format!("--service-cidr {service} overlaps --cluster-cidr {cluster}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One range, or two of different families.
+fn families(flag: &str, cidrs: &[IpNet]) -> Result<(), String> {
+    match cidrs {
+        [_] => Ok(()),
+        [a, b] if a.addr().is_ipv4() != b.addr().is_ipv4() => Ok(()),
+        _ => {
+            let list: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+            let list = list.join(",");
+            Err(format!("{flag} {list:?} must be one range, or one IPv4 and one IPv6 range"))
+        }
+    }
+}
+
+/// Prefix lengths of nodes' pod CIDRs, by family; upstream's defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMasks {
+    pub v4: u8,
+    pub v6: u8,
+}
+
+impl Default for NodeMasks {
+    fn default() -> Self {
+        Self { v4: 24, v6: 64 }
+    }
+}
+
+impl NodeMasks {
+    /// That of the family of this range.
+    #[must_use]
+    pub fn of(self, cluster: &IpNet) -> u8 {
+        if cluster.addr().is_ipv4() { self.v4 } else { self.v6 }
+    }
+
+    fn check(self, cluster: &IpNet) -> Result<(), String> {
+        let mask = self.of(cluster);
         if mask < cluster.prefix_len() || mask > cluster.max_prefix_len() {
             return Err(format!(
                 "--node-cidr-mask-size {mask} must be between {} (--cluster-cidr {cluster}) and {}",
@@ -71,14 +134,6 @@ impl Config {
         if mask - cluster.prefix_len() > 16 {
             return Err(format!(
                 "--node-cidr-mask-size {mask} cuts --cluster-cidr {cluster} into more than 65536 node CIDRs"
-            ));
-        }
-        if cluster.contains(&self.service_cidr.addr())
-            || self.service_cidr.contains(&cluster.addr())
-        {
-            return Err(format!(
-                "--service-cidr {} overlaps --cluster-cidr {cluster}",
-                self.service_cidr
             ));
         }
         Ok(())
@@ -217,11 +272,29 @@ mod tests {
             config.check().map_err(|text| text.split(' ').next().unwrap_or_default().to_owned())
         };
         assert_eq!(check(|_| ()), Ok(()));
-        assert_eq!(check(|c| c.node_cidr_mask_size = 8), Err("--node-cidr-mask-size".into()));
+        assert_eq!(check(|c| c.node_masks.v4 = 8), Err("--node-cidr-mask-size".into()));
         assert_eq!(
-            check(|c| c.service_cidr = net([10, 244, 0, 0], 24)),
+            check(|c| c.service_cidrs = vec![net([10, 244, 0, 0], 24)]),
             Err("--service-cidr".into())
         );
+        let six = |text: &str| text.parse::<IpNet>().unwrap();
+        let dual = |c: &mut Config| {
+            c.service_cidrs.push(six("fd00:10:96::/108"));
+            c.cluster_cidrs.push(six("fd00:10:244::/56"));
+        };
+        let mut config = Config::new("/x");
+        dual(&mut config);
+        assert_eq!(config.check(), Ok(()));
+        config.service_cidrs.swap(0, 1);
+        assert_eq!(config.service_ip(), six("fd00:10:96::1/128").addr());
+        config.cluster_cidrs.pop();
+        let said = config.check().unwrap_err();
+        assert!(said.contains("no range of its family in --cluster-cidr"), "{said}");
+        assert_eq!(
+            check(|c| c.service_cidrs.push(net([10, 97, 0, 0], 16))),
+            Err("--service-cidr".into())
+        );
+        assert_eq!(check(|c| c.cluster_cidrs.clear()), Err("--cluster-cidr".into()));
         assert_eq!(Config::new("/x").service_ip(), IpAddr::from([10, 96, 0, 1]));
     }
 }

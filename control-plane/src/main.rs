@@ -12,7 +12,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use control_plane::{
     admin::{Admin, AdminError},
-    config::{Config, ControllerSet},
+    config::{Config, ControllerSet, NodeMasks},
     run::{RunError, run},
 };
 use ipnet::IpNet;
@@ -63,15 +63,26 @@ struct RunArgs {
     /// One more name or address in the server's certificate; repeatable.
     #[arg(long)]
     tls_san: Vec<String>,
-    /// ClusterIPs.
-    #[arg(long, default_value = "10.96.0.0/16")]
-    service_cidr: IpNet,
-    /// Pod addresses.
-    #[arg(long, default_value = "10.244.0.0/16")]
-    cluster_cidr: IpNet,
-    /// Prefix length of one node's part of it.
-    #[arg(long, default_value_t = 24)]
-    node_cidr_mask_size: u8,
+    /// ClusterIPs: one range, or one of each family with the preferred one first.
+    #[arg(
+        long,
+        visible_alias = "service-cluster-ip-range",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16"
+    )]
+    service_cidr: Vec<IpNet>,
+    /// Pod addresses, likewise.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    cluster_cidr: Vec<IpNet>,
+    /// Prefix length of one node's part of a single --cluster-cidr; 24 for IPv4 and 64 for IPv6 when not given.
+    #[arg(long, conflicts_with_all = ["node_cidr_mask_size_ipv4", "node_cidr_mask_size_ipv6"])]
+    node_cidr_mask_size: Option<u8>,
+    /// The same of the IPv4 range.
+    #[arg(long)]
+    node_cidr_mask_size_ipv4: Option<u8>,
+    /// The same of the IPv6 range.
+    #[arg(long)]
+    node_cidr_mask_size_ipv6: Option<u8>,
     /// Whether to schedule pods.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     scheduler: bool,
@@ -86,9 +97,14 @@ impl RunArgs {
         config.bind = self.bind;
         config.advertise_address = self.advertise_address;
         config.tls_san = self.tls_san;
-        config.service_cidr = self.service_cidr;
-        config.cluster_cidr = self.cluster_cidr;
-        config.node_cidr_mask_size = self.node_cidr_mask_size;
+        config.service_cidrs = self.service_cidr;
+        config.cluster_cidrs = self.cluster_cidr;
+        let masks = config.node_masks;
+        let any = self.node_cidr_mask_size;
+        config.node_masks = NodeMasks {
+            v4: self.node_cidr_mask_size_ipv4.or(any).unwrap_or(masks.v4),
+            v6: self.node_cidr_mask_size_ipv6.or(any).unwrap_or(masks.v6),
+        };
         config.scheduler = self.scheduler;
         config.controllers = self.controllers;
         config

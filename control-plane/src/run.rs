@@ -135,7 +135,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let options = Options { class: attributes::class, attributes: attributes::attributes };
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&dir.join("state.db"), options)?);
     let keys = Keys::new(&pki.sa_key_pem).map_err(|source| PkiError::Sign { source })?;
-    let networks = Networks::new(config.service_cidr);
+    let networks = Networks::new(config.service_cidrs.clone());
     let api = Arc::new(Api::new(Arc::clone(&store), networks, Some(keys)));
     bootstrap(&api, advertise, bound.port())
         .await
@@ -188,8 +188,8 @@ impl Running {
 
 fn settings(config: &Config, pki: &Pki, server: SocketAddr) -> Settings {
     Settings {
-        cluster_cidr: config.cluster_cidr,
-        node_cidr_mask_size: config.node_cidr_mask_size,
+        cluster_cidrs: config.cluster_cidrs.clone(),
+        node_masks: config.node_masks,
         ca_pem: pki.ca_pem().to_owned(),
         server_url: format!("https://{server}"),
         kinds: kinds(),

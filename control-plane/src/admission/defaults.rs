@@ -78,11 +78,16 @@ fn deployment(spec: &mut Value) {
 }
 
 fn service(spec: &mut Value) {
-    set(spec, "sessionAffinity", json!("None"));
-    if spec["sessionAffinity"] == "ClientIP" {
-        set(spec, "sessionAffinityConfig", json!({}));
-        set(&mut spec["sessionAffinityConfig"], "clientIP", json!({}));
-        set(&mut spec["sessionAffinityConfig"]["clientIP"], "timeoutSeconds", json!(10_800));
+    set_text(spec, "sessionAffinity", "None");
+    if spec["sessionAffinity"] == "None"
+        && let Some(fields) = spec.as_object_mut()
+    {
+        fields.remove("sessionAffinityConfig");
+    }
+    if spec["sessionAffinity"] == "ClientIP"
+        && spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null()
+    {
+        spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10_800}});
     }
     set_text(spec, "type", "ClusterIP");
     for port in items(spec, "ports") {
@@ -93,14 +98,29 @@ fn service(spec: &mut Value) {
         }
     }
     let kind = text(spec, "/type").to_owned();
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+    let listed = spec["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
+    let balanced = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
+    if balanced || (kind == "ClusterIP" && listed) {
         set_text(spec, "externalTrafficPolicy", "Cluster");
     }
-    if kind != "ExternalName" {
-        set_text(spec, "internalTrafficPolicy", "Cluster");
+    if (balanced || kind == "ClusterIP") && spec["internalTrafficPolicy"].is_null() {
+        spec["internalTrafficPolicy"] = json!("Cluster");
     }
-    if kind == "LoadBalancer" {
-        set(spec, "allocateLoadBalancerNodePorts", json!(true));
+    if kind == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"].is_null() {
+        spec["allocateLoadBalancerNodePorts"] = json!(true);
+    }
+}
+
+/// What a status gets beyond what its writer said.
+pub fn status(served: &Served, object: &mut Value) {
+    if (served.group, served.plural) == ("", "services")
+        && let Some(balancer) = object.pointer_mut("/status/loadBalancer")
+    {
+        for ingress in items(balancer, "ingress") {
+            if !text(ingress, "/ip").is_empty() && ingress["ipMode"].is_null() {
+                ingress["ipMode"] = json!("VIP");
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What happens to an object between decoding and storing. Pure: what has to be known of other objects is passed in.
 //!
-//! Order: namespace lifecycle, defaults, service account, tolerations, node restriction, validation; allocation of
-//! addresses follows in the caller, under a lock.
+//! Order: namespace lifecycle, defaults, service account, tolerations, node restriction, addresses and ports of a
+//! Service (the caller holds a lock meanwhile), validation.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     api::{
         authn::User,
         authz::may_create,
-        error::About,
+        error::{self, About},
         prepare::{Part, text},
         route::Verb,
     },
@@ -21,11 +21,11 @@ use crate::{
 
 pub mod defaults;
 mod pod_status;
+pub mod service;
 mod service_account;
-pub mod service_ip;
 pub mod validate;
 
-pub use service_ip::Networks;
+pub use service::{Family, Networks, Taken};
 
 /// A write that is to be admitted.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +46,8 @@ pub struct View {
     pub service_account: Option<Arc<Value>>,
     /// The end of the name of a Pod's token volume.
     pub suffix: String,
-    /// All Services, for a Service.
-    pub services: Vec<Arc<Value>>,
+    /// For a Service: what the ranges are, and what of them all others hold.
+    pub services: Option<(Arc<Networks>, Taken)>,
 }
 
 /// Namespaces that cannot be deleted.
@@ -67,6 +67,7 @@ pub fn admit(
 ) -> Result<Vec<FieldError>, ApiError> {
     namespace_lifecycle(attempt, view, object)?;
     if attempt.part != Part::Main {
+        defaults::status(attempt.served, object);
         return Ok(validate::part(attempt, object));
     }
     defaults::apply(attempt.served, object);
@@ -84,6 +85,13 @@ pub fn admit(
         let why =
             format!("node {node:?} is not allowed to create {} {name:?}", attempt.served.plural);
         return Err(about(attempt, object).forbidden(&why));
+    }
+    if let Some((networks, taken)) = &view.services {
+        match service::complete(networks, taken, object, attempt.old) {
+            Err(service::Refusal::Fields(errors)) => return Ok(errors),
+            Err(service::Refusal::Internal(why)) => return Err(error::internal(why)),
+            Ok(()) => {}
+        }
     }
     Ok(validate::object(attempt, object))
 }

@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 
-use crate::store::{Attributes, Class};
+use crate::{
+    admission::Taken,
+    store::{Attributes, Class},
+};
+
+/// A Service's addresses and node ports, as [`Taken::print`] writes them. Not selectable.
+pub const TAKEN: &str = "taken";
 
 /// The fields that a resource (`group/plural`) can be selected by, besides `metadata.name` and
 /// `metadata.namespace` (upstream's `SelectableFields`).
@@ -53,11 +59,14 @@ pub fn attributes(resource: &str, object: &Value) -> Attributes {
         .filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())))
         .collect();
     labels.sort();
-    let fields = selectable(resource)
+    let mut fields: Vec<(&'static str, Box<str>)> = selectable(resource)
         .iter()
         .filter_map(|field| Some((*field, text(object, field)?.into_boxed_str())))
         .collect();
-    Attributes { labels: labels.into(), fields }
+    if resource == "core/services" {
+        fields.push((TAKEN, Taken::print(object).into()));
+    }
+    Attributes { labels: labels.into(), fields: fields.into() }
 }
 
 fn text(object: &Value, field: &str) -> Option<String> {

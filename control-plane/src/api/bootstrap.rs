@@ -2,10 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::service::nth,
     api::{core::Api, local::Local},
     client::{ApiError, Client as _, ObjectRef, Resource, Write},
 };
@@ -29,15 +29,15 @@ pub async fn bootstrap(api: &Arc<Api>, advertise: IpAddr, port: u16) -> Result<(
         let account = json!({"metadata": {"name": "default"}});
         ensure(&local, core("serviceaccounts"), name, account).await?;
     }
-    let cidr = api.networks.service_cidr;
-    if let Some(address) = nth(cidr, 1) {
+    let address = |index| nth(api.networks.service_cidrs.first().copied()?, index);
+    if let Some(address) = address(0) {
         let service = json!({"metadata": {"name": "kubernetes",
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},
             "spec": {"clusterIP": address.to_string(), "type": "ClusterIP", "ports": [
                 {"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
         ensure(&local, core("services"), "default", service).await?;
     }
-    if let Some(address) = nth(cidr, 10) {
+    if let Some(address) = address(9) {
         let service = json!({"metadata": {"name": "kube-dns", "labels": {"k8s-app": "kube-dns",
                 "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
             "spec": {"clusterIP": address.to_string(), "type": "ClusterIP", "ports": [
@@ -46,17 +46,6 @@ pub async fn bootstrap(api: &Arc<Api>, advertise: IpAddr, port: u16) -> Result<(
         ensure(&local, core("services"), "kube-system", service).await?;
     }
     endpoints(&local, advertise, port).await
-}
-
-fn nth(cidr: IpNet, offset: u8) -> Option<IpAddr> {
-    match cidr {
-        IpNet::V4(net) => {
-            let address = u32::from(net.network()).checked_add(u32::from(offset))?;
-            let address = IpAddr::from(address.to_be_bytes());
-            cidr.contains(&address).then_some(address)
-        }
-        IpNet::V6(_) => None,
-    }
 }
 
 /// The slice of `default/kubernetes` follows the advertised address.

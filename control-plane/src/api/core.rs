@@ -9,10 +9,10 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::{
-    admission::{self, Attempt, Networks, View},
+    admission::{self, Attempt, Networks, Taken, View},
     api::{
         applying,
-        attributes::attributes,
+        attributes::{TAKEN, attributes},
         authn::User,
         deletion::{self, Deletion},
         error::{self, About},
@@ -23,7 +23,7 @@ use crate::{
     },
     client::ApiError,
     schema::{FieldError, Served, decode::print_time, field},
-    store::{CommitError, Draft, Entry, Expect, Key, Store, Txn},
+    store::{CommitError, Draft, Entry, Expect, Key, ListRequest, Scope, Store, Txn},
 };
 
 /// How often a write is tried anew when somebody else was faster.
@@ -34,7 +34,7 @@ const NAME_TRIES: usize = 8;
 /// The API: everything but transport and rendering.
 pub struct Api {
     pub store: Arc<dyn Store>,
-    pub networks: Networks,
+    pub networks: Arc<Networks>,
     /// Held by who takes an address or a port for a Service, until it is stored.
     allocation: Mutex<()>,
     /// Signs and checks service account tokens; `None` refuses them.
@@ -126,6 +126,7 @@ impl std::fmt::Debug for Api {
 impl Api {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, networks: Networks, service_accounts: Option<Keys>) -> Self {
+        let networks = Arc::new(networks);
         Self { store, networks, allocation: Mutex::new(()), service_accounts }
     }
 
@@ -308,17 +309,19 @@ impl Api {
         part: Part,
         (object, old): (&mut Value, Option<&Value>),
     ) -> Result<(), ApiError> {
-        let view = self.view(call, object).await?;
+        let view = self.view(call, object, old).await?;
         let attempt = Attempt { served: call.served, verb, part, user: &call.user, old };
-        let mut errors = admission::admit(&attempt, &view, object)?;
-        if errors.is_empty() && call.served.plural == "services" && part == Part::Main {
-            errors = admission::service_ip::allocate(&self.networks, &view.services, object, old);
-        }
+        let errors = admission::admit(&attempt, &view, object)?;
         if errors.is_empty() { Ok(()) } else { Err(invalid(call, &errors)) }
     }
 
     /// What admission has to know of other objects.
-    async fn view(&self, call: &Call, object: &Value) -> Result<View, ApiError> {
+    async fn view(
+        &self,
+        call: &Call,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<View, ApiError> {
         let mut view = View::default();
         if call.served.namespaced {
             view.namespace = self.peek("core/namespaces", "", &call.namespace).await?;
@@ -331,16 +334,22 @@ impl Api {
             view.suffix = suffix();
         }
         if call.served.plural == "services" {
-            let scope = crate::store::Scope {
-                resource: "core/services".into(),
-                namespace: None,
-                name: None,
-            };
-            let request = crate::store::ListRequest { scope, at: None, after: None };
-            let listing = self.store.list(request).await.map_err(error::internal)?;
-            view.services = listing.rows.iter().map(|(_, entry)| entry.value()).collect();
+            view.services = Some((Arc::clone(&self.networks), self.taken(call, old).await?));
         }
         Ok(view)
+    }
+
+    /// What Services hold of the ranges; of a stored one that is being changed, nothing.
+    async fn taken(&self, call: &Call, old: Option<&Value>) -> Result<Taken, ApiError> {
+        let scope = Scope { resource: "core/services".into(), namespace: None, name: None };
+        let request = ListRequest { scope, at: None, after: None };
+        let listing = self.store.list(request).await.map_err(error::internal)?;
+        let own = old.map(|_| call.key().path);
+        let mut taken = Taken::default();
+        for (_, entry) in listing.rows.iter().filter(|(path, _)| Some(path) != own.as_ref()) {
+            taken.add(entry.attributes.field(TAKEN));
+        }
+        Ok(taken)
     }
 
     /// The object there, if any.

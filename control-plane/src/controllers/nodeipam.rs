@@ -1,4 +1,4 @@
-//! A pod CIDR for each node, cut from the cluster CIDR. Pure.
+//! A pod CIDR of each family for each node, cut from the cluster CIDRs. Pure.
 //!
 //! One key for all nodes: two nodes that come at once are seen together, so they never get the same.
 
@@ -42,17 +42,19 @@ fn sync(world: &World, _key: &Key, _context: &Context) -> Sync {
         );
     }
     let settings = &world.settings;
-    let mut free = Free::new(settings.cluster_cidr, settings.node_cidr_mask_size, used);
+    let ranges = settings.cluster_cidrs.iter();
+    let mut free: Vec<Free> = ranges
+        .map(|cluster| Free::new(*cluster, settings.node_masks.of(cluster), used.clone()))
+        .collect();
     let steps = world
         .all(NODES)
         .filter(|node| needs_cidr(node))
         .take(BURST)
-        .map(|node| match free.next() {
-            Some(cidr) => {
-                let cidr = cidr.to_string();
+        .map(|node| match next_of_each(&mut free).as_deref() {
+            Some(cidrs) => {
                 let patch = json!({
                     "metadata": {"resourceVersion": node.meta.revision.to_string()},
-                    "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+                    "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
                 });
                 Step::patch(node.place(), patch)
             }
@@ -65,6 +67,11 @@ fn sync(world: &World, _key: &Key, _context: &Context) -> Sync {
         })
         .collect();
     Sync { steps, ..Sync::default() }
+}
+
+/// One free block of each range; `None` when any is used up, as a node needs all families.
+fn next_of_each(free: &mut [Free]) -> Option<Vec<String>> {
+    free.iter_mut().map(|free| free.next().map(|cidr| cidr.to_string())).collect()
 }
 
 /// The free blocks of a network, lowest first.
@@ -152,6 +159,32 @@ mod tests {
             [pair("a", "10.244.1.0/24"), pair("c", "10.244.3.0/24")]
         );
         assert_eq!(given(&[("a", "10.244.0.0/23"), ("b", "")]), [pair("b", "10.244.2.0/24")]);
+    }
+
+    #[test]
+    fn nodes_of_a_dual_stack_cluster_get_a_block_of_each_family() {
+        let mut world = world(vec![node("a"), node("b")]);
+        world.settings.cluster_cidrs.push("fd00:10:244::/56".parse().unwrap());
+        let given = |world: &World| {
+            let writes = sync(world, &Key::default(), &context()).writes();
+            let mut given = Vec::new();
+            for write in writes {
+                let Write::Patch { patch, .. } = write else { unreachable!() };
+                assert_eq!(patch["spec"]["podCIDR"], patch["spec"]["podCIDRs"][0]);
+                given.push(patch["spec"]["podCIDRs"].to_string());
+            }
+            given
+        };
+        assert_eq!(
+            given(&world),
+            [
+                r#"["10.244.0.0/24","fd00:10:244::/64"]"#,
+                r#"["10.244.1.0/24","fd00:10:244:1::/64"]"#
+            ]
+        );
+        // A family that has nothing left gives no node half of what it needs.
+        world.settings.cluster_cidrs[1] = "fd00:10:244::/64".parse().unwrap();
+        assert_eq!(given(&world).len(), 1);
     }
 
     proptest::proptest! {

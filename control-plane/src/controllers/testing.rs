@@ -24,8 +24,8 @@ pub(crate) fn context() -> Context {
 
 pub(crate) fn settings() -> Settings {
     Settings {
-        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-        node_cidr_mask_size: 24,
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        node_masks: crate::config::NodeMasks::default(),
         ca_pem: "CA".to_owned(),
         server_url: "https://192.0.2.1:6443".to_owned(),
         kinds: KINDS.to_vec(),

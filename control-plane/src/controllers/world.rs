@@ -15,9 +15,9 @@ use crate::client::{Event, ObjectRef, Resource};
 /// What controllers must know beside the objects.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Each node's pod CIDR is cut from here.
-    pub cluster_cidr: ipnet::IpNet,
-    pub node_cidr_mask_size: u8,
+    /// Each node's pod CIDRs are cut from here, one of each.
+    pub cluster_cidrs: Vec<ipnet::IpNet>,
+    pub node_masks: crate::config::NodeMasks,
     /// Published as `kube-root-ca.crt` and in `cluster-info`; PEM.
     pub ca_pem: String,
     /// `https://host:port` for `cluster-info`.

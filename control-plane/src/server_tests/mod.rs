@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod describing;
+mod dual_stack;
 mod identity;
 
 use std::{
@@ -60,11 +61,16 @@ fn kubectl() -> Option<PathBuf> {
 }
 
 async fn server() -> Option<Server> {
+    server_with(&["10.96.0.0/16"]).await
+}
+
+/// With these service CIDRs.
+async fn server_with(cidrs: &[&str]) -> Option<Server> {
     let kubectl = kubectl()?;
     let dir = tempfile::tempdir().unwrap();
     let now = Timestamp::now();
     let pki = Pki::open(dir.path(), now).unwrap();
-    let networks = Networks::new("10.96.0.0/16".parse().unwrap());
+    let networks = Networks::new(cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect());
     let names = ServerNames::new("10.96.0.1".parse().unwrap(), []);
     let cert = ServerCert::new(&pki.server_cert(&names, now).unwrap()).unwrap();
     let options = Options { class: attributes::class, attributes: attributes::attributes };

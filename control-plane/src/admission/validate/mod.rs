@@ -9,11 +9,15 @@ use crate::{
     schema::{FieldError, Path},
 };
 
+mod address;
 mod meta;
 mod other;
 mod pod;
 mod service;
+mod service_update;
 mod workload;
+
+pub(super) use service_update::addresses as service_addresses;
 
 /// A whole object, new or changed.
 #[must_use]
@@ -46,7 +50,14 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
 #[must_use]
 pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = meta::metadata(attempt, object);
-    if attempt.part == Part::Status && attempt.served.group == "apps" {
+    let (group, plural) = (attempt.served.group, attempt.served.plural);
+    if attempt.part == Part::Status
+        && (group, plural) == ("", "services")
+        && let Some(old) = attempt.old
+    {
+        errors.extend(service::status(object, old));
+    }
+    if attempt.part == Part::Status && group == "apps" {
         for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
             let path = Path::new("status").child(field);
             non_negative(&mut errors, &path, &object["status"][field]);
