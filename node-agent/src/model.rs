@@ -7,15 +7,17 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
-/// Namespace and name of an object; cluster-scoped objects have an empty namespace.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Namespace and name of an object; cluster-scoped objects have an empty namespace. Its texts are
+/// shared, since tables, models and plans all hold keys of the same objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
-    pub namespace: Box<str>,
-    pub name: Box<str>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl ObjectKey {
@@ -45,9 +47,38 @@ pub enum Protocol {
     Sctp = 132,
 }
 
+/// Address family, of a slice or of an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// As `EndpointSlice.addressType` says it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
 /// `Service.spec.type`; `Headless` is a `ClusterIP` service whose cluster IP is `None`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceKind {
+    #[default]
     ClusterIp,
     Headless,
     NodePort,
@@ -55,21 +86,57 @@ pub enum ServiceKind {
     ExternalName,
 }
 
+/// `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`: whose endpoints may be chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
 /// One `Service`, as far as this node needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRow {
     pub kind: ServiceKind,
     /// `spec.clusterIPs`; empty for headless and `ExternalName` services.
     pub cluster_ips: Vec<IpAddr>,
-    /// `spec.externalIPs` and the IPs of `status.loadBalancer.ingress`.
+    /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
+    /// The IPs of `status.loadBalancer.ingress` whose `ipMode` is not `Proxy`.
+    pub ingress_ips: Vec<IpAddr>,
     /// `spec.externalName`, empty for other kinds.
     pub external_name: Box<str>,
     pub ports: Vec<ServicePort>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// Seconds that a client stays with its backend (`spec.sessionAffinity: ClientIP`); 0 means that
+    /// there is no affinity.
+    pub affinity_s: u32,
+    pub internal_policy: TrafficPolicy,
+    /// `Cluster` unless the service can be reached from outside.
+    pub external_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort` where it is to be served: a load balancer with the external policy
+    /// `Local`. Otherwise 0.
+    pub health_check_port: u16,
+    /// `spec.loadBalancerSourceRanges`; empty lets everybody in.
+    pub source_ranges: Vec<IpNet>,
+    /// `metadata.creationTimestamp`, seconds since 1970; of two services that claim the same address
+    /// or node port, the older one has it.
+    pub created_s: i64,
     /// Field paths that this agent does not implement; a service with any of them is not programmed.
     pub unsupported: Vec<Box<str>>,
+    /// Parts of the object that contradict themselves and were left out, in words that name the field.
+    pub rejected: Vec<Box<str>>,
+}
+
+impl ServiceRow {
+    /// Whether anything but a cluster IP leads to the service.
+    #[must_use]
+    pub fn is_externally_reachable(&self) -> bool {
+        !self.external_ips.is_empty()
+            || !self.ingress_ips.is_empty()
+            || self.ports.iter().any(|port| port.node_port != 0)
+    }
 }
 
 /// One entry of `Service.spec.ports`.
@@ -84,12 +151,16 @@ pub struct ServicePort {
 }
 
 /// One `EndpointSlice`: its key's service is in `service`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSliceRow {
     /// The service it belongs to (`kubernetes.io/service-name` and the slice's namespace).
     pub service: ObjectKey,
+    /// `addressType`; every endpoint's address is of this family.
+    pub family: Family,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<EndpointRow>,
+    /// Parts of the object that contradict themselves and were left out, in words that name the field.
+    pub rejected: Vec<Box<str>>,
 }
 
 /// One entry of `EndpointSlice.ports`.
@@ -106,13 +177,40 @@ pub struct EndpointRow {
     pub ip: IpAddr,
     /// `conditions.ready`; absent means ready.
     pub ready: bool,
-    /// `conditions.serving`; absent means the value of `ready`.
+    /// `conditions.serving`; absent means serving, as kube-proxy reads it.
     pub serving: bool,
     pub terminating: bool,
     /// `hostname`, for the DNS names of a headless service's pods; may be empty.
     pub hostname: Box<str>,
     /// `nodeName`; may be empty.
     pub node: Box<str>,
+    /// `hints`; most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+impl Default for EndpointRow {
+    /// A ready endpoint without an address.
+    fn default() -> Self {
+        Self {
+            ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ready: true,
+            serving: true,
+            terminating: false,
+            hostname: "".into(),
+            node: "".into(),
+            hints: None,
+        }
+    }
+}
+
+/// Which clients an endpoint is meant for (`EndpointHints`). Written by whoever writes slices, by
+/// `spec.trafficDistribution`; the node only follows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Names in `forZones`.
+    pub zones: Box<[Box<str>]>,
+    /// Names in `forNodes`.
+    pub nodes: Box<[Box<str>]>,
 }
 
 /// One `Node`, as far as the overlay needs it. The key is its name.

@@ -167,15 +167,7 @@ mod tests {
     }
 
     fn service(kind: ServiceKind) -> ServiceRow {
-        ServiceRow {
-            kind,
-            cluster_ips: vec![],
-            external_ips: vec![],
-            external_name: "".into(),
-            ports: vec![],
-            publish_not_ready: false,
-            unsupported: vec![],
-        }
+        ServiceRow { kind, ..ServiceRow::default() }
     }
 
     fn cluster_service(ip: &str) -> ServiceRow {
@@ -313,17 +305,14 @@ mod tests {
         node.services.upsert(key.clone(), service(ServiceKind::Headless));
         let endpoints = (0..200_u8).map(|last| EndpointRow {
             ip: IpAddr::from([10, 244, 9, last]),
-            ready: true,
-            serving: true,
-            terminating: false,
-            hostname: "".into(),
-            node: "".into(),
+            ..EndpointRow::default()
         });
         let port = EndpointPort { name: "a".into(), protocol: Protocol::Tcp, port: 80 };
         let row = EndpointSliceRow {
             service: key.clone(),
             ports: vec![port],
             endpoints: endpoints.collect(),
+            ..EndpointSliceRow::default()
         };
         node.slices.upsert(key, row);
         let agent = node.start("one");

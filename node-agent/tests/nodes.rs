@@ -75,11 +75,8 @@ mod tests {
             let row = ServiceRow {
                 kind: ServiceKind::NodePort,
                 cluster_ips: vec![SERVICE.0.into()],
-                external_ips: vec![],
-                external_name: "".into(),
                 ports: ports.to_vec(),
-                publish_not_ready: false,
-                unsupported: vec![],
+                ..ServiceRow::default()
             };
             cluster.services.upsert(ObjectKey::new("default", "web"), row);
             cluster.nodes.mark_synced();
@@ -95,18 +92,13 @@ mod tests {
                 protocol,
                 port: 8080,
             });
-            let endpoints = pods.iter().map(|ip| EndpointRow {
-                ip: (*ip).into(),
-                ready: true,
-                serving: true,
-                terminating: false,
-                hostname: "".into(),
-                node: "".into(),
-            });
+            let endpoints =
+                pods.iter().map(|ip| EndpointRow { ip: (*ip).into(), ..EndpointRow::default() });
             let row = EndpointSliceRow {
                 service: ObjectKey::new("default", "web"),
                 ports: ports.to_vec(),
                 endpoints: endpoints.collect(),
+                ..EndpointSliceRow::default()
             };
             self.slices.upsert(ObjectKey::new("default", "web-1"), row);
         }

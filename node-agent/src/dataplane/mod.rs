@@ -10,6 +10,7 @@ pub mod maps;
 pub mod model;
 mod object;
 pub mod plan;
+pub mod select;
 pub mod status;
 
 use std::{

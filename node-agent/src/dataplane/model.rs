@@ -197,7 +197,7 @@ pub fn frontends(
             Some(address) => BTreeSet::from([backend(address, port.port)]),
             None => backends(row, port, slices),
         };
-        let addresses = row.cluster_ips.iter().chain(&row.external_ips);
+        let addresses = row.cluster_ips.iter().chain(&row.external_ips).chain(&row.ingress_ips);
         for address in addresses.filter_map(ipv4) {
             frontends
                 .insert(key(address, port.port, port.protocol, SCOPE_ADDRESS), backends.clone());

@@ -10,16 +10,13 @@ fn service(node_port: u16) -> ServiceRow {
     ServiceRow {
         kind: if node_port == 0 { ServiceKind::ClusterIp } else { ServiceKind::NodePort },
         cluster_ips: vec!["10.96.1.1".parse().unwrap()],
-        external_ips: vec![],
-        external_name: "".into(),
         ports: vec![ServicePort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: 80,
             node_port,
         }],
-        publish_not_ready: false,
-        unsupported: vec![],
+        ..ServiceRow::default()
     }
 }
 
@@ -29,8 +26,7 @@ fn endpoint(last: u8, state: &str) -> EndpointRow {
         ready: state == "ready",
         serving: state == "ready" || state == "draining",
         terminating: state == "draining" || state == "gone",
-        hostname: "".into(),
-        node: "".into(),
+        ..EndpointRow::default()
     }
 }
 
@@ -39,6 +35,7 @@ fn slice(endpoints: Vec<EndpointRow>) -> EndpointSliceRow {
         service: ObjectKey::new("default", "web"),
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints,
+        ..EndpointSliceRow::default()
     }
 }
 

@@ -22,8 +22,6 @@ fn service(kind: ServiceKind, cluster_ip: Option<&str>, ports: &[(&str, u16)]) -
     ServiceRow {
         kind,
         cluster_ips: cluster_ip.iter().map(|ip| ip.parse().unwrap()).collect(),
-        external_ips: vec![],
-        external_name: "".into(),
         ports: ports
             .iter()
             .map(|(name, port)| ServicePort {
@@ -33,8 +31,7 @@ fn service(kind: ServiceKind, cluster_ip: Option<&str>, ports: &[(&str, u16)]) -
                 node_port: 0,
             })
             .collect(),
-        publish_not_ready: false,
-        unsupported: vec![],
+        ..ServiceRow::default()
     }
 }
 
@@ -43,9 +40,8 @@ fn endpoint(ip: &str, hostname: &str, ready: bool) -> EndpointRow {
         ip: ip.parse().unwrap(),
         ready,
         serving: ready,
-        terminating: false,
         hostname: hostname.into(),
-        node: "".into(),
+        ..EndpointRow::default()
     }
 }
 
@@ -54,6 +50,7 @@ fn slice(service: &str, endpoints: Vec<EndpointRow>) -> EndpointSliceRow {
         service: ObjectKey::new("default", service),
         ports: vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 443 }],
         endpoints,
+        ..EndpointSliceRow::default()
     }
 }
 

@@ -208,6 +208,6 @@ impl<'a> Reader<'a> {
             2 => Service::External { target: self.text()? },
             _ => return None,
         };
-        Some((ObjectKey { namespace, name }, service))
+        Some((ObjectKey { namespace: namespace.into(), name: name.into() }, service))
     }
 }

@@ -122,16 +122,13 @@ fn row(service: &kube_proxy::Service) -> ServiceRow {
     ServiceRow {
         kind: ServiceKind::ClusterIp,
         cluster_ips: vec![IpAddr::V4(*service.address.ip())],
-        external_ips: Vec::new(),
-        external_name: "".into(),
         ports: vec![ServicePort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: service.address.port(),
             node_port: 0,
         }],
-        publish_not_ready: false,
-        unsupported: Vec::new(),
+        ..ServiceRow::default()
     }
 }
 
@@ -145,12 +142,9 @@ fn slice(key: &ObjectKey, service: &kube_proxy::Service) -> EndpointSliceRow {
             .iter()
             .map(|endpoint| EndpointRow {
                 ip: IpAddr::V4(*endpoint.ip()),
-                ready: true,
-                serving: true,
-                terminating: false,
-                hostname: "".into(),
-                node: "".into(),
+                ..EndpointRow::default()
             })
             .collect(),
+        ..EndpointSliceRow::default()
     }
 }
