@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
 use kube::Client;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -37,7 +36,7 @@ use crate::{
         spec::{NodeContext, parse_resolv_conf},
         tree,
     },
-    model::LocalEndpoint,
+    model::{LocalEndpoint, PodNetwork},
     overlay,
     sys::cgroup::{self, CgroupError},
     table::Table,
@@ -224,7 +223,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     if base.config.components.contains(&Component::Kubelet) {
         start_kubelet(&base, registered, &mut tasks).await?;
     }
-    tasks.spawn(follow_trouble(base.trouble.clone(), network.pod_cidr(), network.trouble()));
+    tasks.spawn(follow_trouble(base.trouble.clone(), network.pods(), network.trouble()));
     let socket = base.config.run_dir.join("agent.sock");
     let views = debug::Views {
         node: base.config.node_name.to_string(),
@@ -261,8 +260,8 @@ fn node_ip(config: &Config, server: &http::Uri) -> Option<Ipv4Addr> {
 }
 
 impl Network {
-    fn pod_cidr(&self) -> Option<watch::Receiver<Option<Ipv4Net>>> {
-        self.overlay.as_ref().map(|handle| handle.pod_cidr.clone())
+    fn pods(&self) -> Option<watch::Receiver<Option<PodNetwork>>> {
+        self.overlay.as_ref().map(|handle| handle.network.clone())
     }
 
     fn trouble(&self) -> Option<watch::Receiver<Option<String>>> {
@@ -275,7 +274,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
     let has = |component| config.components.contains(&component);
     let mut network = Network::default();
     let (mut tunnels, (_, mut device)) = (Table::new(), watch::channel(None));
-    let (_, mut pod_cidr) = watch::channel(None);
+    let (_, mut pods) = watch::channel(None);
     if has(Component::Overlay) {
         let mode = match config.overlay {
             OverlayMode::Vxlan => overlay::Mode::Vxlan,
@@ -287,7 +286,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
         let wanted = overlay::OverlayConfig { mode, ..standard };
         let handle = overlay::start(wanted, sources.nodes.clone()).map_err(AgentError::Overlay)?;
         (tunnels, device) = (handle.tunnels.clone(), handle.device.clone());
-        pod_cidr = handle.pod_cidr.clone();
+        pods = handle.network.clone();
         network.overlay = Some(handle);
     }
     if has(Component::Dataplane) {
@@ -305,9 +304,9 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
     if has(Component::Cni) {
         let programmed = network.dataplane.as_ref().map(|handle| handle.programmed.clone());
         let endpoints = base.endpoints.clone();
-        let inputs = cni::CniInputs { pod_cidr, endpoints, programmed };
+        let inputs = cni::CniInputs { network: pods, endpoints, programmed };
         let standard = cni::CniConfig::new(&config.state_dir, &config.run_dir);
-        let wanted = cni::CniConfig { node_ip: Some(base.node_ip), ..standard };
+        let wanted = cni::CniConfig { node_ips: vec![base.node_ip.into()], ..standard };
         network.cni = Some(cni::start(wanted, inputs, SHIM).map_err(AgentError::Cni)?);
     }
     if has(Component::Dns) {
@@ -323,15 +322,15 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
 /// Says why the node is not ready: no pod CIDR yet, or the overlay's trouble.
 async fn follow_trouble(
     out: watch::Sender<Option<String>>,
-    pod_cidr: Option<watch::Receiver<Option<Ipv4Net>>>,
+    pods: Option<watch::Receiver<Option<PodNetwork>>>,
     trouble: Option<watch::Receiver<Option<String>>>,
 ) -> &'static str {
-    let (Some(mut pod_cidr), Some(mut trouble)) = (pod_cidr, trouble) else {
+    let (Some(mut pods), Some(mut trouble)) = (pods, trouble) else {
         out.send_replace(None);
         return std::future::pending().await;
     };
     loop {
-        let words = if pod_cidr.borrow_and_update().is_none() {
+        let words = if pods.borrow_and_update().is_none() {
             // Upstream's words while no CNI configuration is there.
             Some(
                 "container runtime network not ready: NetworkReady=false \
@@ -348,7 +347,7 @@ async fn follow_trouble(
             differs
         });
         tokio::select! {
-            changed = pod_cidr.changed() => if changed.is_err() { return "overlay" },
+            changed = pods.changed() => if changed.is_err() { return "overlay" },
             changed = trouble.changed() => if changed.is_err() { return "overlay" },
         }
     }

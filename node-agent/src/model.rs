@@ -224,6 +224,15 @@ pub struct NodeRow {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Where this node's pods get their addresses, and how large their packets may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// One pod CIDR, or two of different families; the first one's family is the pods' first.
+    pub cidrs: Vec<IpNet>,
+    /// Largest packet of a pod, bytes: the underlay's less what the overlay adds.
+    pub mtu: u32,
+}
+
 /// A pod of this node as the packet path sees it: the CNI server writes it, the dataplane reads it.
 /// The key of its table is the pod's IP address.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,214 +2,23 @@
 //! its "pods" are network namespaces made here. Needs root and `ip`; says so when it skips.
 
 #[cfg(test)]
+#[path = "support/cni.rs"]
+mod fixture;
+
+#[cfg(test)]
 mod tests {
     use std::{
         fs,
-        io::Write as _,
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-        path::{Path, PathBuf},
-        process::{Command, Output, Stdio},
-        sync::OnceLock,
+        net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+        path::Path,
         time::Duration,
     };
 
-    use ipnet::Ipv4Net;
-    use node_agent::{
-        cni::{self, CniConfig, CniInputs, Handle},
-        model::LocalEndpoint,
-        sys::netns::NetNs,
-        table::Table,
-    };
+    use node_agent::sys::netns::NetNs;
     use serde_json::{Value, json};
     use tokio::sync::watch;
 
-    fn ip(arguments: &str) -> Output {
-        Command::new("ip").args(arguments.split_whitespace()).output().expect("ip runs")
-    }
-
-    fn ip_ok(arguments: &str) -> String {
-        let output = ip(arguments);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ip {arguments}: {stderr}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn skip_reason() -> Option<&'static str> {
-        if !rustix::process::geteuid().is_root() {
-            return Some("needs root to make network namespaces");
-        }
-        let present = Command::new("ip").arg("-V").output().is_ok_and(|o| o.status.success());
-        (!present).then_some("needs the ip command")
-    }
-
-    /// A network namespace that is gone with the value.
-    struct Namespace(String);
-
-    impl Namespace {
-        fn new(name: &str) -> Self {
-            let name = format!("orlop-t{}-{name}", std::process::id());
-            ip_ok(&format!("netns add {name}"));
-            ip_ok(&format!("-n {name} link set lo up"));
-            Self(name)
-        }
-
-        fn path(&self) -> PathBuf {
-            Path::new("/run/netns").join(&self.0)
-        }
-
-        /// Whether a TCP connection from here to an address of `other` comes about.
-        fn reaches(&self, other: &Self, address: Ipv4Addr) -> bool {
-            let far = NetNs::open(&other.path()).unwrap();
-            let listener = far.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
-            let target: SocketAddr = listener.local_addr().unwrap();
-            let near = NetNs::open(&self.path()).unwrap();
-            near.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)).is_ok())
-                .unwrap()
-        }
-    }
-
-    impl Drop for Namespace {
-        fn drop(&mut self) {
-            ip(&format!("netns del {}", self.0));
-        }
-    }
-
-    /// The plugin as built by cargo from the `shim` package.
-    fn plugin() -> &'static [u8] {
-        static PLUGIN: OnceLock<Vec<u8>> = OnceLock::new();
-        PLUGIN.get_or_init(|| {
-            let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/Cargo.toml");
-            let build = Command::new(env!("CARGO"))
-                .args(["build", "--quiet", "--message-format=json", "--manifest-path"])
-                .arg(manifest)
-                .stderr(Stdio::inherit())
-                .output()
-                .expect("cargo runs");
-            assert!(build.status.success(), "the plugin builds");
-            let executable = String::from_utf8(build.stdout)
-                .unwrap()
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-                .expect("cargo names the executable");
-            fs::read(executable).unwrap()
-        })
-    }
-
-    struct Node {
-        namespace: Namespace,
-        folder: tempfile::TempDir,
-        cidr: watch::Sender<Option<Ipv4Net>>,
-        endpoints: Table<Ipv4Addr, LocalEndpoint>,
-        programmed: Option<watch::Receiver<u64>>,
-        handle: Option<Handle>,
-    }
-
-    impl Node {
-        fn new(name: &str) -> Self {
-            let namespace = Namespace::new(name);
-            // The node's own address, which the kernel must choose as source towards pods.
-            ip_ok(&format!("-n {} link add uplink type veth peer name far", namespace.0));
-            ip_ok(&format!("-n {} addr add 192.0.2.10/24 dev uplink", namespace.0));
-            ip_ok(&format!("-n {} link set uplink up", namespace.0));
-            let mut node = Self {
-                namespace,
-                folder: tempfile::tempdir().unwrap(),
-                cidr: watch::Sender::new(Some("10.244.3.0/24".parse().unwrap())),
-                endpoints: Table::new(),
-                programmed: None,
-                handle: None,
-            };
-            node.start();
-            node
-        }
-
-        /// Starts the server anew, as a new agent process would: only the state file carries over.
-        fn start(&mut self) {
-            self.handle = None;
-            self.endpoints = Table::new();
-            let mut config = CniConfig::new(&self.folder.path().join("state"), self.folder.path());
-            config.conf_dir = self.folder.path().join("net.d");
-            config.bin_dir = self.folder.path().join("bin");
-            config.host_netns = Some(self.namespace.path());
-            config.node_ip = Some(Ipv4Addr::new(192, 0, 2, 10));
-            config.program_timeout = Duration::from_millis(200);
-            let inputs = CniInputs {
-                pod_cidr: self.cidr.subscribe(),
-                endpoints: self.endpoints.clone(),
-                programmed: self.programmed.clone(),
-            };
-            self.handle = Some(cni::start(config, inputs, plugin()).unwrap());
-        }
-
-        fn config(&self, extra: &Value) -> Value {
-            let socket = self.folder.path().join("cni.sock");
-            let mut config =
-                json!({"cniVersion": "1.1.0", "name": "orlop", "type": "orlop", "socket": socket});
-            let (Some(all), Some(extra)) = (config.as_object_mut(), extra.as_object()) else {
-                panic!("extra is an object")
-            };
-            all.extend(extra.clone());
-            config
-        }
-
-        /// Runs the installed plugin as a runtime would.
-        async fn call(
-            &self,
-            command: &str,
-            pod: Option<&Pod>,
-            extra: Value,
-        ) -> Result<Value, Value> {
-            let mut plugin = Command::new(self.folder.path().join("bin/orlop"));
-            plugin.env_clear().env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin");
-            if let Some(pod) = pod {
-                plugin
-                    .env("CNI_CONTAINERID", &pod.id)
-                    .env("CNI_NETNS", pod.namespace.path())
-                    .env("CNI_IFNAME", "eth0")
-                    .env("CNI_ARGS", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web");
-            }
-            let config = self.config(&extra);
-            tokio::task::spawn_blocking(move || {
-                let mut child = plugin
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .spawn()
-                    .expect("plugin runs");
-                child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-                let output = child.wait_with_output().unwrap();
-                let value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-                if output.status.success() { Ok(value) } else { Err(value) }
-            })
-            .await
-            .unwrap()
-        }
-
-        async fn add(&self, pod: &Pod) -> (Ipv4Addr, Value) {
-            let result = self.call("ADD", Some(pod), json!({})).await.expect("ADD succeeds");
-            let address = result["ips"][0]["address"].as_str().unwrap();
-            (address.strip_suffix("/32").unwrap().parse().unwrap(), result)
-        }
-
-        async fn check(&self, pod: &Pod, previous: &Value) -> Result<Value, Value> {
-            self.call("CHECK", Some(pod), json!({"prevResult": previous})).await
-        }
-
-        fn links(&self) -> usize {
-            ip_ok(&format!("-n {} -o link", self.namespace.0)).matches(": orl").count()
-        }
-    }
-
-    struct Pod {
-        id: String,
-        namespace: Namespace,
-    }
-
-    impl Pod {
-        fn new(name: &str) -> Self {
-            Self { id: format!("container-{name}"), namespace: Namespace::new(name) }
-        }
-    }
+    use super::fixture::{Namespace, Node, PLUGINS, Pod, ip_ok, pod_network, skip_reason};
 
     macro_rules! skip_unless_able {
         () => {
@@ -338,6 +147,10 @@ mod tests {
         let (kept, lost) = (Pod::new("n5a"), Pod::new("n5b"));
         let (kept_ip, kept_result) = node.add(&kept).await;
         let (lost_ip, _) = node.add(&lost).await;
+        // Another network's collection is none of our pods' business.
+        let none = json!({"name": "other", "cni.dev/valid-attachments": []});
+        node.call("GC", None, none).await.unwrap();
+        assert_eq!(node.links(), 2);
         ip_ok(&format!("-n {} link add orl00000000 type veth peer name x", node.namespace.0));
         let list = json!([{"containerID": kept.id, "ifname": "eth0"}]);
         let error =
@@ -414,7 +227,7 @@ mod tests {
     async fn without_a_pod_cidr_or_an_agent_the_runtime_is_told_to_try_again() {
         skip_unless_able!();
         let mut node = Node::new("n9");
-        node.cidr.send_replace(None);
+        node.network.send_replace(None);
         node.start();
         let pod = Pod::new("n9a");
         let code = |result: Result<Value, Value>| result.expect_err("not ready")["code"].clone();
@@ -430,5 +243,147 @@ mod tests {
         }
         let version = node.call("VERSION", None, json!({})).await.unwrap();
         assert_eq!(version["supportedVersions"].as_array().unwrap().last().unwrap(), "1.1.0");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_of_two_families_is_reached_by_both_at_once() {
+        skip_unless_able!();
+        let node = Node::new("d1");
+        node.network.send_replace(Some(pod_network(&["fd00:3::/64", "10.244.3.0/24"], 1400)));
+        node.settled(1400).await;
+        let (one, two) = (Pod::new("d1a"), Pod::new("d1b"));
+        let first = node.call("ADD", Some(&one), json!({})).await.unwrap();
+        let second = node.call("ADD", Some(&two), json!({})).await.unwrap();
+        let address = |result: &Value, at: usize| -> std::net::IpAddr {
+            let text = result["ips"][at]["address"].as_str().unwrap().to_owned();
+            text.split('/').next().unwrap().parse().unwrap()
+        };
+        assert!(address(&first, 0).is_ipv6() && address(&first, 1).is_ipv4(), "{first}");
+        for at in [0, 1] {
+            let ip = address(&second, at);
+            assert!(one.namespace.reaches(&two.namespace, ip), "pod to pod {ip}");
+            assert!(node.namespace.reaches(&two.namespace, ip), "node to pod {ip}");
+        }
+        let own: std::net::IpAddr = "2001:db8::10".parse().unwrap();
+        assert!(one.namespace.reaches(&node.namespace, own), "pod to node");
+        assert_eq!(node.check(&one, &first).await, Ok(Value::Null));
+        // Nothing of the kernel's own making: no link-local address, no address that waits.
+        let shown = ip_ok(&format!("-n {} -6 addr show dev eth0", one.namespace.0));
+        assert!(!shown.contains("fe80") && !shown.contains("tentative"), "{shown}");
+        for step in [
+            format!("-n {} -6 route del default", one.namespace.0),
+            format!("-n {} -6 neigh del fe80::1 dev eth0", one.namespace.0),
+            format!("-n {} addr del {}/128 dev eth0", one.namespace.0, address(&first, 0)),
+            format!("-n {} -6 route del {}", node.namespace.0, address(&first, 0)),
+        ] {
+            ip_ok(&step);
+            assert_eq!(node.check(&one, &first).await.expect_err(&step)["code"], 100, "{step}");
+            assert_eq!(
+                node.call("ADD", Some(&one), json!({})).await.as_ref(),
+                Ok(&first),
+                "{step}"
+            );
+        }
+        assert_eq!(node.call("DEL", Some(&one), json!({})).await, Ok(Value::Null));
+        let routes = ip_ok(&format!("-n {} -6 route", node.namespace.0));
+        assert!(!routes.contains(&address(&first, 0).to_string()), "{routes}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_smaller_underlay_reaches_pods_that_run() {
+        skip_unless_able!();
+        let node = Node::new("m1");
+        let pod = Pod::new("m1a");
+        let (_, result) = node.add(&pod).await;
+        node.network.send_replace(Some(pod_network(&["10.244.3.0/24"], 1300)));
+        node.settled(1300).await;
+        assert_eq!(node.check(&pod, &result).await, Ok(Value::Null));
+        let shown = ip_ok(&format!("-n {} link show dev eth0", pod.namespace.0));
+        assert!(shown.contains("mtu 1300"), "{shown}");
+        let again = node.call("ADD", Some(&pod), json!({})).await.unwrap();
+        assert_eq!(again["interfaces"][1]["mtu"], 1300);
+    }
+
+    /// Runs a command for each plugin of a chain as the specification has it: `ADD` forwards with each
+    /// result given to the next, `DEL` backwards, the others in order, with the last result of `ADD`.
+    async fn chain(
+        node: &Node,
+        command: &str,
+        pod: Option<&Pod>,
+        plugins: &[Value],
+        (previous, extra): (Option<&Value>, &Value),
+    ) -> Result<Value, Value> {
+        let mut plugins = plugins.to_vec();
+        if command == "DEL" {
+            plugins.reverse();
+        }
+        let mut result = previous.cloned();
+        for plugin in plugins {
+            let mut config = plugin.clone();
+            let map = config.as_object_mut().unwrap();
+            // The version that both Debian's plugins (1.1.1) and we speak.
+            map.insert("cniVersion".to_owned(), "1.0.0".into());
+            map.insert("name".to_owned(), "chain".into());
+            map.extend(extra.as_object().unwrap().clone());
+            map.extend(result.clone().map(|result| ("prevResult".to_owned(), result)));
+            let name = plugin["type"].as_str().unwrap();
+            let ours = name == "orlop";
+            let folder = if ours { node.folder.path().join("bin") } else { PLUGINS.into() };
+            let said = node.run(&folder.join(name), command, pod, config).await;
+            let said = said.map_err(|error| json!({"plugin": name, "error": error}))?;
+            if command == "ADD" {
+                result = Some(said);
+            }
+        }
+        Ok(result.unwrap_or(Value::Null))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn debians_plugins_are_chained_before_and_behind() {
+        skip_unless_able!();
+        if !Path::new(PLUGINS).join("portmap").exists() {
+            eprintln!("skipped: needs Debian's containernetworking-plugins");
+            return;
+        }
+        let node = Node::new("c1");
+        node.network.send_replace(Some(pod_network(&["10.244.3.0/24", "fd00:3::/64"], 1450)));
+        let pod = Pod::new("c1a");
+        let socket = node.folder.path().join("cni.sock");
+        let mapping = json!([{"hostPort": 18080, "containerPort": 8080, "protocol": "tcp"}]);
+        let plugins = [
+            json!({"type": "loopback"}),
+            json!({"type": "orlop", "socket": socket}),
+            json!({"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}),
+            json!({"type": "bandwidth", "ingressRate": 80_000_000, "ingressBurst": 8_000_000}),
+            json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true,
+                   "runtimeConfig": {"portMappings": mapping}}),
+        ];
+        let nothing = json!({});
+        let result = chain(&node, "ADD", Some(&pod), &plugins, (None, &nothing)).await.unwrap();
+        let names: Vec<_> =
+            result["interfaces"].as_array().unwrap().iter().map(|i| i["name"].clone()).collect();
+        assert!(names.contains(&json!("lo")) && names.contains(&json!("eth0")), "{result}");
+        // Not portmap's: that of 1.1.1 looks for the IPv4 rules in ip6tables.
+        let checked = &plugins[..4];
+        chain(&node, "CHECK", Some(&pod), checked, (Some(&result), &nothing)).await.unwrap();
+
+        // Each of them did its part: the sysctl, the rate, and the port of the node.
+        let inside = NetNs::open(&pod.namespace.path()).unwrap();
+        let setting = "/proc/sys/net/ipv4/conf/eth0/arp_filter";
+        assert_eq!(inside.run(|| fs::read_to_string(setting)).unwrap().unwrap().trim(), "1");
+        let shown = ip_ok(&format!("-n {} -d link", node.namespace.0));
+        assert!(shown.contains("qdisc tbf"), "{shown}");
+        let listener = inside.run(|| TcpListener::bind("0.0.0.0:8080")).unwrap().unwrap();
+        let own = NetNs::open(&node.namespace.path()).unwrap();
+        let target = (Ipv4Addr::new(192, 0, 2, 10), 18080).into();
+        let connected = own.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)));
+        connected.unwrap().expect("portmap leads to the pod");
+        drop(listener);
+
+        chain(&node, "DEL", Some(&pod), &plugins, (Some(&result), &nothing)).await.unwrap();
+        assert_eq!((node.links(), node.endpoints.len()), (0, 0));
+        let error =
+            chain(&node, "ADD", Some(&pod), &plugins[1..2], (Some(&result), &nothing)).await;
+        assert_eq!(error.unwrap_err()["error"]["code"], 7, "eth0 is taken in the chain");
     }
 }

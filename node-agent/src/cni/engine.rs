@@ -5,21 +5,21 @@
 //! can only leave an address too many, which the next `DEL` or `GC` frees.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    error::Error as _,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
-
 use super::{
-    ipam::{self, Attachment, Ipam, IpamError},
-    veth::{self, VethError, VethSpec},
-    wire::{Added, CniError, Code, Request, previous_differs},
+    ipam::{self, Attachment, Claim, Ipam, IpamError, Record},
+    veth::{self, Attached, VethError, VethSpec},
+    wire::{Added, CniError, Code, Request, check_chain, previous_differs},
 };
 use crate::{
-    model::{LocalEndpoint, ObjectKey},
+    model::{LocalEndpoint, ObjectKey, PodNetwork},
+    overlay::chain,
     sys::netns::NetNs,
     table::Table,
 };
@@ -28,8 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) host: NetNs,
-    pub(super) mtu: u32,
-    pub(super) node_ip: Option<Ipv4Addr>,
+    pub(super) node_ips: Vec<IpAddr>,
     pub(super) state: StateFile,
     pub(super) ipam: Ipam,
     pub(super) endpoints: Table<Ipv4Addr, LocalEndpoint>,
@@ -50,11 +49,22 @@ impl Engine {
     /// When the links cannot be listed.
     pub(super) fn restore(&mut self) -> Result<usize, VethError> {
         let links = veth::host_ends(&self.host)?;
-        let mut rows = std::collections::BTreeMap::new();
+        let mut rows = BTreeMap::new();
         for (attachment, record) in self.ipam.records() {
-            let spec = self.spec(attachment, record.ip);
-            if let Some(link) = links.iter().find(|link| link.name == spec.host_name) {
-                rows.insert(record.ip, endpoint(&record.pod, &spec, link.index));
+            let spec = self.spec(attachment, record);
+            let Some(link) = links.iter().find(|link| link.name == spec.host_name) else {
+                continue;
+            };
+            // A pod whose namespace is gone is about to be deleted; it needs no packets.
+            let pod_netns = Path::new(&*record.netns);
+            match veth::cookie(&self.host, pod_netns, &spec) {
+                Ok(netns_cookie) => {
+                    let attached = Attached { host_ifindex: link.index, netns_cookie };
+                    rows.extend(endpoints(&record.pod, &spec, attached));
+                }
+                Err(error) => {
+                    tracing::warn!(pod = %record.pod, error = chain(&error), "pod not restored");
+                }
             }
         }
         let restored = rows.len();
@@ -62,19 +72,55 @@ impl Engine {
         Ok(restored)
     }
 
-    pub(super) const fn set_cidr(&mut self, cidr: Option<Ipv4Net>) {
-        self.ipam.set_cidr(cidr);
+    /// Where pods get their addresses from now on, and how large their packets may be, also those of
+    /// pods that run.
+    pub(super) fn set_network(&mut self, network: Option<PodNetwork>) {
+        if let Some(network) = &network {
+            if let Err(error) = veth::enable_forwarding(&self.host, &network.cidrs) {
+                tracing::error!(error = chain(&error), "the node does not forward");
+            }
+            self.set_mtu(network.mtu);
+        }
+        self.ipam.set_network(network);
     }
 
-    /// `ADD`: an address, a link and a row of the endpoint table; the same answer when asked again.
+    fn set_mtu(&mut self, mtu: u32) {
+        let other: Vec<_> = self
+            .ipam
+            .records()
+            .filter(|(_, record)| record.mtu != mtu)
+            .map(|(attachment, record)| (attachment.clone(), record.clone()))
+            .collect();
+        for (attachment, record) in &other {
+            let spec = VethSpec { mtu, ..self.spec(attachment, record) };
+            match veth::set_mtu(&self.host, Path::new(&*record.netns), &spec) {
+                Ok(()) => self.ipam.note_mtu(attachment, mtu),
+                // Noted as it was: the next round of the overlay or the next start tries again.
+                Err(error) => {
+                    tracing::warn!(pod = %record.pod, mtu, error = chain(&error), "MTU not set");
+                }
+            }
+        }
+        if !other.is_empty()
+            && let Err(error) = self.save()
+        {
+            tracing::warn!(%error, "MTU not saved, the next change saves it");
+        }
+    }
+
+    /// `ADD`: addresses, a link and rows of the endpoint table; the same answer when asked again.
     pub(super) fn add(&mut self, request: &Request) -> Result<Addition, CniError> {
+        check_chain(request)?;
         let attachment = &request.attachment;
         let fresh = self.ipam.record(attachment).is_none();
-        let ip = self
-            .ipam
-            .allocate(attachment, &request.pod, &request.netns)
-            .map_err(|error| ipam_error(&error))?;
-        let spec = self.spec(attachment, ip);
+        let claim = Claim {
+            attachment,
+            pod: &request.pod,
+            netns: &request.netns,
+            network: &request.network,
+        };
+        let record = self.ipam.allocate(claim).map_err(|error| ipam_error(&error))?.clone();
+        let spec = self.spec(attachment, &record);
         let pod_netns = Path::new(&request.netns);
         let made = self.save().and_then(|()| {
             // A link of an earlier ADD that is as it should be is kept: its connections live.
@@ -85,8 +131,10 @@ impl Engine {
             )
         });
         match made {
-            Ok(index) => {
-                self.endpoints.upsert(ip, endpoint(&request.pod, &spec, index));
+            Ok(attached) => {
+                for (ip, row) in endpoints(&request.pod, &spec, attached) {
+                    self.endpoints.upsert(ip, row);
+                }
                 let revision = *self.endpoints.subscribe().borrow();
                 Ok(Addition { added: added(&spec), revision })
             }
@@ -101,11 +149,11 @@ impl Engine {
 
     /// `DEL`: takes back what `ADD` gave; nothing to take back is a success.
     pub(super) fn del(&mut self, attachment: &Attachment) -> Result<(), CniError> {
-        let name = self.spec(attachment, Ipv4Addr::UNSPECIFIED).host_name;
-        if let Some(record) = self.ipam.record(attachment) {
-            self.endpoints.delete(&record.ip);
+        let record = self.ipam.record(attachment);
+        for ip in record.iter().flat_map(|record| ipv4(&record.ips)) {
+            self.endpoints.delete(&ip);
         }
-        veth::detach(&self.host, &name).map_err(|error| veth_error(&error))?;
+        veth::detach(&self.host, &host_name(attachment)).map_err(|error| veth_error(&error))?;
         if self.ipam.release(attachment).is_some() {
             self.save()?;
         }
@@ -118,28 +166,35 @@ impl Engine {
             let id = &request.attachment.container_id;
             return Err(CniError::new(Code::CheckFailed, format!("container {id} has no address")));
         };
-        let spec = self.spec(&request.attachment, record.ip);
+        let spec = self.spec(&request.attachment, record);
         if let Some(difference) = previous_differs(request, &added(&spec)) {
             return Err(CniError::new(Code::CheckFailed, difference));
         }
-        let index = veth::check(&self.host, Path::new(&request.netns), &spec)
+        let attached = veth::check(&self.host, Path::new(&request.netns), &spec)
             .map_err(|error| veth_error(&error))?;
-        let row = self.endpoints.row(&record.ip);
-        if row.is_none_or(|row| row.host_ifindex != index) {
-            let text = format!("the dataplane was told of another interface for {}", record.ip);
-            return Err(CniError::new(Code::CheckFailed, text));
+        for (ip, wanted) in endpoints(&record.pod, &spec, attached) {
+            if self.endpoints.row(&ip).is_none_or(|row| *row != wanted) {
+                let text = format!("the dataplane was told of another interface for {ip}");
+                return Err(CniError::new(Code::CheckFailed, text));
+            }
         }
         Ok(())
     }
 
-    /// `GC`: frees every attachment that is not in the list, and links that nobody has a record of.
-    pub(super) fn gc(&mut self, valid: &BTreeSet<Attachment>) -> Result<(), CniError> {
+    /// `GC`: frees every attachment of a network that is not in the list, and links that nobody has a
+    /// record of.
+    pub(super) fn gc(
+        &mut self,
+        network: &str,
+        valid: &BTreeSet<Attachment>,
+    ) -> Result<(), CniError> {
         let stale: Vec<_> = self
             .ipam
             .records()
-            .map(|(attachment, _)| attachment)
-            .filter(|attachment| !valid.contains(attachment))
-            .cloned()
+            .filter(|(attachment, record)| {
+                *record.network == *network && !valid.contains(attachment)
+            })
+            .map(|(attachment, _)| attachment.clone())
             .collect();
         let mut first_error = None;
         for attachment in &stale {
@@ -152,7 +207,7 @@ impl Engine {
             .records()
             .map(|(attachment, _)| attachment)
             .chain(valid)
-            .map(|attachment| self.spec(attachment, Ipv4Addr::UNSPECIFIED).host_name)
+            .map(host_name)
             .collect();
         let links = veth::host_ends(&self.host).map_err(|error| veth_error(&error))?;
         for link in links.iter().filter(|link| !known.contains(&link.name)) {
@@ -165,14 +220,12 @@ impl Engine {
 
     /// `STATUS`: whether an `ADD` could succeed now.
     pub(super) fn status(&self) -> Result<(), CniError> {
-        match self.ipam.cidr() {
-            Some(_) => Ok(()),
-            None => Err(CniError::new(Code::NotAvailable, IpamError::NoPodCidr.to_string())),
-        }
+        let room = self.ipam.has_room();
+        room.map_err(|error| CniError::new(Code::NotAvailable, error.to_string()))
     }
 
-    fn spec(&self, attachment: &Attachment, ip: Ipv4Addr) -> VethSpec {
-        VethSpec::new(attachment, ip, self.mtu, self.node_ip)
+    fn spec(&self, attachment: &Attachment, record: &Record) -> VethSpec {
+        VethSpec::new(attachment, &record.ips, record.mtu, &self.node_ips)
     }
 
     fn forget(&mut self, attachment: &Attachment) {
@@ -230,20 +283,38 @@ impl StateFile {
     }
 }
 
-fn endpoint(pod: &ObjectKey, spec: &VethSpec, host_ifindex: u32) -> LocalEndpoint {
-    LocalEndpoint {
+/// The host end's name of an attachment, whatever its addresses.
+fn host_name(attachment: &Attachment) -> String {
+    VethSpec::new(attachment, &[], 0, &[]).host_name
+}
+
+/// A pod's rows of the endpoint table, one for each address.
+fn endpoints(
+    pod: &ObjectKey,
+    spec: &VethSpec,
+    attached: Attached,
+) -> Vec<(Ipv4Addr, LocalEndpoint)> {
+    let row = |ip| LocalEndpoint {
         pod: pod.clone(),
-        ip: spec.ip,
-        host_ifindex,
+        ip,
+        host_ifindex: attached.host_ifindex,
         host_mac: spec.host_mac,
         pod_mac: spec.pod_mac,
-    }
+    };
+    ipv4(&spec.ips).map(|ip| (ip, row(ip))).collect()
+}
+
+/// The dataplane's table knows IPv4 only.
+fn ipv4(ips: &[IpAddr]) -> impl Iterator<Item = Ipv4Addr> + use<'_> {
+    ips.iter().filter_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    })
 }
 
 fn added(spec: &VethSpec) -> Added {
     Added {
-        ip: spec.ip,
-        gateway: veth::POD_GATEWAY,
+        ips: spec.ips.iter().map(|ip| (*ip, veth::pod_gateway(*ip))).collect(),
         host_name: spec.host_name.clone(),
         host_mac: spec.host_mac,
         pod_mac: spec.pod_mac,
@@ -260,12 +331,11 @@ fn ipam_error(error: &IpamError) -> CniError {
 }
 
 fn veth_error(error: &VethError) -> CniError {
-    let (code, source) = match error {
-        VethError::Namespace { source, .. } => (Code::InvalidEnvironment, Some(source)),
-        VethError::OwnNamespace { .. } => (Code::InvalidEnvironment, None),
-        VethError::Kernel { source, .. } => (Code::Kernel, Some(source)),
-        VethError::Differs(_) => (Code::CheckFailed, None),
+    let code = match error {
+        VethError::Namespace { .. } | VethError::OwnNamespace { .. } => Code::InvalidEnvironment,
+        VethError::Kernel { .. } | VethError::Setting { .. } => Code::Kernel,
+        VethError::Differs(_) => Code::CheckFailed,
     };
-    let details = source.map(ToString::to_string).unwrap_or_default();
+    let details = error.source().map(chain).unwrap_or_default();
     CniError::new(code, error.to_string()).with_details(details)
 }

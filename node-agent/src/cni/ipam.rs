@@ -1,22 +1,25 @@
-//! Which pod has which address: an allocator over a value, and its form on disk.
+//! Which pod has which addresses: an allocator over a value, and its form on disk.
 //!
 //! Pure. Addresses are handed out round robin, so that a fresh pod does not get the address that
 //! some peer's connection or cache still means for a dead one. The first host address belongs to
-//! the node (its gateway); network and broadcast addresses are never given.
+//! the node (its gateway); network and broadcast addresses are never given. A range is never listed:
+//! the search for a free address takes at most one step more than there are addresses taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::model::ObjectKey;
+use crate::model::{ObjectKey, PodNetwork};
 
-/// Version of the file's layout; another one is refused.
-const FILE_VERSION: u32 = 1;
+/// Version of the file's layout that is written.
+const FILE_VERSION: u32 = 2;
+/// The layout before a pod could have two addresses; still read.
+const ONE_ADDRESS_VERSION: u32 = 1;
 
 /// What CNI identifies an interface by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,13 +35,27 @@ impl Attachment {
     }
 }
 
-/// An address that is taken, and by whom.
+/// Addresses that are taken, by whom, and what their link was made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    pub ip: Ipv4Addr,
+    /// One of each family that the node had a pod CIDR of, the first CIDR's first.
+    pub ips: Vec<IpAddr>,
     pub pod: ObjectKey,
     /// Path of the pod's network namespace.
     pub netns: Box<str>,
+    /// Name of the CNI network: garbage collection is for one network.
+    pub network: Box<str>,
+    /// Of both ends of the link, bytes.
+    pub mtu: u32,
+}
+
+/// Who asks for addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub attachment: &'a Attachment,
+    pub pod: &'a ObjectKey,
+    pub netns: &'a str,
+    pub network: &'a str,
 }
 
 /// Why there is no address.
@@ -47,7 +64,7 @@ pub enum IpamError {
     #[error("the node has no pod CIDR yet")]
     NoPodCidr,
     #[error("all addresses of pod CIDR {0} are taken")]
-    Exhausted(Ipv4Net),
+    Exhausted(IpNet),
 }
 
 /// The file cannot be taken for a table of addresses.
@@ -55,60 +72,80 @@ pub enum IpamError {
 pub enum DecodeError {
     #[error("it is no JSON of the expected shape")]
     Json(#[source] serde_json::Error),
-    #[error("its version is {0}, this agent reads {FILE_VERSION}")]
+    #[error("its version is {0}, this agent reads {ONE_ADDRESS_VERSION} and {FILE_VERSION}")]
     Version(u32),
     #[error("it gives address {0} away twice")]
-    Twice(Ipv4Addr),
+    Twice(IpAddr),
 }
 
 /// The addresses of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ipam {
-    cidr: Option<Ipv4Net>,
-    last: Option<Ipv4Addr>,
+    network: Option<PodNetwork>,
+    last_v4: Option<Ipv4Addr>,
+    last_v6: Option<Ipv6Addr>,
     records: BTreeMap<Attachment, Record>,
-    taken: BTreeSet<Ipv4Addr>,
+    taken: BTreeSet<IpAddr>,
 }
 
 impl Ipam {
     /// Sets where new addresses come from. Addresses already given stay given.
-    pub const fn set_cidr(&mut self, cidr: Option<Ipv4Net>) {
-        self.cidr = cidr;
+    pub fn set_network(&mut self, network: Option<PodNetwork>) {
+        self.network = network;
     }
 
-    /// The node's pod CIDR, when known.
+    /// The node's pod CIDRs and MTU, when known.
     #[must_use]
-    pub const fn cidr(&self) -> Option<Ipv4Net> {
-        self.cidr
+    pub const fn network(&self) -> Option<&PodNetwork> {
+        self.network.as_ref()
     }
 
-    /// Takes the next free address; an attachment that has one keeps it.
+    /// Takes the next free address of each pod CIDR, all or none; an attachment that has addresses
+    /// keeps them.
     ///
     /// # Errors
-    /// When there is no pod CIDR yet or it is full; retrying helps once that changes.
-    pub fn allocate(
-        &mut self,
-        attachment: &Attachment,
-        pod: &ObjectKey,
-        netns: &str,
-    ) -> Result<Ipv4Addr, IpamError> {
-        if let Some(record) = self.records.get_mut(attachment) {
-            record.netns = netns.into();
-            return Ok(record.ip);
+    /// When there is no pod CIDR yet or one is full; retrying helps once that changes.
+    pub fn allocate(&mut self, claim: Claim<'_>) -> Result<&Record, IpamError> {
+        let Claim { attachment, pod, netns, network } = claim;
+        if !self.records.contains_key(attachment) {
+            let (ips, mtu) = self.next_free()?;
+            for ip in &ips {
+                self.taken.insert(*ip);
+                match ip {
+                    IpAddr::V4(ip) => self.last_v4 = Some(*ip),
+                    IpAddr::V6(ip) => self.last_v6 = Some(*ip),
+                }
+            }
+            let record =
+                Record { ips, pod: pod.clone(), netns: netns.into(), network: network.into(), mtu };
+            self.records.insert(attachment.clone(), record);
         }
-        let cidr = self.cidr.ok_or(IpamError::NoPodCidr)?;
-        let ip = self.next_free(cidr).ok_or(IpamError::Exhausted(cidr))?;
-        let record = Record { ip, pod: pod.clone(), netns: netns.into() };
-        self.records.insert(attachment.clone(), record);
-        self.taken.insert(ip);
-        self.last = Some(ip);
-        Ok(ip)
+        let record = self.records.get_mut(attachment).expect("it was there or has been inserted");
+        record.netns = netns.into();
+        Ok(record)
     }
 
-    /// Gives an address back; `None` when there was none.
+    /// Whether an attachment could be given addresses now.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`].
+    pub fn has_room(&self) -> Result<(), IpamError> {
+        self.next_free().map(drop)
+    }
+
+    /// Notes the MTU that an attachment's link was brought to.
+    pub fn note_mtu(&mut self, attachment: &Attachment, mtu: u32) {
+        if let Some(record) = self.records.get_mut(attachment) {
+            record.mtu = mtu;
+        }
+    }
+
+    /// Gives an attachment's addresses back; `None` when there were none.
     pub fn release(&mut self, attachment: &Attachment) -> Option<Record> {
         let record = self.records.remove(attachment)?;
-        self.taken.remove(&record.ip);
+        for ip in &record.ips {
+            self.taken.remove(ip);
+        }
         Some(record)
     }
 
@@ -129,15 +166,17 @@ impl Ipam {
         self.taken.clear();
     }
 
-    /// The first free address after the last one given, wrapping around once.
-    fn next_free(&self, cidr: Ipv4Net) -> Option<Ipv4Addr> {
-        let (low, high) = usable(cidr)?;
-        let start = match self.last.map(u32::from) {
-            Some(last) if (low..high).contains(&last) => last + 1,
-            _ => low,
-        };
-        let mut round = (start..=high).chain(low..start).map(Ipv4Addr::from);
-        round.find(|ip| !self.taken.contains(ip))
+    /// The first free address of each CIDR after the last one given, and the MTU.
+    fn next_free(&self) -> Result<(Vec<IpAddr>, u32), IpamError> {
+        let network = self.network.as_ref().ok_or(IpamError::NoPodCidr)?;
+        let free = network.cidrs.iter().map(|cidr| {
+            let last = match cidr {
+                IpNet::V4(_) => self.last_v4.map(IpAddr::V4),
+                IpNet::V6(_) => self.last_v6.map(IpAddr::V6),
+            };
+            next_in(*cidr, last, &self.taken).ok_or(IpamError::Exhausted(*cidr))
+        });
+        Ok((free.collect::<Result<_, _>>()?, network.mtu))
     }
 
     /// The form on disk. `boot` identifies this boot of the machine.
@@ -150,15 +189,22 @@ impl Ipam {
                 json!({
                     "containerId": &*attachment.container_id,
                     "ifname": &*attachment.ifname,
-                    "ip": record.ip,
+                    "ips": record.ips,
                     "namespace": &*record.pod.namespace,
                     "name": &*record.pod.name,
                     "netns": &*record.netns,
+                    "network": &*record.network,
+                    "mtu": record.mtu,
                 })
             })
             .collect();
-        let file =
-            json!({"version": FILE_VERSION, "boot": boot, "last": self.last, "records": records});
+        let file = json!({
+            "version": FILE_VERSION,
+            "boot": boot,
+            "last": self.last_v4,
+            "lastV6": self.last_v6,
+            "records": records,
+        });
         let mut text = format!("{file:#}").into_bytes();
         text.push(b'\n');
         text
@@ -167,20 +213,29 @@ impl Ipam {
     /// Reads the form on disk; also says which boot wrote it.
     ///
     /// # Errors
-    /// When it is not what [`Self::encode`] writes.
+    /// When it is not what [`Self::encode`] writes, or wrote before pods could have two addresses.
     pub fn decode(bytes: &[u8]) -> Result<(Self, String), DecodeError> {
-        let file: File = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
-        if file.version != FILE_VERSION {
-            return Err(DecodeError::Version(file.version));
+        let version: FileVersion = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+        if !matches!(version.version, ONE_ADDRESS_VERSION | FILE_VERSION) {
+            return Err(DecodeError::Version(version.version));
         }
-        let mut ipam = Self { last: file.last, ..Self::default() };
+        let file: File = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+        let mut ipam = Self { last_v4: file.last, last_v6: file.last_v6, ..Self::default() };
         for entry in file.records {
-            if !ipam.taken.insert(entry.ip) {
-                return Err(DecodeError::Twice(entry.ip));
+            let ips: Vec<_> = entry.ip.into_iter().chain(entry.ips).collect();
+            for ip in &ips {
+                if !ipam.taken.insert(*ip) {
+                    return Err(DecodeError::Twice(*ip));
+                }
             }
             let attachment = Attachment::new(&entry.container_id, &entry.ifname);
-            let pod = ObjectKey::new(&entry.namespace, &entry.name);
-            let record = Record { ip: entry.ip, pod, netns: entry.netns.into() };
+            let record = Record {
+                ips,
+                pod: ObjectKey::new(&entry.namespace, &entry.name),
+                netns: entry.netns.into(),
+                network: entry.network.into(),
+                mtu: entry.mtu,
+            };
             ipam.records.insert(attachment, record);
         }
         Ok((ipam, file.boot))
@@ -189,23 +244,62 @@ impl Ipam {
 
 /// The first host address of a pod CIDR: the node's own, every pod's idea of a gateway aside.
 #[must_use]
-pub fn gateway(cidr: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(cidr.network()).saturating_add(1))
+pub fn gateway(cidr: IpNet) -> IpAddr {
+    from_bits(bits(cidr.network()).saturating_add(1), cidr)
 }
 
-/// Lowest and highest address for pods; `None` when the prefix leaves none.
-fn usable(cidr: Ipv4Net) -> Option<(u32, u32)> {
-    let low = u32::from(gateway(cidr)).checked_add(1)?;
-    let high = u32::from(cidr.broadcast()).checked_sub(1)?;
+/// The first address after `last` that is not taken, wrapping around once.
+fn next_in(cidr: IpNet, last: Option<IpAddr>, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+    let (low, high) = usable(cidr)?;
+    let start = match last.map(bits) {
+        Some(last) if (low..high).contains(&last) => last + 1,
+        _ => low,
+    };
+    let mut round = (start..=high).chain(low..start).map(|number| from_bits(number, cidr));
+    round.find(|ip| !taken.contains(ip))
+}
+
+/// Lowest and highest address for pods; `None` when the prefix leaves none. IPv6 has no broadcast
+/// address.
+fn usable(cidr: IpNet) -> Option<(u128, u128)> {
+    let low = bits(gateway(cidr)).checked_add(1)?;
+    let last = bits(cidr.broadcast());
+    let high = match cidr {
+        IpNet::V4(_) => last.checked_sub(1)?,
+        IpNet::V6(_) => last,
+    };
     (low <= high).then_some((low, high))
 }
 
+fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// An address of the CIDR's family; one that IPv4 cannot count to becomes its last.
+fn from_bits(number: u128, cidr: IpNet) -> IpAddr {
+    match cidr {
+        IpNet::V4(_) => Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)).into(),
+        IpNet::V6(_) => Ipv6Addr::from_bits(number).into(),
+    }
+}
+
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+struct FileVersion {
+    version: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
+    #[expect(dead_code, reason = "read before the rest, as FileVersion")]
     version: u32,
     boot: String,
     last: Option<Ipv4Addr>,
+    #[serde(default)]
+    last_v6: Option<Ipv6Addr>,
     records: Vec<FileRecord>,
 }
 
@@ -214,109 +308,29 @@ struct File {
 struct FileRecord {
     container_id: String,
     ifname: String,
-    ip: Ipv4Addr,
+    /// Version 1 only.
+    ip: Option<IpAddr>,
+    #[serde(default)]
+    ips: Vec<IpAddr>,
     namespace: String,
     name: String,
     netns: String,
+    #[serde(default = "default_network")]
+    network: String,
+    #[serde(default = "default_mtu")]
+    mtu: u32,
+}
+
+/// The one network of version 1.
+fn default_network() -> String {
+    super::PLUGIN.to_owned()
+}
+
+/// The one MTU of version 1.
+const fn default_mtu() -> u32 {
+    1450
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn ipam(cidr: &str) -> Ipam {
-        let mut ipam = Ipam::default();
-        ipam.set_cidr(Some(cidr.parse().unwrap()));
-        ipam
-    }
-
-    fn take(ipam: &mut Ipam, id: u8) -> Result<Ipv4Addr, IpamError> {
-        let attachment = Attachment::new(&format!("c{id}"), "eth0");
-        ipam.allocate(&attachment, &ObjectKey::new("default", "p"), "/run/netns/p")
-    }
-
-    fn give_back(ipam: &mut Ipam, id: u8) {
-        ipam.release(&Attachment::new(&format!("c{id}"), "eth0")).expect("was taken");
-    }
-
-    #[test]
-    fn network_gateway_and_broadcast_addresses_are_never_given() {
-        let mut ipam = ipam("10.244.1.0/29");
-        let given: Vec<_> = (0..5).map(|id| take(&mut ipam, id).unwrap().octets()[3]).collect();
-        assert_eq!(given, [2, 3, 4, 5, 6]);
-        assert_eq!(take(&mut ipam, 5), Err(IpamError::Exhausted(ipam.cidr().unwrap())));
-        assert_eq!(gateway(ipam.cidr().unwrap()), Ipv4Addr::new(10, 244, 1, 1));
-    }
-
-    #[test]
-    fn a_freed_address_is_given_again_only_after_all_others() {
-        let mut ipam = ipam("10.244.1.0/29");
-        assert_eq!(take(&mut ipam, 0).unwrap().octets()[3], 2);
-        give_back(&mut ipam, 0);
-        let given: Vec<_> = (1..6).map(|id| take(&mut ipam, id).unwrap().octets()[3]).collect();
-        assert_eq!(given, [3, 4, 5, 6, 2]);
-    }
-
-    #[test]
-    fn the_same_attachment_keeps_its_address() {
-        let mut ipam = ipam("10.244.1.0/24");
-        assert_eq!(take(&mut ipam, 1), take(&mut ipam, 1));
-        assert_eq!(ipam.records().count(), 1);
-    }
-
-    #[test]
-    fn a_prefix_without_room_for_a_pod_is_full_and_none_is_not_ready() {
-        for cidr in ["10.0.0.0/30", "10.0.0.0/31", "10.0.0.0/32", "255.255.255.255/32"] {
-            let mut ipam = ipam(cidr);
-            let first = take(&mut ipam, 0);
-            assert_eq!(first.is_ok(), cidr.ends_with("/30"), "{cidr}: {first:?}");
-            assert!(matches!(take(&mut ipam, 1), Err(IpamError::Exhausted(_))), "{cidr}");
-        }
-        assert_eq!(take(&mut Ipam::default(), 0), Err(IpamError::NoPodCidr));
-    }
-
-    #[test]
-    fn another_version_or_a_doubled_address_is_refused() {
-        let file = br#"{"version":2,"boot":"b","last":null,"records":[]}"#;
-        assert!(matches!(Ipam::decode(file), Err(DecodeError::Version(2))));
-        let entry = r#"{"containerId":"ID","ifname":"eth0","ip":"10.0.0.2","namespace":"","name":"n","netns":""}"#;
-        let file = format!(
-            r#"{{"version":1,"boot":"b","last":null,"records":[{},{}]}}"#,
-            entry.replace("ID", "a"),
-            entry.replace("ID", "b")
-        );
-        assert!(matches!(Ipam::decode(file.as_bytes()), Err(DecodeError::Twice(_))));
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_happens_no_address_is_given_twice_and_the_file_restores_all(
-            steps in prop::collection::vec((any::<bool>(), 0_u8..24), 0..80)
-        ) {
-            let mut ipam = ipam("10.244.7.0/28");
-            let mut model = BTreeMap::new();
-            for (add, id) in steps {
-                if add {
-                    match take(&mut ipam, id) {
-                        Ok(ip) => {
-                            prop_assert!(model.iter().all(|(other, used)| *used != ip || *other == id));
-                            prop_assert!((2..15).contains(&ip.octets()[3]));
-                            model.insert(id, ip);
-                        }
-                        Err(_) => prop_assert_eq!(model.len(), 13),
-                    }
-                } else {
-                    let attachment = Attachment::new(&format!("c{id}"), "eth0");
-                    let released = ipam.release(&attachment).map(|record| record.ip);
-                    prop_assert_eq!(released, model.remove(&id));
-                }
-            }
-            let (mut back, boot) = Ipam::decode(&ipam.encode("boot-1")).unwrap();
-            back.set_cidr(ipam.cidr());
-            prop_assert_eq!(boot, "boot-1");
-            prop_assert_eq!(back, ipam);
-        }
-    }
-}
+#[path = "ipam_tests.rs"]
+mod tests;

@@ -4,20 +4,23 @@
 //! execute is a few lines in the shim binary; it forwards to the socket here.
 //!
 //! Tasks: `serve` (socket; reads the endpoint table's programmed revision, writes the endpoint
-//! table) and `follow_pod_cidr` (reads the pod CIDR, writes the network configuration once it is
+//! table) and `follow_network` (reads the pod CIDRs, writes the network configuration once they are
 //! known). Both end with the [`Handle`].
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::{model::LocalEndpoint, sys::netns::NetNs, table::Table};
+use crate::{
+    model::{LocalEndpoint, PodNetwork},
+    sys::netns::NetNs,
+    table::Table,
+};
 
 mod engine;
 pub(crate) mod install;
@@ -43,11 +46,9 @@ pub struct CniConfig {
     pub conf_dir: PathBuf,
     /// Where runtimes look for plugins.
     pub bin_dir: PathBuf,
-    /// Of both ends of a link, bytes: the underlay's less what the overlay adds.
-    pub mtu: u32,
-    /// Source address of the node's own traffic to its pods; it must be an address of the node.
-    /// `None` leaves the choice to the kernel.
-    pub node_ip: Option<Ipv4Addr>,
+    /// Source addresses of the node's own traffic to its pods; they must be addresses of the node.
+    /// A family that is missing is left to the kernel.
+    pub node_ips: Vec<IpAddr>,
     /// Where host ends live; `None` is the agent's own namespace.
     pub host_netns: Option<PathBuf>,
     /// How long an `ADD` waits for the dataplane before it fails with "try again later".
@@ -63,9 +64,7 @@ impl CniConfig {
             state_file: state_dir.join("cni/ipam.json"),
             conf_dir: PathBuf::from("/etc/cni/net.d"),
             bin_dir: PathBuf::from("/opt/cni/bin"),
-            // 1,500 of Ethernet less 50 of VXLAN over IPv4 (RFC 7348 section 5).
-            mtu: 1450,
-            node_ip: None,
+            node_ips: Vec::new(),
             host_netns: None,
             // Programming a pod takes milliseconds; two seconds are a dataplane in trouble.
             program_timeout: Duration::from_secs(2),
@@ -76,8 +75,8 @@ impl CniConfig {
 /// What the server is fed with.
 #[derive(Debug)]
 pub struct CniInputs {
-    /// The node's pod CIDR; `None` while the API server has not given one.
-    pub pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// The node's pod CIDRs and MTU; `None` while the API server has given no CIDR.
+    pub network: watch::Receiver<Option<PodNetwork>>,
     /// Written here, read by the dataplane.
     pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
     /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
@@ -130,12 +129,11 @@ pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Hand
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::Boot)?;
     let state = StateFile { path: config.state_file, boot: boot.trim().to_owned() };
     let ipam = state.load().map_err(StartError::State)?;
-    let CniInputs { mut pod_cidr, endpoints, programmed } = inputs;
-    let (mtu, node_ip) = (config.mtu, config.node_ip);
-    let mut engine = Engine { host, mtu, node_ip, state, ipam, endpoints };
-    veth::enable_forwarding(&engine.host).map_err(StartError::Links)?;
+    let CniInputs { mut network, endpoints, programmed } = inputs;
+    let mut engine = Engine { host, node_ips: config.node_ips, state, ipam, endpoints };
+    veth::enable_forwarding(&engine.host, &[]).map_err(StartError::Links)?;
     let restored = engine.restore().map_err(StartError::Links)?;
-    engine.set_cidr(*pod_cidr.borrow_and_update());
+    engine.set_network(network.borrow_and_update().clone());
     install::install_plugin(&config.bin_dir, plugin)
         .map_err(|source| StartError::Plugin { path: config.bin_dir.clone(), source })?;
     let listener = server::bind(&config.socket)
@@ -143,31 +141,33 @@ pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Hand
     tracing::info!(endpoints = restored, socket = %config.socket.display(), "CNI server ready");
     let shared = Shared::new(engine, programmed, config.program_timeout);
     let mut tasks = JoinSet::new();
-    tasks.spawn(follow_pod_cidr(pod_cidr, shared.clone(), config.conf_dir, config.socket));
+    tasks.spawn(follow_network(network, shared.clone(), config.conf_dir, config.socket));
     tasks.spawn(server::serve(listener, shared));
     Ok(Handle { tasks })
 }
 
-/// Hands the pod CIDR on, and tells runtimes that the network is ready once there is one.
-async fn follow_pod_cidr(
-    mut pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+/// Hands the pod CIDRs on, and tells runtimes that the network is ready once there is one.
+async fn follow_network(
+    mut network: watch::Receiver<Option<PodNetwork>>,
     shared: Shared,
     conf_dir: PathBuf,
     socket: PathBuf,
 ) {
     loop {
-        let cidr = *pod_cidr.borrow_and_update();
+        let current = network.borrow_and_update().clone();
+        let told = current.clone();
         let (shared, conf_dir, socket) = (shared.clone(), conf_dir.clone(), socket.clone());
         let applied = tokio::task::spawn_blocking(move || {
-            shared.engine().set_cidr(cidr);
-            if cidr.is_some() { install::install_configuration(&conf_dir, &socket) } else { Ok(()) }
+            let ready = current.is_some();
+            shared.engine().set_network(current);
+            if ready { install::install_configuration(&conf_dir, &socket) } else { Ok(()) }
         });
         match applied.await {
-            Ok(Ok(())) => tracing::info!(?cidr, "pod CIDR set"),
+            Ok(Ok(())) => tracing::info!(network = ?told, "pod network set"),
             Ok(Err(error)) => tracing::error!(%error, "CNI configuration not written"),
-            Err(error) => tracing::error!(%error, "pod CIDR not set"),
+            Err(error) => tracing::error!(%error, "pod network not set"),
         }
-        if pod_cidr.changed().await.is_err() {
+        if network.changed().await.is_err() {
             return;
         }
     }

@@ -153,12 +153,19 @@ async fn execute(request: Request, shared: &Shared) -> Result<Option<Value>, Cni
             let valid = request.valid.ok_or_else(|| {
                 CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments")
             })?;
-            shared.with_engine(move |engine| engine.gc(&valid)).await??;
+            let network = request.network;
+            shared.with_engine(move |engine| engine.gc(&network, &valid)).await??;
             Ok(None)
         }
         Command::Status => {
             shared.with_engine(|engine| engine.status()).await??;
-            Ok(None)
+            // What is programmed stays in the kernel, but nothing follows services and nodes now.
+            match &shared.programmed {
+                Some(programmed) if programmed.has_changed().is_err() => {
+                    Err(CniError::new(Code::Limited, "the dataplane has stopped"))
+                }
+                _ => Ok(None),
+            }
         }
     }
 }

@@ -1,25 +1,30 @@
 //! The link between a pod and its node: made, verified and removed.
 //!
-//! Effects, blocking. The pod end is born inside the pod's namespace. The pod has its address as
-//! /32 and sends everything to a gateway that exists only as a permanent neighbour entry with the
-//! host end's MAC, so that neither side ever asks by ARP.
+//! Effects, blocking. The pod end is born inside the pod's namespace. The pod has each of its
+//! addresses as a host address (/32, /128) and sends everything to a gateway that exists only as a
+//! permanent neighbour entry with the host end's MAC, so that neither side ever asks by ARP or
+//! neighbour discovery, and the first packet goes at once.
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
+use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
 use super::ipam::Attachment;
 use crate::sys::{
-    netlink::{Link, Netlink, Route, Scope, VethEnd},
+    netlink::{Link, Netlink, Owner, Route, Scope, VethEnd},
     netns::NetNs,
+    socket::netns_cookie,
+    sysctl::{self, SettingError},
 };
 
-/// The gateway that every pod sees. Link-local, so it can be nobody's real address.
-pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The gateways that every pod sees. Link-local, so they can be nobody's real addresses.
+const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// What all host ends are called, before eight hexadecimal digits.
 const HOST_PREFIX: &str = "orl";
@@ -31,18 +36,29 @@ pub struct VethSpec {
     pub host_mac: [u8; 6],
     pub pod_name: String,
     pub pod_mac: [u8; 6],
-    pub ip: Ipv4Addr,
+    /// One, or two of different families.
+    pub ips: Vec<IpAddr>,
     /// Bytes.
     pub mtu: u32,
-    /// Source address of the node's own traffic to the pod; `None` leaves it to the kernel.
-    pub node_ip: Option<Ipv4Addr>,
+    /// Source addresses of the node's own traffic to the pod, the first of each family; a family
+    /// that has none is left to the kernel.
+    pub node_ips: Vec<IpAddr>,
+}
+
+/// A link as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Interface index of the host end.
+    pub host_ifindex: u32,
+    /// Of the pod's network namespace.
+    pub netns_cookie: u64,
 }
 
 impl VethSpec {
     /// Derives names and MAC addresses from the attachment, so that they are the same after a crash.
     /// The MACs are set rather than left to the kernel because udev replaces random ones.
     #[must_use]
-    pub fn new(attachment: &Attachment, ip: Ipv4Addr, mtu: u32, node_ip: Option<Ipv4Addr>) -> Self {
+    pub fn new(attachment: &Attachment, ips: &[IpAddr], mtu: u32, node_ips: &[IpAddr]) -> Self {
         let digest = Sha256::new()
             .chain_update(attachment.container_id.as_bytes())
             .chain_update(b"/")
@@ -62,10 +78,23 @@ impl VethSpec {
             host_mac: mac(4),
             pod_name: attachment.ifname.to_string(),
             pod_mac: mac(9),
-            ip,
+            ips: ips.to_vec(),
             mtu,
-            node_ip,
+            node_ips: node_ips.to_vec(),
         }
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.ips.iter().any(IpAddr::is_ipv6)
+    }
+}
+
+/// The gateway that a pod sees for an address of its own.
+#[must_use]
+pub const fn pod_gateway(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => IpAddr::V4(POD_GATEWAY_V4),
+        IpAddr::V6(_) => IpAddr::V6(POD_GATEWAY_V6),
     }
 }
 
@@ -86,16 +115,17 @@ pub enum VethError {
     OwnNamespace { path: PathBuf },
     #[error("cannot {step} ({device})")]
     Kernel { step: &'static str, device: String, source: io::Error },
+    #[error("cannot set up {device}")]
+    Setting { device: String, source: SettingError },
     #[error("{0}")]
     Differs(String),
 }
 
 /// Makes the link, complete or not at all; what an earlier try left behind is replaced.
-/// Returns the interface index of the host end.
 ///
 /// # Errors
 /// When the namespace cannot be entered or the kernel refuses a step.
-pub fn attach(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<u32, VethError> {
+pub fn attach(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<Attached, VethError> {
     let pod = open_pod(host, pod)?;
     let result = make(host, &pod, spec);
     if result.is_err() {
@@ -107,19 +137,52 @@ pub fn attach(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<u32, VethErro
     result
 }
 
-fn make(host: &NetNs, pod: &NetNs, spec: &VethSpec) -> Result<u32, VethError> {
-    let index = within(host, |netlink| make_pair(netlink, pod, spec))?;
-    within(pod, |netlink| configure_pod_end(netlink, spec))?;
-    // The route comes last, so that nothing is sent to a pod that cannot answer yet.
-    within(host, |netlink| {
-        netlink
-            .replace_permanent_neighbour(index, spec.ip, spec.pod_mac)
-            .map_err(step("add the pod's neighbour entry", &spec.host_name))?;
-        netlink
-            .replace_route(host_route(index, spec))
-            .map_err(step("add the route to the pod", &spec.host_name))
+fn make(host: &NetNs, pod: &NetNs, spec: &VethSpec) -> Result<Attached, VethError> {
+    let host_ifindex = within(host, |netlink| make_pair(netlink, pod, spec))?;
+    let netns_cookie = within(pod, |netlink| {
+        configure_pod_end(netlink, spec)?;
+        read_cookie(spec)
     })?;
-    Ok(index)
+    // The routes come last, so that nothing is sent to a pod that cannot answer yet.
+    within(host, |netlink| {
+        for ip in &spec.ips {
+            netlink
+                .replace_permanent_neighbour(host_ifindex, *ip, spec.pod_mac)
+                .map_err(step("add the pod's neighbour entry", &spec.host_name))?;
+            netlink
+                .replace_route(host_route(host_ifindex, *ip, spec))
+                .map_err(step("add the route to the pod", &spec.host_name))?;
+        }
+        Ok(())
+    })?;
+    Ok(Attached { host_ifindex, netns_cookie })
+}
+
+fn read_cookie(spec: &VethSpec) -> Result<u64, VethError> {
+    netns_cookie().map_err(step("read the network namespace's cookie", &spec.pod_name))
+}
+
+/// The cookie of a pod's network namespace.
+///
+/// # Errors
+/// When the namespace is gone.
+pub fn cookie(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<u64, VethError> {
+    within(&open_pod(host, pod)?, |_| read_cookie(spec))
+}
+
+/// Brings both ends of a link to another MTU. Smaller ones take effect first where packets are made.
+///
+/// # Errors
+/// When an end is missing or the kernel refuses.
+pub fn set_mtu(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<(), VethError> {
+    let pod = open_pod(host, pod)?;
+    for (namespace, name) in [(&pod, &spec.pod_name), (host, &spec.host_name)] {
+        within(namespace, |netlink| {
+            let link = device(netlink, name)?;
+            netlink.set_mtu(link.index, spec.mtu).map_err(step("set the MTU", name))
+        })?;
+    }
+    Ok(())
 }
 
 /// Removes the link of a host end; one that is gone already is a success. The pod end, the routes
@@ -135,15 +198,18 @@ pub fn detach(host: &NetNs, host_name: &str) -> Result<(), VethError> {
     })
 }
 
-/// Verifies every piece that [`attach`] makes; returns the interface index of the host end.
+/// Verifies every piece that [`attach`] makes.
 ///
 /// # Errors
 /// [`VethError::Differs`] names the first piece that is not as it should be.
-pub fn check(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<u32, VethError> {
+pub fn check(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<Attached, VethError> {
     let pod = open_pod(host, pod)?;
-    let index = within(host, |netlink| check_host_end(netlink, spec))?;
-    within(&pod, |netlink| check_pod_end(netlink, spec))?;
-    Ok(index)
+    let host_ifindex = within(host, |netlink| check_host_end(netlink, spec))?;
+    let netns_cookie = within(&pod, |netlink| {
+        check_pod_end(netlink, spec)?;
+        read_cookie(spec)
+    })?;
+    Ok(Attached { host_ifindex, netns_cookie })
 }
 
 /// The host ends that exist, by name, with their interface indices.
@@ -155,13 +221,18 @@ pub fn host_ends(host: &NetNs) -> Result<Vec<Link>, VethError> {
     Ok(links.into_iter().filter(|link| is_host_name(&link.name)).collect())
 }
 
-/// Lets the node pass packets between its devices.
+/// Lets the node pass packets of these families between its devices.
 ///
 /// # Errors
-/// When the setting cannot be written.
-pub fn enable_forwarding(host: &NetNs) -> Result<(), VethError> {
+/// When a setting cannot be written.
+pub fn enable_forwarding(host: &NetNs, cidrs: &[IpNet]) -> Result<(), VethError> {
     within(host, |_| {
-        write_sysctl("net/ipv4/ip_forward", "1").map_err(step("enable IPv4 forwarding", "node"))
+        let failed = |source| VethError::Setting { device: "node".to_owned(), source };
+        sysctl::forward_ipv4().map_err(failed)?;
+        if cidrs.iter().any(|cidr| matches!(cidr, IpNet::V6(_))) {
+            sysctl::forward_ipv6().map_err(failed)?;
+        }
+        Ok(())
     })
 }
 
@@ -204,21 +275,24 @@ fn make_pair(netlink: &mut Netlink, pod: &NetNs, spec: &VethSpec) -> Result<u32,
     let Some(link) = made else {
         return Err(VethError::Differs(format!("{name} is gone right after it was made")));
     };
-    // The kernel forwards what arrives by this device, and does not judge a pod's packet by the
-    // route back to its source: the dataplane may answer by another device.
-    for (setting, value) in [("forwarding", "1"), ("rp_filter", "0")] {
-        write_sysctl(&format!("net/ipv4/conf/{name}/{setting}"), value)
-            .map_err(step("set the host end's IPv4 settings", name))?;
-    }
-    match write_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") {
-        // A kernel without IPv6 has nothing to switch off.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(step("switch IPv6 off on the host end", name)(error));
-        }
-        _ => {}
-    }
+    configure_host_end(spec)
+        .map_err(|source| VethError::Setting { device: name.to_owned(), source })?;
     netlink.set_up(link.index).map_err(step("bring the host end up", name))?;
     Ok(link.index)
+}
+
+/// The kernel forwards what arrives by this device, and does not judge a pod's packet by the route
+/// back to its source: the dataplane may answer by another device.
+fn configure_host_end(spec: &VethSpec) -> Result<(), SettingError> {
+    let name = &spec.host_name;
+    sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
+    sysctl::relax_reverse_path(name)?;
+    if spec.has_ipv6() {
+        sysctl::plain_ipv6(name)?;
+        sysctl::set(&format!("ipv6/conf/{name}/forwarding"), "1")
+    } else {
+        sysctl::set_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1")
+    }
 }
 
 fn configure_pod_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<(), VethError> {
@@ -226,48 +300,65 @@ fn configure_pod_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<(), VethE
     let lo = device(netlink, "lo")?;
     netlink.set_up(lo.index).map_err(step("bring up loopback", "lo"))?;
     let link = device(netlink, name)?;
+    if spec.has_ipv6() {
+        let failed = |source| VethError::Setting { device: name.to_owned(), source };
+        sysctl::set("ipv6/conf/lo/disable_ipv6", "0").map_err(failed)?;
+        sysctl::plain_ipv6(name).map_err(failed)?;
+    }
     netlink.set_up(link.index).map_err(step("bring the pod end up", name))?;
-    netlink
-        .add_address(link.index, spec.ip, 32, Scope::Global)
-        .map_err(step("add the pod's address", name))?;
-    netlink
-        .replace_permanent_neighbour(link.index, POD_GATEWAY, spec.host_mac)
-        .map_err(step("add the gateway's neighbour entry", name))?;
-    for route in pod_routes(link.index) {
-        netlink.replace_route(route).map_err(step("add the pod's routes", name))?;
+    for ip in &spec.ips {
+        netlink
+            .add_address(link.index, *ip, host_prefix(*ip), Scope::Global)
+            .map_err(step("add the pod's address", name))?;
+        netlink
+            .replace_permanent_neighbour(link.index, pod_gateway(*ip), spec.host_mac)
+            .map_err(step("add the gateway's neighbour entry", name))?;
+        for route in pod_routes(link.index, *ip) {
+            netlink.replace_route(route).map_err(step("add the pod's routes", name))?;
+        }
     }
     Ok(())
 }
 
+const fn host_prefix(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
 /// First the way to the gateway, then the way to everything through it: the kernel wants that order.
-const fn pod_routes(device: u32) -> [Route; 2] {
+fn pod_routes(device: u32, ip: IpAddr) -> [Route; 2] {
+    let gateway = pod_gateway(ip);
+    let everything = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
     let to_gateway = Route {
-        destination: POD_GATEWAY,
-        prefix_len: 32,
+        destination: gateway.into(),
         gateway: None,
         device,
         preferred_source: None,
         scope: Scope::Link,
+        owner: Owner::Other,
     };
     let default = Route {
-        destination: Ipv4Addr::UNSPECIFIED,
-        prefix_len: 0,
-        gateway: Some(POD_GATEWAY),
-        device,
-        preferred_source: None,
+        destination: IpNet::new_assert(everything, 0),
+        gateway: Some(gateway),
         scope: Scope::Global,
+        ..to_gateway
     };
     [to_gateway, default]
 }
 
-const fn host_route(device: u32, spec: &VethSpec) -> Route {
+fn host_route(device: u32, ip: IpAddr, spec: &VethSpec) -> Route {
     Route {
-        destination: spec.ip,
-        prefix_len: 32,
+        destination: ip.into(),
         gateway: None,
         device,
-        preferred_source: spec.node_ip,
+        preferred_source: spec.node_ips.iter().copied().find(|own| own.is_ipv4() == ip.is_ipv4()),
         scope: Scope::Link,
+        owner: Owner::Other,
     }
 }
 
@@ -276,10 +367,12 @@ fn check_host_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<u32, VethErr
     let link = device(netlink, name)?;
     check_link(&link, spec.host_mac, spec.mtu)?;
     let routes = netlink.routes(link.index).map_err(step("list routes", name))?;
-    expect(routes.contains(&host_route(link.index, spec)), || {
-        format!("the route to {} by {name} is missing", spec.ip)
-    })?;
-    check_neighbour(netlink, &link, (spec.ip, spec.pod_mac))?;
+    for ip in &spec.ips {
+        expect(routes.contains(&host_route(link.index, *ip, spec)), || {
+            format!("the route to {ip} by {name} is missing")
+        })?;
+        check_neighbour(netlink, &link, (*ip, spec.pod_mac))?;
+    }
     Ok(link.index)
 }
 
@@ -290,14 +383,20 @@ fn check_pod_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<(), VethError
     let link = device(netlink, name)?;
     check_link(&link, spec.pod_mac, spec.mtu)?;
     let addresses = netlink.addresses(link.index).map_err(step("list addresses", name))?;
-    expect(addresses.contains(&(spec.ip, 32)), || format!("{name} lacks address {}/32", spec.ip))?;
     let routes = netlink.routes(link.index).map_err(step("list routes", name))?;
-    for route in pod_routes(link.index) {
-        expect(routes.contains(&route), || {
-            format!("the pod's route to {}/{} is missing", route.destination, route.prefix_len)
+    for ip in &spec.ips {
+        let address = (*ip, host_prefix(*ip));
+        expect(addresses.contains(&address), || {
+            format!("{name} lacks address {}/{}", address.0, address.1)
         })?;
+        for route in pod_routes(link.index, *ip) {
+            expect(routes.contains(&route), || {
+                format!("the pod's route to {} is missing", route.destination)
+            })?;
+        }
+        check_neighbour(netlink, &link, (pod_gateway(*ip), spec.host_mac))?;
     }
-    check_neighbour(netlink, &link, (POD_GATEWAY, spec.host_mac))
+    Ok(())
 }
 
 fn device(netlink: &mut Netlink, name: &str) -> Result<Link, VethError> {
@@ -314,7 +413,7 @@ fn check_link(link: &Link, mac: [u8; 6], mtu: u32) -> Result<(), VethError> {
 fn check_neighbour(
     netlink: &mut Netlink,
     link: &Link,
-    wanted: (Ipv4Addr, [u8; 6]),
+    wanted: (IpAddr, [u8; 6]),
 ) -> Result<(), VethError> {
     let known =
         netlink.permanent_neighbours(link.index).map_err(step("list neighbours", &link.name))?;
@@ -327,10 +426,6 @@ fn expect(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), VethErr
     if holds { Ok(()) } else { Err(VethError::Differs(otherwise())) }
 }
 
-fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
-    std::fs::write(Path::new("/proc/sys").join(name), value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,7 +433,8 @@ mod tests {
     #[test]
     fn names_and_macs_come_from_the_attachment_alone() {
         let spec = |id: &str, ifname: &str| {
-            VethSpec::new(&Attachment::new(id, ifname), Ipv4Addr::new(10, 244, 1, 2), 1450, None)
+            let ips = [IpAddr::from([10, 244, 1, 2]), "fd00::2".parse().unwrap()];
+            VethSpec::new(&Attachment::new(id, ifname), &ips, 1450, &[])
         };
         let one = spec("0123456789abcdef", "eth0");
         assert_eq!(one, spec("0123456789abcdef", "eth0"));

@@ -4,7 +4,7 @@
 //! shapes of 0.3.0 to 1.1.0. The plugin binary hands us its environment and standard input as one
 //! JSON object and prints what we answer.
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -44,21 +44,23 @@ pub struct Request {
     pub attachment: Attachment,
     /// Empty when the runtime gave none (only `DEL`, `GC`, `STATUS`).
     pub netns: String,
+    /// Name of the network.
+    pub network: String,
     /// From `CNI_ARGS`; the container id without a namespace when another runtime called us.
     pub pod: ObjectKey,
     /// `prevResult`, as it came.
     pub previous: Option<Value>,
-    /// `dns` of the configuration, handed back in the result.
+    /// `runtimeConfig.dns`, else `dns` of the configuration: handed back in the result.
     pub dns: Option<Value>,
-    /// `cni.dev/valid-attachments`; `None` when the key is absent.
+    /// `cni.dev/valid-attachments` (early runtimes: `cni.dev/attachments`); `None` when absent.
     pub valid: Option<BTreeSet<Attachment>>,
 }
 
 /// What an `ADD` made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Added {
-    pub ip: Ipv4Addr,
-    pub gateway: Ipv4Addr,
+    /// Address and its gateway, one or two of different families.
+    pub ips: Vec<(IpAddr, IpAddr)>,
     pub host_name: String,
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
@@ -78,6 +80,8 @@ pub enum Code {
     InvalidConfig = 7,
     TryAgainLater = 11,
     NotAvailable = 50,
+    /// As 50, and pods that are connected may have lost something too.
+    Limited = 51,
     CheckFailed = 100,
     NoAddress = 101,
     Kernel = 102,
@@ -194,6 +198,7 @@ fn request_of(envelope: Envelope, version: Version) -> Result<Request, CniError>
         return Err(CniError::new(Code::IncompatibleVersion, text));
     }
     check_environment(command, &envelope)?;
+    check_arguments(command, &envelope.args)?;
     let config = envelope.config.as_object().expect("parse_version refuses all but objects");
     check_config(command, config)?;
     let pod = pod_of(&envelope.args, &envelope.container_id);
@@ -201,7 +206,8 @@ fn request_of(envelope: Envelope, version: Version) -> Result<Request, CniError>
         command,
         version,
         previous: config.get("prevResult").cloned(),
-        dns: config.get("dns").cloned(),
+        dns: runtime_dns(config).or_else(|| config.get("dns")).cloned(),
+        network: config.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
         valid: valid_attachments(config)?,
         attachment: Attachment::new(&envelope.container_id, &envelope.ifname),
         netns: envelope.netns,
@@ -248,6 +254,59 @@ fn is_interface_name(text: &str) -> bool {
         && !text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
 }
 
+/// `CNI_ARGS` that ask for what we do not give: the conventions' way to choose addresses. Others are
+/// the runtime's own words, such as the pod's name.
+fn check_arguments(command: Command, args: &str) -> Result<(), CniError> {
+    let asked = |name: &&str| pairs(args).any(|(key, value)| key == *name && !value.is_empty());
+    match ["IP", "MAC", "GATEWAY"].into_iter().find(asked) {
+        Some(name) if command == Command::Add => {
+            let error = CniError::new(Code::UnsupportedField, "unsupported CNI_ARGS");
+            Err(error.with_details(format!("{name}: orlop chooses addresses itself")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pairs(args: &str) -> impl Iterator<Item = (&str, &str)> {
+    args.split(';').filter_map(|pair| pair.split_once('='))
+}
+
+/// Capabilities of which a runtime may tell without a change of the network: names, and `dns`, which
+/// is handed back.
+const KNOWN_CAPABILITIES: [&str; 5] =
+    ["aliases", "cgroupPath", "dns", "io.kubernetes.cri.pod-annotations", "podAnnotations"];
+
+fn runtime_dns(config: &Map<String, Value>) -> Option<&Value> {
+    config.get("runtimeConfig")?.get("dns").filter(|dns| !dns.is_null())
+}
+
+/// Refuses what the runtime wants of a capability that we do not have; wanting nothing is well.
+fn check_capabilities(config: &Map<String, Value>) -> Result<(), CniError> {
+    let Some(wanted) = config.get("runtimeConfig").and_then(Value::as_object) else {
+        return Ok(());
+    };
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    let foreign = wanted
+        .iter()
+        .find(|(name, value)| !KNOWN_CAPABILITIES.contains(&name.as_str()) && !empty(value));
+    match foreign {
+        Some((name, value)) => {
+            let error = CniError::new(
+                Code::UnsupportedField,
+                "a capability that orlop does not have; a plugin chained behind it may",
+            );
+            Err(error.with_details(format!("runtimeConfig.{name}: {value}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Keys that runtimes and libcni write, or that we read. Any other would change the network in a
 /// way that we do not implement, so it is refused rather than ignored.
 const KNOWN_KEYS: [&str; 11] = [
@@ -275,22 +334,53 @@ fn check_config(command: Command, config: &Map<String, Value>) -> Result<(), Cni
     if config.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(CniError::new(Code::InvalidConfig, "network configuration has no name"));
     }
+    if command == Command::Add {
+        check_capabilities(config)?;
+    }
+    let invalid = |text: &str| Err(CniError::new(Code::InvalidConfig, text));
     match (command, config.get("prevResult")) {
-        (Command::Add, Some(_)) => Err(CniError::new(
-            Code::InvalidConfig,
-            "orlop makes the interface, so it must come first in the plugin chain",
-        )),
-        (Command::Check, None) => {
-            Err(CniError::new(Code::InvalidConfig, "CHECK needs prevResult in the configuration"))
+        (_, Some(previous)) if !previous.is_object() && !previous.is_null() => {
+            invalid("prevResult is no JSON object")
+        }
+        (Command::Check, None | Some(Value::Null)) => {
+            invalid("CHECK needs prevResult in the configuration")
         }
         _ => Ok(()),
     }
 }
 
+/// Refuses a chain in which an earlier plugin made the interface that we are to make.
+///
+/// # Errors
+/// `InvalidConfig`, naming the interface.
+pub fn check_chain(request: &Request) -> Result<(), CniError> {
+    let ifname = &*request.attachment.ifname;
+    let taken = request.previous.iter().flat_map(|previous| list(previous, "interfaces")).any(
+        |interface| {
+            let text = |key: &str| interface.get(key).and_then(Value::as_str).unwrap_or_default();
+            text("name") == ifname && !text("sandbox").is_empty()
+        },
+    );
+    if taken {
+        let text = format!("an earlier plugin of the chain has made {ifname} already");
+        return Err(CniError::new(Code::InvalidConfig, text));
+    }
+    Ok(())
+}
+
+fn list<'a>(object: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    object.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
 fn valid_attachments(
     config: &Map<String, Value>,
 ) -> Result<Option<BTreeSet<Attachment>>, CniError> {
-    let Some(list) = config.get("cni.dev/valid-attachments") else { return Ok(None) };
+    let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    let Some(list) = keys.into_iter().find_map(|key| config.get(key)) else { return Ok(None) };
+    // How Go writes a list that nobody put anything in.
+    if list.is_null() {
+        return Ok(Some(BTreeSet::new()));
+    }
     let wrong = || {
         CniError::new(Code::InvalidConfig, "cni.dev/valid-attachments is not a list of attachments")
     };
@@ -305,8 +395,8 @@ fn valid_attachments(
 /// Reads Kubernetes' names out of `CNI_ARGS` (`K=V;K=V`).
 fn pod_of(args: &str, container_id: &str) -> ObjectKey {
     let value = |name: &str| {
-        let mut pairs = args.split(';').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value).filter(|v| !v.is_empty())
+        let found = pairs(args).find(|(key, _)| *key == name);
+        found.map(|(_, value)| value).filter(|value| !value.is_empty())
     };
     match (value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")) {
         (Some(namespace), Some(name)) => ObjectKey::new(namespace, name),
@@ -314,7 +404,8 @@ fn pod_of(args: &str, container_id: &str) -> ObjectKey {
     }
 }
 
-/// The result of an `ADD` in the shape of the request's version.
+/// The result of an `ADD` in the shape of the request's version, behind what earlier plugins of the
+/// chain made.
 #[must_use]
 pub fn add_result(request: &Request, added: &Added) -> Value {
     let modern = request.version >= Version::V1_1_0;
@@ -328,22 +419,40 @@ pub fn add_result(request: &Request, added: &Added) -> Value {
         host["mtu"] = added.mtu.into();
         pod["mtu"] = added.mtu.into();
     }
-    let mut ip = json!({
-        "address": format!("{}/32", added.ip),
-        "gateway": added.gateway,
-        "interface": 1,
-    });
-    // Until 0.4.0 an address says its family; 1.0.0 removed the key.
-    if request.version < Version::V1_0_0 {
-        ip["version"] = "4".into();
+    let earlier = |key: &'static str| -> Vec<Value> {
+        request.previous.iter().flat_map(|previous| list(previous, key)).cloned().collect()
+    };
+    let mut interfaces = earlier("interfaces");
+    let (mut ips, mut routes) = (earlier("ips"), earlier("routes"));
+    interfaces.extend([host, pod]);
+    for (ip, gateway) in &added.ips {
+        let mut entry = json!({
+            "address": format!("{ip}/{}", prefix_len(*ip)),
+            "gateway": gateway,
+            "interface": interfaces.len() - 1,
+        });
+        // Until 0.4.0 an address says its family; 1.0.0 removed the key.
+        if request.version < Version::V1_0_0 {
+            entry["version"] = if ip.is_ipv4() { "4" } else { "6" }.into();
+        }
+        ips.push(entry);
+        routes.push(json!({"dst": if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" }, "gw": gateway}));
     }
+    let previous_dns = || request.previous.as_ref()?.get("dns").cloned();
     json!({
         "cniVersion": request.version.as_str(),
-        "interfaces": [host, pod],
-        "ips": [ip],
-        "routes": [{"dst": "0.0.0.0/0", "gw": added.gateway}],
-        "dns": request.dns.clone().unwrap_or_else(|| json!({})),
+        "interfaces": interfaces,
+        "ips": ips,
+        "routes": routes,
+        "dns": request.dns.clone().or_else(previous_dns).unwrap_or_else(|| json!({})),
     })
+}
+
+const fn prefix_len(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
 }
 
 /// An error in CNI's shape.
@@ -373,9 +482,8 @@ impl Code {
 #[must_use]
 pub fn previous_differs(request: &Request, added: &Added) -> Option<String> {
     let previous = request.previous.as_ref()?;
-    let array = |key: &str| previous.get(key).and_then(Value::as_array).into_iter().flatten();
     let has_interface = |name: &str, mac: [u8; 6]| {
-        array("interfaces").any(|entry| {
+        list(previous, "interfaces").any(|entry| {
             entry.get("name").and_then(Value::as_str) == Some(name)
                 && entry
                     .get("mac")
@@ -389,10 +497,17 @@ pub fn previous_differs(request: &Request, added: &Added) -> Option<String> {
     if !has_interface(&request.attachment.ifname, added.pod_mac) {
         return Some(format!("prevResult lacks interface {}", request.attachment.ifname));
     }
-    let address = format!("{}/32", added.ip);
-    let has_address =
-        array("ips").any(|entry| entry.get("address").and_then(Value::as_str) == Some(&address));
-    (!has_address).then(|| format!("prevResult lacks address {address}"))
+    // An address may be written in more than one way.
+    let has_address = |ip: IpAddr| {
+        let wanted = (ip, prefix_len(ip));
+        list(previous, "ips").any(|entry| {
+            let text = entry.get("address").and_then(Value::as_str).unwrap_or_default();
+            let parts = text.split_once('/');
+            parts.and_then(|(ip, len)| Some((ip.parse().ok()?, len.parse().ok()?))) == Some(wanted)
+        })
+    };
+    let missing = added.ips.iter().find(|(ip, _)| !has_address(*ip));
+    missing.map(|(ip, _)| format!("prevResult lacks address {ip}/{}", prefix_len(*ip)))
 }
 
 /// What the plugin gets back: whether to fail, and what to print (nothing for `null`).

@@ -27,10 +27,13 @@ fn refused(command: &str, version: &str, extra: Value) -> u32 {
     parse(command, version, extra).unwrap_err().1.code.number()
 }
 
+fn pair(ip: &str, gateway: &str) -> (IpAddr, IpAddr) {
+    (ip.parse().unwrap(), gateway.parse().unwrap())
+}
+
 fn added() -> Added {
     Added {
-        ip: Ipv4Addr::new(10, 244, 1, 5),
-        gateway: Ipv4Addr::new(169, 254, 1, 1),
+        ips: vec![pair("10.244.1.5", "169.254.1.1")],
         host_name: "orl0123abcd".to_owned(),
         host_mac: [2, 0, 0, 0, 0, 1],
         pod_mac: [2, 0, 0, 0, 0, 2],
@@ -68,6 +71,80 @@ fn results_have_the_shape_of_the_version_that_was_asked_for() {
 }
 
 #[test]
+fn a_pod_of_two_families_has_an_address_a_gateway_and_a_route_of_each() {
+    let dual = Added { ips: vec![pair("fd00::5", "fe80::1"), added().ips[0]], ..added() };
+    let result = |version| add_result(&parse("ADD", version, json!({})).unwrap(), &dual);
+    let newest = result("1.1.0");
+    assert_eq!(
+        newest["ips"],
+        json!([
+            {"address": "fd00::5/128", "gateway": "fe80::1", "interface": 1},
+            {"address": "10.244.1.5/32", "gateway": "169.254.1.1", "interface": 1},
+        ])
+    );
+    let routes =
+        json!([{"dst": "::/0", "gw": "fe80::1"}, {"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]);
+    assert_eq!(newest["routes"], routes);
+    assert_eq!(result("0.4.0")["ips"][0]["version"], "6");
+    // A runtime may write the address in full.
+    let mut previous = newest;
+    previous["ips"][0]["address"] = json!("fd00:0:0:0:0:0:0:5/128");
+    let check = parse("CHECK", "1.1.0", json!({"prevResult": previous.clone()})).unwrap();
+    assert_eq!(previous_differs(&check, &dual), None);
+    previous["ips"][0]["address"] = json!("fd00::5/64");
+    let check = parse("CHECK", "1.1.0", json!({"prevResult": previous})).unwrap();
+    let difference = previous_differs(&check, &dual);
+    assert_eq!(difference, Some("prevResult lacks address fd00::5/128".to_owned()));
+}
+
+#[test]
+fn what_earlier_plugins_made_stays_in_the_result() {
+    let previous = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "lo", "sandbox": "/run/orlop/netns/a1b2"}],
+        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+        "dns": {"nameservers": ["192.0.2.53"]},
+    });
+    let request = parse("ADD", "1.1.0", json!({"prevResult": previous})).unwrap();
+    check_chain(&request).unwrap();
+    let result = add_result(&request, &added());
+    let names: Vec<_> =
+        result["interfaces"].as_array().unwrap().iter().map(|i| i["name"].clone()).collect();
+    assert_eq!(names, ["lo", "orl0123abcd", "eth0"]);
+    assert_eq!(result["ips"][0]["address"], "127.0.0.1/8");
+    assert_eq!(
+        (&result["ips"][1]["address"], &result["ips"][1]["interface"]),
+        (&json!("10.244.1.5/32"), &json!(2))
+    );
+    assert_eq!(result["dns"]["nameservers"][0], "192.0.2.53");
+
+    let taken = json!({"interfaces": [{"name": "eth0", "sandbox": "/run/orlop/netns/a1b2"}]});
+    let request = parse("ADD", "1.1.0", json!({"prevResult": taken})).unwrap();
+    assert_eq!(check_chain(&request).unwrap_err().code, Code::InvalidConfig);
+    assert_eq!(refused("ADD", "1.1.0", json!({"prevResult": []})), 7);
+}
+
+#[test]
+fn capabilities_are_handed_back_left_alone_or_refused_by_name() {
+    let dns = json!({"nameservers": ["192.0.2.53"]});
+    let config = json!({
+        "dns": {"nameservers": ["192.0.2.1"]},
+        "capabilities": {"dns": true, "portMappings": true},
+        "runtimeConfig": {"dns": dns, "portMappings": [], "aliases": ["web"]},
+    });
+    assert_eq!(parse("ADD", "1.1.0", config).unwrap().dns, Some(dns));
+    let asked = json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}});
+    let (_, error) = parse("ADD", "1.1.0", asked.clone()).unwrap_err();
+    assert_eq!(error.code, Code::UnsupportedField);
+    assert!(error.details.starts_with("runtimeConfig.portMappings: "), "{}", error.details);
+    parse("DEL", "1.1.0", asked).unwrap();
+    let mut add: Value = serde_json::from_slice(&envelope("ADD", "1.1.0", json!({}))).unwrap();
+    add["args"] = json!("IgnoreUnknown=1;IP=10.244.1.9");
+    let (_, error) = parse_request(add.to_string().as_bytes()).unwrap_err();
+    assert_eq!((error.code, &error.details[..3]), (Code::UnsupportedField, "IP:"));
+}
+
+#[test]
 fn errors_have_the_specified_keys_and_codes() {
     let error = CniError::new(Code::TryAgainLater, "not now").with_details("busy");
     let expected = json!({"cniVersion": "1.0.0", "code": 11, "msg": "not now", "details": "busy"});
@@ -90,7 +167,6 @@ fn fields_that_we_do_not_implement_are_refused_by_name() {
     let (_, error) = parse("ADD", "1.1.0", json!({"ipam": {"type": "host-local"}})).unwrap_err();
     assert_eq!(error.code, Code::UnsupportedField);
     assert!(error.details.starts_with("ipam: "), "{}", error.details);
-    assert_eq!(refused("ADD", "1.1.0", json!({"prevResult": {}})), 7);
     assert_eq!(refused("CHECK", "1.1.0", json!({})), 7);
     assert_eq!(refused("GC", "1.1.0", json!({"cni.dev/valid-attachments": [{}]})), 7);
     assert_eq!(refused("ADD", "1.1.0", json!({"name": ""})), 7);
@@ -125,7 +201,13 @@ fn del_needs_no_namespace_and_gc_reads_its_list() {
     assert_eq!(parse_request(del.to_string().as_bytes()).unwrap().command, Command::Del);
     let list = json!({"cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]});
     let request = parse("GC", "1.1.0", list).unwrap();
-    assert_eq!(request.valid, Some(BTreeSet::from([Attachment::new("a", "eth0")])));
+    let one = Some(BTreeSet::from([Attachment::new("a", "eth0")]));
+    assert_eq!(request.valid, one);
+    let old = json!({"cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]});
+    assert_eq!(parse("GC", "1.1.0", old).unwrap().valid, one);
+    let empty = json!({"cni.dev/valid-attachments": null});
+    assert_eq!(parse("GC", "1.1.0", empty).unwrap().valid, Some(BTreeSet::new()));
+    assert_eq!(parse("GC", "1.1.0", json!({})).unwrap().valid, None);
 }
 
 #[test]
@@ -134,7 +216,7 @@ fn a_previous_result_of_ours_agrees_and_another_does_not() {
     let previous = add_result(&add, &added());
     let check = parse("CHECK", "1.1.0", json!({"prevResult": previous.clone()})).unwrap();
     assert_eq!(previous_differs(&check, &added()), None);
-    let other = Added { ip: Ipv4Addr::new(10, 244, 1, 6), ..added() };
+    let other = Added { ips: vec![pair("10.244.1.6", "169.254.1.1")], ..added() };
     assert_eq!(
         previous_differs(&check, &other),
         Some("prevResult lacks address 10.244.1.6/32".to_owned())

@@ -344,7 +344,10 @@ impl Runner {
             if !self.config.devices.is_empty() && !chosen {
                 continue;
             }
-            addresses.extend(found.into_iter().map(|(ip, _)| ip));
+            addresses.extend(found.into_iter().filter_map(|(ip, _)| match ip {
+                std::net::IpAddr::V4(ip) => Some(ip),
+                std::net::IpAddr::V6(_) => None,
+            }));
             macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
             present.insert(link.index);
             if !self.attached.underlay.contains(&link.index) {

@@ -121,12 +121,12 @@ pub fn start(
 /// Gives loopback the address with host scope: the kernel then never takes it as the source of the
 /// node's own traffic. Loopback addresses are there already.
 fn add_to_loopback(address: IpAddr) -> io::Result<()> {
-    let IpAddr::V4(ip) = address else { return Ok(()) };
-    if ip.is_loopback() || ip.is_unspecified() {
+    if address.is_loopback() || address.is_unspecified() {
         return Ok(());
     }
     let mut netlink = Netlink::open()?;
     let lo = netlink.link("lo")?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     netlink.set_up(lo.index)?;
-    netlink.add_address(lo.index, ip, 32, Scope::Host)
+    let prefix_len = if address.is_ipv4() { 32 } else { 128 };
+    netlink.add_address(lo.index, address, prefix_len, Scope::Host)
 }

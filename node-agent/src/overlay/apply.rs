@@ -2,18 +2,21 @@
 //!
 //! Effects only.
 
-use std::{fs, io, net::Ipv4Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::Ipv4Net;
 
 use super::{
     OverlayConfig, OverlayDevice, OverlayError,
-    plan::{Desired, RouteOp, Underlay, routes},
+    plan::{Desired, RouteOp, Underlay, VXLAN_OVERHEAD, routes},
 };
-use crate::sys::netlink::{Netlink, Scope};
-
-/// Bytes that VXLAN over IPv4 adds: outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5).
-const VXLAN_OVERHEAD: u32 = 50;
+use crate::sys::{
+    netlink::{Netlink, Scope},
+    sysctl::{self, SettingError},
+};
 
 /// Finds the underlay, and makes the VXLAN device if it is not there. Both are looked up anew in
 /// every round, since an administrator may take either away.
@@ -25,9 +28,9 @@ pub(super) fn prepare(
     netlink: &mut Netlink,
     config: &OverlayConfig,
 ) -> Result<Underlay, OverlayError> {
-    let (device, address, mtu) = find_underlay(netlink, config.node_ip)?;
+    let (device, address, underlay_mtu) = find_underlay(netlink, config.node_ip)?;
     let failed = |source| OverlayError::Device { name: config.device.clone(), source };
-    let mtu = mtu.saturating_sub(VXLAN_OVERHEAD);
+    let mtu = underlay_mtu.saturating_sub(VXLAN_OVERHEAD);
     let vxlan = match netlink.link(&config.device).map_err(failed)? {
         Some(link) => link,
         None => {
@@ -42,15 +45,16 @@ pub(super) fn prepare(
     if !vxlan.up {
         netlink.set_up(vxlan.index).map_err(failed)?;
     }
+    settings(&config.device).map_err(OverlayError::Setting)?;
+    Ok(Underlay { address, device, vxlan: vxlan.index, mtu: underlay_mtu })
+}
+
+fn settings(device: &str) -> Result<(), SettingError> {
     // What comes out of the tunnel has a source that is routed into it only if its node is known.
-    set(&format!("/proc/sys/net/ipv4/conf/{}/rp_filter", config.device), "0")?;
-    set("/proc/sys/net/ipv4/ip_forward", "1")?;
+    sysctl::relax_reverse_path(device)?;
+    sysctl::forward_ipv4()?;
     // The tunnel carries IPv4; without this the kernel would send router solicitations into it.
-    let ipv6 = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", config.device);
-    if fs::exists(&ipv6).unwrap_or(false) {
-        set(&ipv6, "1")?;
-    }
-    Ok(Underlay { address, device, vxlan: vxlan.index })
+    sysctl::set_if_there(&format!("ipv6/conf/{device}/disable_ipv6"), "1")
 }
 
 /// Brings address and routes to what is planned. The device's value is returned once its gateway
@@ -78,8 +82,7 @@ pub(super) fn apply(
         };
         if let Err(source) = result {
             tracing::warn!(?op, error = %source, "cannot change a route");
-            let destination = Ipv4Net::new_assert(route.destination, route.prefix_len);
-            first.get_or_insert(OverlayError::Route { destination, source });
+            first.get_or_insert(OverlayError::Route { destination: route.destination, source });
         }
     }
     match first {
@@ -89,6 +92,7 @@ pub(super) fn apply(
 }
 
 fn set_gateway(netlink: &mut Netlink, device: u32, gateway: Ipv4Addr) -> io::Result<()> {
+    let gateway = IpAddr::V4(gateway);
     let addresses = netlink.addresses(device)?;
     if !addresses.contains(&(gateway, 32)) {
         netlink.add_address(device, gateway, 32, Scope::Global)?;
@@ -106,18 +110,12 @@ fn find_underlay(
     for link in netlink.links().map_err(OverlayError::Links)? {
         let addresses = netlink.addresses(link.index).map_err(OverlayError::Links)?;
         for (ip, prefix_len) in addresses {
-            if ip == node_ip {
+            if let IpAddr::V4(ip) = ip
+                && ip == node_ip
+            {
                 return Ok((link.index, Ipv4Net::new_assert(ip, prefix_len), link.mtu));
             }
         }
     }
     Err(OverlayError::NoUnderlay { node_ip })
-}
-
-fn set(path: &str, value: &str) -> Result<(), OverlayError> {
-    let failed = |source| OverlayError::Setting { path: path.to_owned(), source };
-    if fs::read_to_string(path).map_err(failed)?.trim() == value {
-        return Ok(());
-    }
-    fs::write(path, value).map_err(failed)
 }

@@ -1,21 +1,21 @@
 //! The overlay: pods of other nodes through a VXLAN device or by routes.
 //!
 //! Task: `follow` reads the node table, owns device, address and routes, and writes the tunnel table
-//! and the device for the dataplane and the pod CIDR for the CNI server. It ends with the [`Handle`].
+//! and the device for the dataplane and the pod network for the CNI server. It ends with the [`Handle`].
 
 mod apply;
 pub mod plan;
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::{sync::watch, task::JoinSet, time};
 
 pub use plan::Mode;
 
 use crate::{
-    model::{NodeRow, ObjectKey},
-    sys::netlink::Netlink,
+    model::{NodeRow, ObjectKey, PodNetwork},
+    sys::{netlink::Netlink, sysctl::SettingError},
     table::Table,
 };
 
@@ -86,16 +86,12 @@ pub enum OverlayError {
     Routes(#[source] io::Error),
     #[error("cannot change the route to {destination}")]
     Route {
-        destination: Ipv4Net,
+        destination: IpNet,
         #[source]
         source: io::Error,
     },
-    #[error("cannot set {path}")]
-    Setting {
-        path: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the kernel's settings")]
+    Setting(#[source] SettingError),
     #[error("cannot open a netlink socket")]
     Netlink(#[source] io::Error),
 }
@@ -107,8 +103,8 @@ pub struct Handle {
     pub tunnels: Table<Ipv4Net, Ipv4Addr>,
     /// The device, for the dataplane.
     pub device: watch::Receiver<Option<OverlayDevice>>,
-    /// This node's pod CIDR, for the CNI server.
-    pub pod_cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// This node's pod CIDRs and the MTU of its pods, for the CNI server.
+    pub network: watch::Receiver<Option<PodNetwork>>,
     /// What is wrong at the moment, in words with causes.
     pub trouble: watch::Receiver<Option<String>>,
     tasks: JoinSet<()>,
@@ -132,7 +128,7 @@ pub fn start(
 ) -> Result<Handle, OverlayError> {
     let netlink = Netlink::open().map_err(OverlayError::Netlink)?;
     let (device_tx, device) = watch::channel(None);
-    let (cidr_tx, pod_cidr) = watch::channel(None);
+    let (network_tx, network) = watch::channel(None);
     let (trouble_tx, trouble) = watch::channel(None);
     let tunnels = Table::new();
     let task = Follow {
@@ -141,12 +137,12 @@ pub fn start(
         netlink,
         tunnels: tunnels.clone(),
         device: device_tx,
-        pod_cidr: cidr_tx,
+        network: network_tx,
         trouble: trouble_tx,
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run());
-    Ok(Handle { tunnels, device, pod_cidr, trouble, tasks })
+    Ok(Handle { tunnels, device, network, trouble, tasks })
 }
 
 struct Follow {
@@ -155,7 +151,7 @@ struct Follow {
     netlink: Netlink,
     tunnels: Table<Ipv4Net, Ipv4Addr>,
     device: watch::Sender<Option<OverlayDevice>>,
-    pod_cidr: watch::Sender<Option<Ipv4Net>>,
+    network: watch::Sender<Option<PodNetwork>>,
     trouble: watch::Sender<Option<String>>,
 }
 
@@ -197,7 +193,9 @@ impl Follow {
         self.tunnels.replace(desired.tunnels.clone());
         let device = apply::apply(&mut self.netlink, &self.config, underlay, &desired)?;
         publish(&self.device, device);
-        publish(&self.pod_cidr, desired.pod_cidr);
+        let cidr = desired.pod_cidr.map(IpNet::V4);
+        let mtu = underlay.pod_mtu(self.config.mode);
+        publish(&self.network, cidr.map(|cidr| PodNetwork { cidrs: vec![cidr], mtu }));
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     model::{NodeRow, ObjectKey},
-    sys::netlink::{Route, Scope},
+    sys::netlink::{Owner, Route, Scope},
 };
 
 /// How pods of other nodes are reached.
@@ -35,6 +35,23 @@ pub struct Underlay {
     pub device: u32,
     /// The VXLAN device.
     pub vxlan: u32,
+    /// Of the device that has the address, bytes.
+    pub mtu: u32,
+}
+
+/// Bytes that VXLAN over IPv4 adds: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
+pub const VXLAN_OVERHEAD: u32 = 50;
+
+impl Underlay {
+    /// The largest packet of a pod that is sure to fit. With [`Mode::Auto`] a peer may come that is
+    /// reached through the tunnel.
+    #[must_use]
+    pub const fn pod_mtu(&self, mode: Mode) -> u32 {
+        match mode {
+            Mode::Vxlan | Mode::Auto => self.mtu.saturating_sub(VXLAN_OVERHEAD),
+            Mode::L3 => self.mtu,
+        }
+    }
 }
 
 /// What should be.
@@ -102,11 +119,12 @@ pub enum RouteOp {
 /// Which routes to write. New ones come first: a destination that only moves is never without one.
 #[must_use]
 pub fn routes(desired: &Desired, observed: &[Route], vxlan: u32) -> Vec<RouteOp> {
-    let gateway = desired.gateway;
+    let gateway = desired.gateway.map(IpAddr::V4);
     let desired = &desired.routes;
     let missing = desired.values().filter(|route| !observed.contains(route));
     let surplus = observed.iter().filter(|route| {
         let ours = route.device == vxlan
+            || route.owner == Owner::Orlop
             || (route.preferred_source.is_some() && route.preferred_source == gateway);
         ours && !desired.values().any(|wanted| same_place(wanted, route))
     });
@@ -118,7 +136,7 @@ pub fn routes(desired: &Desired, observed: &[Route], vxlan: u32) -> Vec<RouteOp>
 
 /// Replacing the one replaces the other: same destination in the same table.
 fn same_place(one: &Route, other: &Route) -> bool {
-    (one.destination, one.prefix_len) == (other.destination, other.prefix_len)
+    one.destination == other.destination
 }
 
 fn route(
@@ -129,17 +147,17 @@ fn route(
     tunnel: IsTunnel,
 ) -> Route {
     let route = Route {
-        destination: cidr.network(),
-        prefix_len: cidr.prefix_len(),
+        destination: IpNet::V4(cidr),
         gateway: None,
         device: underlay.vxlan,
-        preferred_source: Some(gateway),
+        preferred_source: Some(gateway.into()),
         scope: Scope::Link,
+        owner: Owner::Orlop,
     };
     if tunnel {
         return route;
     }
-    Route { gateway: Some(node), device: underlay.device, scope: Scope::Global, ..route }
+    Route { gateway: Some(node.into()), device: underlay.device, scope: Scope::Global, ..route }
 }
 
 type IsTunnel = bool;
@@ -163,7 +181,7 @@ mod tests {
     use super::*;
 
     const UNDERLAY: fn() -> Underlay =
-        || Underlay { address: "192.168.0.1/24".parse().unwrap(), device: 2, vxlan: 9 };
+        || Underlay { address: "192.168.0.1/24".parse().unwrap(), device: 2, vxlan: 9, mtu: 1500 };
 
     fn node(ip: &str, cidr: &str) -> NodeRow {
         NodeRow {
@@ -199,7 +217,7 @@ mod tests {
                 let through = desired.tunnels.contains_key(cidr);
                 assert_eq!(route.device, if through { 9 } else { 2 });
                 assert_eq!(route.gateway.is_none(), through);
-                assert_eq!(route.preferred_source, desired.gateway);
+                assert_eq!(route.preferred_source, desired.gateway.map(IpAddr::V4));
             }
         }
         let auto = decide(Mode::Auto, NODES);
@@ -228,12 +246,12 @@ mod tests {
     #[test]
     fn the_plan_is_complete_idempotent_minimal_and_leaves_others_alone() {
         let foreign = Route {
-            destination: Ipv4Addr::new(172, 16, 0, 0),
-            prefix_len: 16,
-            gateway: Some(Ipv4Addr::new(192, 168, 0, 254)),
+            destination: "172.16.0.0/16".parse().unwrap(),
+            gateway: Some("192.168.0.254".parse().unwrap()),
             device: 2,
             preferred_source: None,
             scope: Scope::Global,
+            owner: Owner::Other,
         };
         let mut table = vec![foreign];
         let moved: Vec<_> =

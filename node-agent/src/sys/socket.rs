@@ -1,11 +1,13 @@
 //! Sockets that a successor process may bind before its predecessor lets go.
 //!
-//! Effects.
+//! Effects. And what a socket tells of the network namespace that it was opened in.
+#![expect(unsafe_code, reason = "no crate here reads SO_NETNS_COOKIE")]
 
 use std::{
     io,
+    mem::size_of,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
 };
 
 use rustix::net::{
@@ -52,6 +54,32 @@ pub fn take_queued(
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// `SO_NETNS_COOKIE` (asm-generic/socket.h), since Linux 5.14.
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// The cookie of the calling thread's network namespace: what `bpf_get_netns_cookie` gives to
+/// programs, unique for a boot.
+///
+/// # Errors
+/// When the kernel gives no socket, or knows no cookies.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the option is written to `cookie`, at most `length` bytes, which is its size; both
+    // outlive the call, and the descriptor is open.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn shared(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {

@@ -1,14 +1,10 @@
 //! The VXLAN device, and what else the overlay asks of rtnetlink.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::io;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    RouteNetlinkMessage,
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
@@ -46,21 +42,5 @@ impl Netlink {
         message.header.index = index;
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
-    }
-
-    /// Takes an IPv4 address off a device; one that is gone already is a success.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn delete_address(&mut self, index: u32, ip: Ipv4Addr, prefix_len: u8) -> io::Result<()> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = prefix_len;
-        message.header.index = index;
-        message.attributes.push(AddressAttribute::Local(IpAddr::V4(ip)));
-        match self.change(RouteNetlinkMessage::DelAddress(message), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
-            other => other,
-        }
     }
 }
