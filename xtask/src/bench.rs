@@ -1,4 +1,4 @@
-//! `bench`: checks what is asked for and runs the measuring program, built for release.
+//! `bench`: checks what is asked for and runs the measuring program, built for speed.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,26 @@ use crate::{
     stop::{impossible, wrong_input},
 };
 
-/// What `--against` may name for `lb`; `orlop` is always measured.
-const PEERS: [&str; 2] = ["direct", "iptables"];
+/// A benchmark and what may be asked of it.
+struct Bench {
+    name: &'static str,
+    /// What `--against` may name; Orlop itself is always measured.
+    peers: &'static [&'static str],
+    /// Numbers of services measured by default: with `--quick`, without. Empty: `--services` means nothing.
+    services: [&'static [u32]; 2],
+    /// Further numbers for Orlop alone, without `--quick` and `--services`.
+    more_services: &'static [u32],
+}
+
+const BENCHES: [Bench; 1] = [Bench {
+    name: "lb",
+    peers: &["direct", "iptables", "nftables"],
+    services: [&[1, 1000], &[1, 1000, 10_000]],
+    more_services: &[100_000],
+}];
+
+/// Services that the service network and the maps have room for.
+const SERVICES_MAX: u32 = 100_000;
 
 /// What was asked for.
 #[derive(Debug, clap::Args)]
@@ -23,7 +41,7 @@ pub struct Wish {
     /// Peers to measure beside Orlop; default: all that the machine has.
     #[arg(long, value_delimiter = ',')]
     pub against: Option<Vec<String>>,
-    /// Numbers of services; default: 1, 1000 and, without --quick, 10000.
+    /// Numbers of services; default: 1, 1000 and, without --quick, 10000, and 100000 for Orlop.
     #[arg(long, value_delimiter = ',')]
     pub services: Option<Vec<u32>>,
     /// Writes the rows here as JSON.
@@ -39,41 +57,106 @@ pub struct Wish {
 /// # Errors
 /// Wrong input for unknown names; exit code 3 without root, as network namespaces need it.
 pub fn bench(paths: &Paths, wish: &Wish) -> Result<()> {
-    if wish.name != "lb" {
-        return Err(wrong_input(format!("bench {}: no such benchmark; there is lb", wish.name)));
+    let flags = flags(wish)?;
+    if !setup::is_root() {
+        let name = &wish.name;
+        return Err(impossible(format!("bench {name} makes network namespaces: run it as root")));
     }
-    let mut subjects = vec!["orlop".to_owned()];
-    for peer in wish.against.clone().unwrap_or_else(|| PEERS.map(str::to_owned).to_vec()) {
-        if peer != "orlop" && !PEERS.contains(&peer.as_str()) {
-            let offered = PEERS.join(", ");
+    setup::ensure(paths, &[Need::Ebpf, Need::Rules])?;
+    step("build the measuring program");
+    // Not for release, whose link-time optimisation takes longer than the measurement: what is
+    // measured is mostly the kernel.
+    let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "vm", "--quiet"]);
+    cargo.args(["--package", "tests", "--bin", "bench", "--"]).args(&flags);
+    if let Some(json) = &wish.json {
+        // The program runs in the workspace's root, the path is meant from here.
+        cargo.arg("--json").arg(std::path::absolute(json)?);
+    }
+    run(cargo.current_dir(&paths.root))
+}
+
+/// The measuring program's command line, but for paths.
+fn flags(wish: &Wish) -> Result<Vec<String>> {
+    let bench = BENCHES.iter().find(|bench| bench.name == wish.name).ok_or_else(|| {
+        let names: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        let names = names.join(", ");
+        wrong_input(format!("bench {}: no such benchmark; there are {names}", wish.name))
+    })?;
+    let mut flags = vec![bench.name.to_owned(), "--against".to_owned(), subjects(bench, wish)?];
+    let [quick, full] = bench.services;
+    let default = if wish.quick { quick } else { full };
+    if wish.services.is_some() && default.is_empty() {
+        return Err(wrong_input(format!("--services: bench {} has no services", bench.name)));
+    }
+    let services = wish.services.as_deref().unwrap_or(default);
+    if let Some(count) = services.iter().find(|count| !(1..=SERVICES_MAX).contains(*count)) {
+        return Err(wrong_input(format!("--services {count}: expected 1 to {SERVICES_MAX}")));
+    }
+    flags.extend(numbers("--services", services));
+    if wish.services.is_none() && !wish.quick {
+        flags.extend(numbers("--more-services", bench.more_services));
+    }
+    if wish.quick {
+        flags.push("--quick".to_owned());
+    }
+    Ok(flags)
+}
+
+fn subjects(bench: &Bench, wish: &Wish) -> Result<String> {
+    let mut subjects = vec!["orlop"];
+    let peers = wish.against.as_deref();
+    for peer in peers.into_iter().flatten().map(String::as_str) {
+        if peer != "orlop" && !bench.peers.contains(&peer) {
+            let offered = bench.peers.join(", ");
             return Err(wrong_input(format!(
                 "--against {peer}: no such peer; there are {offered}"
             )));
         }
         subjects.push(peer);
     }
-    subjects.sort();
+    if peers.is_none() {
+        subjects.extend(bench.peers);
+    }
+    subjects.sort_unstable();
     subjects.dedup();
-    let default = if wish.quick { vec![1, 1000] } else { vec![1, 1000, 10_000] };
-    let services = wish.services.clone().unwrap_or(default);
-    if let Some(zero) = services.iter().find(|count| !(1..=60_000).contains(*count)) {
-        return Err(wrong_input(format!("--services {zero}: expected 1 to 60000")));
+    Ok(subjects.join(","))
+}
+
+fn numbers(flag: &str, values: &[u32]) -> Vec<String> {
+    if values.is_empty() {
+        return Vec::new();
     }
-    if !setup::is_root() {
-        return Err(impossible("bench lb makes network namespaces: run it as root"));
+    let values: Vec<String> = values.iter().map(u32::to_string).collect();
+    vec![flag.to_owned(), values.join(",")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(name: &str) -> Wish {
+        Wish { name: name.into(), against: None, services: None, json: None, quick: false }
     }
-    setup::ensure(paths, &[Need::Ebpf, Need::Rules])?;
-    step("build the measuring program for release");
-    let services: Vec<String> = services.iter().map(u32::to_string).collect();
-    let mut cargo = cmd("cargo", ["run", "--locked", "--release", "--quiet", "--package", "tests"]);
-    cargo.args(["--bin", "bench-lb", "--", "run"]);
-    cargo.args(["--against", &subjects.join(","), "--services", &services.join(",")]);
-    if wish.quick {
-        cargo.arg("--quick");
+
+    #[test]
+    fn defaults_are_every_peer_and_the_usual_numbers() {
+        let full = flags(&wish("lb")).unwrap().join(" ");
+        assert_eq!(
+            full,
+            "lb --against direct,iptables,nftables,orlop --services 1,1000,10000 \
+             --more-services 100000"
+        );
+        let quick = flags(&Wish { quick: true, ..wish("lb") }).unwrap().join(" ");
+        assert_eq!(quick, "lb --against direct,iptables,nftables,orlop --services 1,1000 --quick");
     }
-    if let Some(json) = &wish.json {
-        // The program runs in the workspace's root, the path is meant from here.
-        cargo.arg("--json").arg(std::path::absolute(json)?);
+
+    #[test]
+    fn wrong_names_and_numbers_are_refused_with_what_would_be_right() {
+        let refused = |wish: Wish| flags(&wish).unwrap_err().to_string();
+        assert!(refused(wish("speed")).contains("there are lb"));
+        let peer = Wish { against: Some(vec!["ipvs".into()]), ..wish("lb") };
+        assert!(refused(peer).contains("there are direct, iptables, nftables"));
+        let none = Wish { services: Some(vec![0]), ..wish("lb") };
+        assert!(refused(none).contains("expected 1 to 100000"));
     }
-    run(cargo.current_dir(&paths.root))
 }

@@ -52,7 +52,7 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
             ("docker-registry", "docker-registry"),
             ("skopeo", "skopeo"),
         ],
-        Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables")],
+        Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables"), ("nft", "nftables")],
     }
 }
 

@@ -14,8 +14,13 @@ use anyhow::{Context as _, Result, ensure};
 #[derive(Debug)]
 pub struct Node {
     pub name: String,
+    /// Its number in the addresses: 192.168.0.`number`, pods in 10.244.`number`.0/24.
+    pub number: u8,
     pub pods: Vec<Pod>,
 }
+
+/// What an Ethernet device usually carries.
+pub const ETHERNET_MTU: u32 = 1500;
 
 /// A pod: its namespace and address, and its veth pair.
 #[derive(Clone, Debug)]
@@ -34,25 +39,46 @@ impl Node {
     ///
     /// # Errors
     /// When a namespace cannot be made (no root).
-    pub fn new(label: &str) -> Result<Self> {
+    pub fn new(label: &str, number: u8) -> Result<Self> {
         let name = format!("ob{}-{label}", std::process::id());
         ip(&["netns", "add", &name])?;
-        let node = Self { name, pods: Vec::new() };
+        let node = Self { name, number, pods: Vec::new() };
         ip(&["-n", &node.name, "link", "set", "lo", "up"])?;
         node.sysctl("net.ipv4.ip_forward=1")?;
         node.sysctl("net.ipv4.conf.all.rp_filter=0")?;
         Ok(node)
     }
 
-    /// Adds a pod with the next address of 10.244.0.0/24, from .10 on.
+    /// The node's address on the network between nodes, once `join` has given it one.
+    #[must_use]
+    pub const fn ip(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 0, self.number)
+    }
+
+    /// The network of its pods.
+    #[must_use]
+    pub fn pod_cidr(&self) -> String {
+        format!("10.244.{}.0/24", self.number)
+    }
+
+    /// Runs `ip` in the node's namespace, the arguments given in one line.
+    ///
+    /// # Errors
+    /// When it fails; its words are in the error.
+    pub fn ip_command(&self, line: &str) -> Result<()> {
+        let words: Vec<&str> = ["-n", &self.name].into_iter().chain(line.split(' ')).collect();
+        ip(&words)
+    }
+
+    /// Adds a pod with the next address of the node's pods, from .10 on.
     ///
     /// # Errors
     /// When a link or route cannot be made.
-    pub fn add_pod(&mut self) -> Result<Pod> {
+    pub fn add_pod(&mut self, mtu: u32) -> Result<Pod> {
         let n = u8::try_from(self.pods.len()).context("at most 200 pods")?;
         let host_veth = format!("pod{n}");
         let netns = format!("{}-p{n}", self.name);
-        let address = Ipv4Addr::new(10, 244, 0, 10 + n);
+        let address = Ipv4Addr::new(10, 244, self.number, 10 + n);
         let mut pod =
             Pod { netns, ip: address, host_veth, host_ifindex: 0, macs: Default::default() };
         ip(&["netns", "add", &pod.netns])?;
@@ -61,8 +87,9 @@ impl Node {
         let pair = ["link", "add", &pod.host_veth, "netns", host, "type", "veth", "peer", "name"];
         ip(&[&["-n", inside], pair.as_slice(), &["eth0"]].concat())?;
         ip(&["-n", inside, "link", "set", "lo", "up"])?;
-        ip(&["-n", inside, "link", "set", "eth0", "up"])?;
-        ip(&["-n", host, "link", "set", &pod.host_veth, "up"])?;
+        let mtu = mtu.to_string();
+        ip(&["-n", inside, "link", "set", "eth0", "mtu", &mtu, "up"])?;
+        ip(&["-n", host, "link", "set", &pod.host_veth, "mtu", &mtu, "up"])?;
         ip(&["-n", inside, "addr", "add", &format!("{addr}/32"), "dev", "eth0"])?;
         ip(&["-n", inside, "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"])?;
         ip(&["-n", inside, "route", "add", "default", "via", "169.254.1.1", "dev", "eth0"])?;
@@ -93,6 +120,20 @@ impl Drop for Node {
         }
         drop(ip(&["netns", "del", &self.name]));
     }
+}
+
+/// Joins two nodes by a veth pair, `eth0` in each, with an address in 192.168.0.0/24.
+///
+/// # Errors
+/// When a link cannot be made.
+pub fn join(one: &Node, other: &Node) -> Result<()> {
+    let pair = format!("link add eth0 type veth peer name eth0 netns {}", other.name);
+    one.ip_command(&pair)?;
+    for node in [one, other] {
+        node.ip_command(&format!("addr add {}/24 dev eth0", node.ip()))?;
+        node.ip_command("link set eth0 up")?;
+    }
+    Ok(())
 }
 
 /// A cgroup of version 2 for the clients of one subject; removed on drop.

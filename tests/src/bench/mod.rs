@@ -1,10 +1,15 @@
 //! Side-by-side benchmarks: every subject in the same run, in interleaved rounds.
 //!
-//! `hosts` makes the network namespaces (effects), `kube_proxy` the peers' rule sets (pure), `orlop` the agent's
-//! dataplane as a subject (effects), `traffic` the client and server processes (effects), `report` turns samples into rows and ratios (pure).
+//! `lb`, `programming`, `overlay` are the benchmarks (effects); `hosts` makes the network namespaces (effects),
+//! `kube_proxy` the services and the peers' rule sets (pure), `orlop` the agent's dataplane as a subject (effects),
+//! `traffic` the client and server processes (effects), `measure` the rounds (effects), `report` turns samples into
+//! rows and ratios (pure), `chart` rows into a picture (pure).
 
 pub mod hosts;
 pub mod kube_proxy;
+pub mod lb;
+pub mod measure;
 pub mod orlop;
+pub mod output;
 pub mod report;
 pub mod traffic;

@@ -18,6 +18,7 @@ use node_agent::{
         EndpointPort, EndpointRow, EndpointSliceRow, LocalEndpoint, ObjectKey, Protocol,
         ServiceKind, ServicePort, ServiceRow,
     },
+    overlay::OverlayDevice,
     table::Table,
 };
 use tokio::{sync::watch, time};
@@ -26,6 +27,8 @@ use super::{hosts::Pod, kube_proxy};
 
 /// Programming the largest quick set takes far less.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// The node's address, which nothing has.
+const NODE_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 1);
 
 /// How a pod is handed to the child: `ip,ifindex,host mac,pod mac`.
 #[must_use]
@@ -58,43 +61,101 @@ fn mac(text: &str) -> Result<[u8; 6]> {
     <[u8; 6]>::try_from(bytes).ok().with_context(|| format!("Ethernet address {text}"))
 }
 
-/// The child's life: programs `count` services, the measured one leading to `real`.
+/// Runs a child's life on tokio.
 ///
 /// # Errors
-/// When the dataplane cannot start or does not finish in time.
-pub async fn node(
-    cgroup: PathBuf,
-    count: u32,
-    real: SocketAddrV4,
-    pods: Vec<LocalEndpoint>,
-) -> Result<()> {
-    let node_ip = std::net::Ipv4Addr::new(10, 244, 0, 1);
-    let config = DataplaneConfig {
-        cgroup: Some(cgroup),
-        pins: None,
-        devices: vec!["lo".to_owned()],
-        service_cidr: None,
-        node_local: None,
-        ..DataplaneConfig::new(node_ip)
-    };
+/// When it fails.
+pub fn run(life: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new().context("start tokio")?.block_on(life)
+}
+
+/// What a child of the role `node` is told.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct NodeFlags {
+    /// Below which connections are translated.
+    #[arg(long)]
+    pub cgroup: Option<PathBuf>,
+    #[arg(long)]
+    pub services: u32,
+    /// Of each service that is not measured.
+    #[arg(long)]
+    pub endpoints: u32,
+    /// Where the measured service leads.
+    #[arg(long)]
+    pub real: Option<SocketAddrV4>,
+    /// As [`pod_flag`] writes it.
+    #[arg(long = "pod")]
+    pub pods: Vec<String>,
+}
+
+impl NodeFlags {
+    /// As the command line that is parsed into it.
+    #[must_use]
+    pub fn to_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--services={}", self.services),
+            format!("--endpoints={}", self.endpoints),
+        ];
+        args.extend(self.cgroup.iter().map(|dir| format!("--cgroup={}", dir.display())));
+        args.extend(self.real.iter().map(|real| format!("--real={real}")));
+        args.extend(self.pods.iter().map(|pod| format!("--pod={pod}")));
+        args
+    }
+}
+
+/// The tables of one node: services and slices of the set, synced if asked for, and its pods.
+#[derive(Debug)]
+pub struct Filled {
+    pub tables: Tables,
+    pub overlay: watch::Sender<Option<OverlayDevice>>,
+}
+
+/// Fills tables as the watches would; services and slices are left to be marked synced.
+#[must_use]
+pub fn fill(all: &[kube_proxy::Service], pods: Vec<LocalEndpoint>) -> Filled {
     let (services, slices, endpoints) = (Table::new(), Table::new(), Table::new());
-    for (n, service) in kube_proxy::services(count, &[real]).0.iter().enumerate() {
-        let key = ObjectKey::new("bench", &format!("service-{n}"));
-        slices.upsert(key.clone(), slice(&key, service));
+    for service in all {
+        let key = key(service);
+        slices.upsert(key.clone(), slice(service));
         services.upsert(key, row(service));
     }
     for pod in pods {
         endpoints.upsert(pod.ip, pod);
     }
-    for table in [&services as &dyn Synced, &slices, &endpoints] {
-        table.mark();
-    }
-    let revision = *endpoints.subscribe().borrow();
+    endpoints.mark_synced();
     let tunnels = Table::new();
     tunnels.mark_synced();
-    let (_no_overlay, overlay) = watch::channel(None);
-    let tables = Tables { services, slices, endpoints, tunnels, overlay };
-    let mut handle = dataplane::start(config, tables).context("start the dataplane")?;
+    let (sender, overlay) = watch::channel(None);
+    Filled { tables: Tables { services, slices, endpoints, tunnels, overlay }, overlay: sender }
+}
+
+/// The settings of a node that has nothing pinned and nothing to do with this machine.
+#[must_use]
+pub fn config(cgroup: Option<PathBuf>) -> DataplaneConfig {
+    DataplaneConfig {
+        cgroup,
+        pins: None,
+        devices: vec!["lo".to_owned()],
+        service_cidr: None,
+        node_local: None,
+        ..DataplaneConfig::new(NODE_IP)
+    }
+}
+
+/// The child's life: programs `services`, the measured one leading to `real`.
+///
+/// # Errors
+/// When the dataplane cannot start or does not finish in time.
+pub async fn node(flags: NodeFlags) -> Result<()> {
+    let real: Vec<SocketAddrV4> = flags.real.into_iter().collect();
+    let pods = flags.pods.iter().map(|flag| endpoint(flag)).collect::<Result<_>>()?;
+    let all = kube_proxy::services(flags.services, flags.endpoints, &real).0;
+    let Filled { tables, overlay: _no_overlay } = fill(&all, pods);
+    tables.services.mark_synced();
+    tables.slices.mark_synced();
+    let revision = *tables.endpoints.subscribe().borrow();
+    let mut handle =
+        dataplane::start(config(flags.cgroup), tables).context("start the dataplane")?;
     time::timeout(TIMEOUT, handle.programmed.wait_for(|done| *done >= revision))
         .await
         .context("pods are not programmed in time")?
@@ -107,36 +168,46 @@ pub async fn node(
     Ok(())
 }
 
-/// Tables of any row can be marked.
-trait Synced {
-    fn mark(&self);
+/// The name of a service of the set, and of its slice.
+#[must_use]
+pub fn key(service: &kube_proxy::Service) -> ObjectKey {
+    ObjectKey::new("bench", &format!("service-{}", service.number))
 }
 
-impl<K: Ord + Clone, V: PartialEq> Synced for Table<K, V> {
-    fn mark(&self) {
-        self.mark_synced();
+const fn protocol(service: &kube_proxy::Service) -> Protocol {
+    match service.protocol {
+        kube_proxy::Protocol::Tcp => Protocol::Tcp,
+        kube_proxy::Protocol::Udp => Protocol::Udp,
     }
 }
 
-fn row(service: &kube_proxy::Service) -> ServiceRow {
+/// A service as the watch would give it.
+#[must_use]
+pub fn row(service: &kube_proxy::Service) -> ServiceRow {
     ServiceRow {
-        kind: ServiceKind::ClusterIp,
+        kind: if service.node_port.is_some() {
+            ServiceKind::NodePort
+        } else {
+            ServiceKind::ClusterIp
+        },
         cluster_ips: vec![IpAddr::V4(*service.address.ip())],
         ports: vec![ServicePort {
             name: "http".into(),
-            protocol: Protocol::Tcp,
+            protocol: protocol(service),
             port: service.address.port(),
-            node_port: 0,
+            node_port: service.node_port.unwrap_or(0),
         }],
         ..ServiceRow::default()
     }
 }
 
-fn slice(key: &ObjectKey, service: &kube_proxy::Service) -> EndpointSliceRow {
+/// Its slice, likewise.
+#[must_use]
+pub fn slice(service: &kube_proxy::Service) -> EndpointSliceRow {
     let port = service.endpoints.first().map_or(0, SocketAddrV4::port);
     EndpointSliceRow {
-        service: key.clone(),
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port }],
+        service: key(service),
+        ports: vec![EndpointPort { name: "http".into(), protocol: protocol(service), port }],
         endpoints: service
             .endpoints
             .iter()

@@ -4,79 +4,102 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// One sample: what one subject showed for one metric in one round.
+/// What a subject was measured with: integers and strings.
+pub type Parameters = BTreeMap<&'static str, Value>;
+
+/// One subject with its parameters. Its place in the list of lanes names it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lane {
+    pub subject: &'static str,
+    pub parameters: Parameters,
+    /// The lane whose samples of the same round this one's are divided by.
+    pub base: Option<usize>,
+}
+
+/// One sample: what one lane showed for one metric in one round.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    pub subject: &'static str,
-    /// Number of services programmed; 0 for `direct`.
-    pub services: u32,
+    pub lane: usize,
     pub round: u32,
     pub metric: &'static str,
     pub unit: &'static str,
     pub value: f64,
 }
 
-/// The samples of one subject and metric over all rounds.
+/// The samples of one lane and metric over all rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub subject: &'static str,
-    pub services: u32,
+    pub parameters: Parameters,
     pub metric: &'static str,
     pub unit: &'static str,
     pub min: f64,
     pub median: f64,
     pub max: f64,
     pub runs: usize,
-    /// Median of the quotients of this subject's value and `direct`'s in the same round; `None` for
-    /// `direct` itself.
-    pub ratio_to_direct: Option<f64>,
+    /// Median of the quotients of this lane's value and its base's in the same round.
+    pub ratio: Option<f64>,
+    /// The base's subject.
+    pub base: Option<&'static str>,
 }
 
-/// Groups samples into rows: subjects in order of first appearance, metrics likewise.
+/// Groups samples into rows, in order of lanes and of each metric's first appearance.
 #[must_use]
-pub fn rows(samples: &[Sample]) -> Vec<Row> {
-    let mut order: Vec<(&'static str, u32, &'static str)> = Vec::new();
+pub fn rows(lanes: &[Lane], samples: &[Sample]) -> Vec<Row> {
+    let mut metrics: Vec<&'static str> = Vec::new();
+    let mut values: BTreeMap<(usize, &'static str), BTreeMap<u32, &Sample>> = BTreeMap::new();
     for sample in samples {
-        let key = (sample.subject, sample.services, sample.metric);
-        if !order.contains(&key) {
-            order.push(key);
+        if !metrics.contains(&sample.metric) {
+            metrics.push(sample.metric);
+        }
+        values.entry((sample.lane, sample.metric)).or_default().insert(sample.round, sample);
+    }
+    let mut rows = Vec::new();
+    for (index, lane) in lanes.iter().enumerate() {
+        for metric in &metrics {
+            let Some(own) = values.get(&(index, *metric)) else { continue };
+            let base = lane.base.and_then(|base| values.get(&(base, *metric)));
+            rows.extend(row(lanes, lane, own, base));
         }
     }
-    order.into_iter().filter_map(|key| row(samples, key)).collect()
+    rows
 }
 
-fn row(samples: &[Sample], key: (&'static str, u32, &'static str)) -> Option<Row> {
-    let (subject, services, metric) = key;
-    let of = |s: &Sample| (s.subject, s.services, s.metric) == key;
-    let mut values: Vec<f64> = samples.iter().filter(|s| of(s)).map(|s| s.value).collect();
-    let unit = samples.iter().find(|s| of(s))?.unit;
-    values.sort_by(f64::total_cmp);
-    let direct: BTreeMap<u32, f64> = samples
-        .iter()
-        .filter(|s| s.subject == "direct" && s.metric == metric)
-        .map(|s| (s.round, s.value))
-        .collect();
-    let mut quotients: Vec<f64> = samples
-        .iter()
-        .filter(|s| of(s) && subject != "direct")
-        .filter_map(|s| direct.get(&s.round).filter(|d| **d > 0.0).map(|d| s.value / d))
-        .collect();
-    quotients.sort_by(f64::total_cmp);
+fn row(
+    lanes: &[Lane],
+    lane: &Lane,
+    own: &BTreeMap<u32, &Sample>,
+    base: Option<&BTreeMap<u32, &Sample>>,
+) -> Option<Row> {
+    let first = own.values().next()?;
+    let values = sorted(own.values().map(|sample| sample.value));
+    let quotients = sorted(own.iter().filter_map(|(round, sample)| {
+        let below = base?.get(round)?.value;
+        (below > 0.0).then(|| sample.value / below)
+    }));
     Some(Row {
-        subject,
-        services,
-        metric,
-        unit,
+        subject: lane.subject,
+        parameters: lane.parameters.clone(),
+        metric: first.metric,
+        unit: first.unit,
         min: *values.first()?,
         median: median(&values)?,
         max: *values.last()?,
         runs: values.len(),
-        ratio_to_direct: median(&quotients),
+        ratio: median(&quotients),
+        base: lane.base.and_then(|base| lanes.get(base)).map(|base| base.subject),
     })
 }
 
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
 /// Middle of sorted values; the mean of the two middle ones when their number is even.
-fn median(sorted: &[f64]) -> Option<f64> {
+#[must_use]
+pub fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 {
         return sorted.get(middle).copied();
@@ -91,7 +114,7 @@ pub fn json(bench: &str, rows: &[Row]) -> Value {
         json!({
             "bench": bench,
             "subject": row.subject,
-            "parameters": { "services": row.services, "endpoints": 2 },
+            "parameters": row.parameters,
             "metric": row.metric,
             "unit": row.unit,
             "min": row.min,
@@ -107,43 +130,85 @@ pub fn json(bench: &str, rows: &[Row]) -> Value {
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
     let mut out = format!(
-        "{:<10} {:>9} {:<20} {:>10} {:>10} {:>10} {:<4} {:>9}\n",
-        "subject", "services", "metric", "min", "median", "max", "unit", "/direct"
+        "{:<13} {:<42} {:<22} {:>12} {:>12} {:>12} {:<5} ratio of paired rounds\n",
+        "subject", "parameters", "metric", "min", "median", "max", "unit"
     );
     for row in rows {
-        let ratio = row.ratio_to_direct.map_or_else(|| "-".to_owned(), |r| format!("{r:.2} x"));
+        let ratio = row.ratio.zip(row.base);
+        let ratio = ratio.map_or_else(|| "-".to_owned(), |(r, base)| format!("{r:.3} x {base}"));
+        let parameters = words(&row.parameters);
+        let [min, median, max] = [row.min, row.median, row.max].map(number);
         out.push_str(&format!(
-            "{:<10} {:>9} {:<20} {:>10.1} {:>10.1} {:>10.1} {:<4} {:>9}\n",
-            row.subject, row.services, row.metric, row.min, row.median, row.max, row.unit, ratio
+            "{:<13} {:<42} {:<22} {min:>12} {median:>12} {max:>12} {:<5} {ratio}\n",
+            row.subject, parameters, row.metric, row.unit
         ));
     }
     out
+}
+
+/// `services=1000 endpoints=2`.
+fn words(parameters: &Parameters) -> String {
+    let word = |(name, value): (&&str, &Value)| match value.as_str() {
+        Some(text) => format!("{name}={text}"),
+        None => format!("{name}={value}"),
+    };
+    parameters.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// With as many digits as say something.
+#[must_use]
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1e7 => format!("{:.1}e6", value / 1e6),
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(subject: &'static str, round: u32, value: f64) -> Sample {
-        Sample { subject, services: 0, round, metric: "crr_p50", unit: "us", value }
+    fn lanes() -> Vec<Lane> {
+        let lane = |subject, base| Lane {
+            subject,
+            parameters: Parameters::from([("services", json!(0))]),
+            base,
+        };
+        vec![lane("direct", None), lane("orlop", Some(0))]
+    }
+
+    fn sample(lane: usize, round: u32, value: f64) -> Sample {
+        Sample { lane, round, metric: "crr_p50", unit: "us", value }
     }
 
     #[test]
     fn ratios_are_taken_within_a_round_not_between_medians() {
         // The machine is twice as slow in round 2; paired, orlop is 0.8 times direct in each.
         let samples = [
-            sample("direct", 1, 100.0),
-            sample("orlop", 1, 80.0),
-            sample("orlop", 2, 160.0),
-            sample("direct", 2, 200.0),
-            sample("direct", 3, 100.0),
-            sample("orlop", 3, 90.0),
+            sample(0, 1, 100.0),
+            sample(1, 1, 80.0),
+            sample(1, 2, 160.0),
+            sample(0, 2, 200.0),
+            sample(0, 3, 100.0),
+            sample(1, 3, 90.0),
         ];
-        let rows = rows(&samples);
-        let orlop = rows.iter().find(|row| row.subject == "orlop").expect("a row");
+        let rows = rows(&lanes(), &samples);
+        let orlop = &rows[1];
         assert_eq!((orlop.min, orlop.median, orlop.max, orlop.runs), (80.0, 90.0, 160.0, 3));
-        assert_eq!(orlop.ratio_to_direct, Some(0.8));
-        assert_eq!(rows.first().expect("direct first").ratio_to_direct, None);
+        assert_eq!((orlop.ratio, orlop.base), (Some(0.8), Some("direct")));
+        assert_eq!(rows[0].ratio, None);
+    }
+
+    #[test]
+    fn a_row_has_the_names_that_readers_of_the_json_rely_on() {
+        let rows = rows(&lanes(), &[sample(1, 1, 80.0)]);
+        let expected = json!([{
+            "bench": "lb", "subject": "orlop", "parameters": { "services": 0 },
+            "metric": "crr_p50", "unit": "us", "min": 80.0, "median": 80.0, "max": 80.0, "runs": 1,
+        }]);
+        assert_eq!(json("lb", &rows), expected);
     }
 
     #[test]

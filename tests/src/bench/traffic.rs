@@ -1,8 +1,9 @@
 //! The two ends of measured traffic, each a child process in its own namespace. Effects.
 //!
-//! The client reads one order a line from standard input (`crr 2000`, `rr 2000`) and answers with one
-//! line `p50_ns p99_ns cpu_ns`; the server echoes requests of `SIZE` bytes and answers `cpu` with its
-//! own processor time. Both are pinned to a core each, so that a round is the same work every time.
+//! The client reads one order a line from standard input: `crr 2000` and `rr 2000` are answered with one
+//! line `p50_ns p99_ns cpu_ns`, `bulk 100` (milliseconds) with `bytes elapsed_ns cpu_ns`. The server echoes
+//! requests of `SIZE` bytes, swallows bulk data, and answers `cpu` with its own processor time. Both are
+//! pinned to a core each and go before other processes, so that a round is the same work every time.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -13,8 +14,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+/// Port of the echo server in the server pod.
+pub const SERVER_PORT: u16 = 8080;
 /// Bytes of a request and of its reply.
 const SIZE: usize = 64;
+/// Bytes of one write or read of bulk data.
+const CHUNK: usize = 128 << 10;
+/// First byte of a request that is to be echoed.
+const ECHO: u8 = 0;
+/// First byte of a connection that carries bulk data: read to its end, answered by the count.
+const BULK: u8 = 1;
+/// Goes before everything without a real-time priority. A priority in the time-sharing class is not
+/// enough: on a busy machine a woken process still waits for the end of another's slice (8 ms at p99).
+const REAL_TIME: [&str; 3] = ["chrt", "--fifo", "1"];
 /// No single operation of a round may take longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -24,6 +36,15 @@ pub struct Latency {
     pub p50_ns: u64,
     pub p99_ns: u64,
     /// Processor time of the client for the whole order, system time included.
+    pub cpu_ns: u64,
+}
+
+/// What bulk transfer showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Bulk {
+    pub bytes: u64,
+    /// From the first write until the server had read all.
+    pub elapsed_ns: u64,
     pub cpu_ns: u64,
 }
 
@@ -40,10 +61,17 @@ impl Worker {
     ///
     /// # Errors
     /// When it cannot be started or does not say `ready`.
-    pub fn start(netns: &str, role: &str, args: &[&str]) -> Result<Self> {
+    pub fn start(netns: &str, role: &str, args: &[String]) -> Result<Self> {
         let own = std::env::current_exe().context("find this program")?;
+        let mut command = Command::new(REAL_TIME[0]);
+        // What programs a node takes its time like any other process.
+        if matches!(role, "client" | "server") {
+            command.args(&REAL_TIME[1..]).arg("nsenter");
+        } else {
+            command = Command::new("nsenter");
+        }
         // `ip netns exec` would mount a new /sys, in which no cgroup is to be seen.
-        let mut child = Command::new("nsenter")
+        let mut child = command
             .arg(format!("--net=/run/netns/{netns}"))
             .arg(own)
             .arg(role)
@@ -85,10 +113,28 @@ impl Worker {
     /// # Errors
     /// As `order`.
     pub fn measure(&mut self, order: &str) -> Result<Latency> {
-        let answer = self.order(order)?;
-        let numbers: Vec<u64> = answer.split(' ').filter_map(|n| n.parse().ok()).collect();
-        let [p50_ns, p99_ns, cpu_ns] = numbers[..] else { bail!("unexpected answer {answer:?}") };
+        let [p50_ns, p99_ns, cpu_ns] = self.numbers(order)?;
         Ok(Latency { p50_ns, p99_ns, cpu_ns })
+    }
+
+    /// `order`, with the answer as a transfer.
+    ///
+    /// # Errors
+    /// As `order`.
+    pub fn bulk(&mut self, order: &str) -> Result<Bulk> {
+        let [bytes, elapsed_ns, cpu_ns] = self.numbers(order)?;
+        Ok(Bulk { bytes, elapsed_ns, cpu_ns })
+    }
+
+    /// `order`, with the answer as so many numbers.
+    ///
+    /// # Errors
+    /// As `order`; when the answer is anything else.
+    pub fn numbers<const N: usize>(&mut self, order: &str) -> Result<[u64; N]> {
+        let answer = self.order(order)?;
+        let numbers: Option<Vec<u64>> = answer.split(' ').map(|n| n.parse().ok()).collect();
+        let numbers = numbers.and_then(|numbers| <[u64; N]>::try_from(numbers).ok());
+        numbers.with_context(|| format!("unexpected answer {answer:?}"))
     }
 
     /// The child's processor time so far, in nanoseconds.
@@ -135,6 +181,12 @@ fn order(target: SocketAddrV4, line: &str) -> Result<String> {
     let (kind, count) = line.split_once(' ').context("an order is a kind and a count")?;
     let count: usize = count.parse().context("count")?;
     let before = cpu_ns()?;
+    if kind == "bulk" {
+        let time = Duration::from_millis(count.try_into().context("milliseconds")?);
+        let (bytes, elapsed) = bulk(target, time)?;
+        let cpu = cpu_ns()?.saturating_sub(before);
+        return Ok(format!("{bytes} {} {cpu}", elapsed.as_nanos()));
+    }
     let mut times = Vec::with_capacity(count);
     match kind {
         "crr" => {
@@ -169,9 +221,23 @@ fn connect(target: SocketAddrV4) -> Result<TcpStream> {
 }
 
 fn exchange(stream: &mut TcpStream) -> Result<()> {
-    let mut buffer = [0u8; SIZE];
+    let mut buffer = [ECHO; SIZE];
     stream.write_all(&buffer).context("request")?;
     stream.read_exact(&mut buffer).context("reply")
+}
+
+/// Writes as much as goes through in the given time; the server says how much arrived.
+fn bulk(target: SocketAddrV4, time: Duration) -> Result<(u64, Duration)> {
+    let mut stream = connect(target)?;
+    let chunk = vec![BULK; CHUNK];
+    let start = Instant::now();
+    while start.elapsed() < time {
+        stream.write_all(&chunk).context("send")?;
+    }
+    stream.shutdown(std::net::Shutdown::Write).context("end")?;
+    let mut count = [0u8; 8];
+    stream.read_exact(&mut count).context("the server's count")?;
+    Ok((u64::from_be_bytes(count), start.elapsed()))
 }
 
 /// The server's life: echoes on `port` of every address until standard input ends.
@@ -182,8 +248,9 @@ pub fn server(port: u16) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("bind")?;
     drop(std::thread::spawn(move || {
         pin(1);
+        let mut buffer = vec![0u8; CHUNK];
         for stream in listener.incoming().map_while(Result::ok) {
-            echo(stream);
+            serve(stream, &mut buffer);
         }
     }));
     say("ready")?;
@@ -194,10 +261,24 @@ pub fn server(port: u16) -> Result<()> {
     Ok(())
 }
 
-fn echo(mut stream: TcpStream) {
+/// One connection: echoes requests, or counts bulk data. `buffer` has `CHUNK` bytes.
+fn serve(mut stream: TcpStream, buffer: &mut [u8]) {
     let _nodelay: bool = stream.set_nodelay(true).is_ok();
-    let mut buffer = [0u8; SIZE];
-    while stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {}
+    let mut request = [0u8; SIZE];
+    while stream.read_exact(&mut request).is_ok() {
+        if request.first() == Some(&BULK) {
+            let mut bytes = 64_u64;
+            while let Ok(count @ 1..) = stream.read(buffer) {
+                bytes += u64::try_from(count).unwrap_or(0);
+            }
+            // A client that has gone finds out by itself.
+            let _told: bool = stream.write_all(&bytes.to_be_bytes()).is_ok();
+            return;
+        }
+        if stream.write_all(&request).is_err() {
+            return;
+        }
+    }
 }
 
 /// Prints one line of answer.

@@ -1,0 +1,39 @@
+//! The measuring program behind `cargo xtask bench`: a benchmark each, and the roles of its children.
+
+use std::net::SocketAddrV4;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tests::bench::{lb, orlop, traffic};
+
+#[derive(Parser)]
+struct Flags {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Traffic through services on one node.
+    Lb(lb::Wish),
+    /// A child that echoes.
+    Server,
+    /// A child that is a node's dataplane.
+    Node(orlop::NodeFlags),
+    /// A child that asks.
+    Client {
+        #[arg(long)]
+        target: SocketAddrV4,
+        #[arg(long)]
+        cgroup: Option<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Flags::parse().role {
+        Role::Lb(wish) => lb::run(&wish),
+        Role::Node(flags) => orlop::run(orlop::node(flags)),
+        Role::Server => traffic::server(traffic::SERVER_PORT),
+        Role::Client { target, cgroup } => traffic::client(target, cgroup.as_deref()),
+    }
+}
