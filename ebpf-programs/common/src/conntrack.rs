@@ -3,16 +3,16 @@
 //! A flow has two rows, one per direction. The reverse row is inserted first and only if it is free,
 //! so that a translated port can never be shared; the map is no LRU, so no half is ever evicted.
 
-use crate::{TCP, UDP};
+use crate::{TCP, UDP, addr::Addr};
 
 /// One direction of a flow, as the packet shows it. Network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// Source address.
-    pub src: [u8; 4],
+    pub src: Addr,
     /// Destination address.
-    pub dst: [u8; 4],
+    pub dst: Addr,
     /// Source port.
     pub sport: [u8; 2],
     /// Destination port.
@@ -22,7 +22,7 @@ pub struct FlowKey {
     /// Zero.
     pub reserved: [u8; 3],
 }
-const _: () = assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 1);
+const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
 
 /// The row belongs to packets of the client.
 pub const FORWARD: u8 = 0;
@@ -41,9 +41,9 @@ pub const SEEN_REPLY: u8 = 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// New source address.
-    pub src: [u8; 4],
+    pub src: Addr,
     /// New destination address.
-    pub dst: [u8; 4],
+    pub dst: Addr,
     /// New source port.
     pub sport: [u8; 2],
     /// New destination port.
@@ -56,10 +56,14 @@ pub struct Flow {
     pub direction: u8,
     /// `SEEN_…` bits.
     pub seen: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// `FLOW_…` bits.
+    pub flags: u16,
+    /// [`crate::service::Service::service`]; 0 for a flow that belongs to none.
+    pub service: u32,
+    /// [`crate::service::Service::set`] from which the backend was chosen; 0 for none.
+    pub set: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 24 && align_of::<Flow>() == 4);
+const _: () = assert!(size_of::<Flow>() == 56 && align_of::<Flow>() == 4);
 
 impl Flow {
     /// The key of the other direction: what answers to a packet translated by this row look like.
@@ -149,15 +153,15 @@ mod tests {
     #[test]
     fn a_flow_and_its_answer_find_each_other() {
         let flow = Flow {
-            src: [10, 244, 1, 1],
-            dst: [10, 244, 2, 7],
+            src: Addr::v4([10, 244, 1, 1]),
+            dst: Addr::v4([10, 244, 2, 7]),
             sport: [4, 0],
             dport: [0, 80],
             ..Flow::default()
         };
         let answer = flow.opposite(TCP);
-        assert_eq!((answer.src, answer.sport), ([10, 244, 2, 7], [0, 80]));
-        assert_eq!((answer.dst, answer.dport), ([10, 244, 1, 1], [4, 0]));
+        assert_eq!((answer.src, answer.sport), (Addr::v4([10, 244, 2, 7]), [0, 80]));
+        assert_eq!((answer.dst, answer.dport), (Addr::v4([10, 244, 1, 1]), [4, 0]));
     }
 
     #[test]

@@ -2,14 +2,20 @@
 //!
 //! Pure: no allocation, no I/O. Everything here is tested on the host and runs in the kernel.
 //!
-//! IPv4 only for now. IPv6, NetworkPolicy and affinity get maps of their own beside these (the map
-//! names below leave `…6` and `POLICY…` free), so that adding them does not change a layout in use.
+//! One form of address serves both families ([`addr::Addr`]), so there is one set of maps. NetworkPolicy
+//! gets maps of its own beside these (`POLICY…` is free), so that adding it changes no layout in use.
 #![no_std]
 #![warn(missing_docs)]
 
+pub mod addr;
+pub mod affinity;
 pub mod config;
 pub mod conntrack;
+pub mod device;
 pub mod endpoint;
+pub mod fragment;
+pub mod maglev;
+pub mod netns;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
@@ -18,12 +24,18 @@ pub mod tunnel;
 pub mod verdict;
 
 /// Version of the map layouts. It is part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Protocol number of TCP (IANA).
 pub const TCP: u8 = 6;
 /// Protocol number of UDP (IANA).
 pub const UDP: u8 = 17;
+/// Protocol number of SCTP (IANA).
+pub const SCTP: u8 = 132;
+/// Protocol number of ICMP (IANA).
+pub const ICMP: u8 = 1;
+/// Protocol number of ICMPv6 (IANA).
+pub const ICMPV6: u8 = 58;
 
 /// Names and sizes of the maps. A name has at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with its NUL).
 pub mod maps {
@@ -46,20 +58,52 @@ pub mod maps {
     pub const CONNTRACK: &str = "CONNTRACK";
     /// Packets by [`crate::verdict::DropReason`], per CPU.
     pub const COUNTERS: &str = "COUNTERS";
+    /// The connection table before it grew; rows are looked up here when [`CONNTRACK`] has none. Its
+    /// place is taken by an empty table of one row while nothing grows.
+    pub const CONNTRACK_OLD: &str = "CONNTRACK_OLD";
+    /// [`crate::affinity::MemberKey`] to its slot: who may be chosen by affinity.
+    pub const MEMBERS: &str = "MEMBERS";
+    /// [`crate::affinity::AffinityKey`] to [`crate::affinity::Affinity`], least recently used go first.
+    pub const AFFINITY: &str = "AFFINITY";
+    /// [`crate::service::SourceRange`] (longest prefix; 32 bits of service, then the address) to 1.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// [`crate::maglev::MaglevKey`] to [`crate::maglev::MaglevBlock`].
+    pub const MAGLEV: &str = "MAGLEV";
+    /// Cookie of a network namespace to [`crate::netns::Netns`].
+    pub const NETNS: &str = "NETNS";
+    /// Interface index to [`crate::device::Device`].
+    pub const DEVICES: &str = "DEVICES";
+    /// [`crate::fragment::FragmentKey`] to [`crate::fragment::Fragment`], least recently used go first.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Per socket: which backend stands for which service ([`crate::service::SocketTranslation`]).
     pub const SOCKETS: &str = "SOCKETS";
 
     /// 65,536 frontends: the upstream limit of services a cluster is tested with is 10,000, each
-    /// with a few ports. Not preallocated, so an empty map costs only its buckets (8 B each).
+    /// with a few ports. Not preallocated, so an empty map costs only its buckets (16 B each). This
+    /// and the sizes below are what a map has when the agent asks for nothing else.
     pub const SERVICES_MAX: u32 = 65_536;
     /// Four backends for each frontend on average; not preallocated.
     pub const BACKENDS_MAX: u32 = 262_144;
+    /// Backends of services with affinity.
+    pub const MEMBERS_MAX: u32 = 65_536;
+    /// Clients that are remembered; the least recently used are forgotten first.
+    pub const AFFINITY_MAX: u32 = 65_536;
+    /// Ranges of all services together.
+    pub const SOURCE_RANGES_MAX: u32 = 65_536;
+    /// Blocks of 64 slots: 1,024 externally reachable services with 64 backends each.
+    pub const MAGLEV_MAX: u32 = 131_072;
+    /// Network namespaces: pods of one node and the node itself.
+    pub const NETNS_MAX: u32 = 4_096;
+    /// Network devices of the node that carry traffic of pods.
+    pub const DEVICES_MAX: u32 = 256;
+    /// Fragmented packets under way.
+    pub const FRAGMENTS_MAX: u32 = 8_192;
     /// Addresses of one node.
     pub const NODE_ADDRS_MAX: u32 = 256;
-    /// Pods of one node: the /24 of a node has 254; room for larger ranges.
-    pub const ENDPOINTS_MAX: u32 = 4_096;
-    /// Nodes of a cluster (upstream's limit is 5,000).
-    pub const TUNNELS_MAX: u32 = 16_384;
+    /// Addresses of the pods of one node: a /24 has 254 of one family; room for larger ranges.
+    pub const ENDPOINTS_MAX: u32 = 8_192;
+    /// Two families of pod CIDRs and addresses of each node of a cluster (upstream's limit is 5,000).
+    pub const TUNNELS_MAX: u32 = 32_768;
     /// Both halves of 65,536 flows.
     pub const CONNTRACK_MAX: u32 = 131_072;
 }

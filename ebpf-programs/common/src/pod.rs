@@ -4,10 +4,16 @@
 use aya::Pod;
 
 use crate::{
+    addr::Addr,
+    affinity::{Affinity, AffinityKey, MemberKey},
     config::Config,
     conntrack::{Flow, FlowKey},
+    device::Device,
     endpoint::Endpoint,
-    service::{Backend, BackendKey, Service, ServiceKey},
+    fragment::{Fragment, FragmentKey},
+    maglev::{MaglevBlock, MaglevKey},
+    netns::Netns,
+    service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     tunnel::Tunnel,
 };
 
@@ -21,4 +27,6 @@ macro_rules! pod {
     };
 }
 
-pod!(Config, Flow, FlowKey, Endpoint, Backend, BackendKey, Service, ServiceKey, Tunnel);
+pod!(Addr, Affinity, AffinityKey, MemberKey, Config, Flow, FlowKey, Device, Endpoint, Fragment);
+pod!(FragmentKey, MaglevBlock, MaglevKey, Netns, Backend, BackendKey, Service, ServiceKey);
+pod!(SourceRange, Tunnel);

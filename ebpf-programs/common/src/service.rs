@@ -1,46 +1,62 @@
 //! Services and their backends, and the choice between backends.
 
-/// Scope of a frontend at one of the service's own addresses (`ClusterIP`, external IP).
-pub const SCOPE_ADDRESS: u8 = 0;
-/// Scope of a node port: the key's address is zero, any address of the node matches.
-pub const SCOPE_NODE_PORT: u8 = 1;
+use crate::addr::Addr;
+
+/// Scope of traffic that starts in the cluster: pods and nodes. Every frontend has a row of it.
+pub const SCOPE_INTERNAL: u8 = 0;
+/// Scope of traffic that comes in from outside. A row of it is there only where it differs; without
+/// one the internal row holds.
+pub const SCOPE_EXTERNAL: u8 = 1;
 
 /// A frontend: where clients connect to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey {
-    /// Service address, network order; zero for a node port.
-    pub addr: [u8; 4],
+    /// Service address; "any" of its family for a node port.
+    pub addr: Addr,
     /// Port, network order.
     pub port: [u8; 2],
     /// IP protocol number.
     pub proto: u8,
-    /// [`SCOPE_ADDRESS`] or [`SCOPE_NODE_PORT`]; further values for traffic policies.
+    /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
     pub scope: u8,
 }
-const _: () = assert!(size_of::<ServiceKey>() == 8 && align_of::<ServiceKey>() == 1);
+const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
 
-/// What a frontend leads to: backends `{id, 0}` to `{id, count - 1}`.
+/// The client's source address is kept: backends are on this node (`externalTrafficPolicy: Local`).
+pub const KEEP_SOURCE: u16 = 1;
+/// Only clients in the service's source ranges are let in.
+pub const SOURCE_RANGES: u16 = 2;
+/// The backend is this node itself and never goes: connected UDP sockets are translated at once.
+pub const AT_SOCKET: u16 = 4;
+
+/// What a frontend leads to: backends `{set, 0}` to `{set, count - 1}`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Service {
-    /// Names the frontend in the backends' keys. Never 0.
-    pub id: u32,
+    /// Names the set of backends. Never 0. Frontends share sets.
+    pub set: u32,
     /// Backends that may be chosen; 0 refuses every client.
     pub count: u32,
-    /// Room for affinity, traffic policy and tables; zero now.
-    pub flags: u32,
+    /// Names the service port: what affinity and source ranges hang on. Never 0.
+    pub service: u32,
+    /// Seconds for which a client stays with its backend; 0: no affinity.
+    pub affinity_s: u32,
+    /// [`KEEP_SOURCE`], [`SOURCE_RANGES`], [`AT_SOCKET`].
+    pub flags: u16,
+    /// Binary logarithm of the length of the set's Maglev table; 0: it has none.
+    pub maglev_bits: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: u8,
 }
-const _: () = assert!(size_of::<Service>() == 16 && align_of::<Service>() == 4);
+const _: () = assert!(size_of::<Service>() == 20 && align_of::<Service>() == 4);
 
-/// Which backend of which frontend.
+/// Which backend of which set.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendKey {
-    /// [`Service::id`].
-    pub id: u32,
+    /// [`Service::set`].
+    pub set: u32,
     /// 0 to [`Service::count`] - 1.
     pub slot: u32,
 }
@@ -50,27 +66,39 @@ const _: () = assert!(size_of::<BackendKey>() == 8 && align_of::<BackendKey>() =
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
-    /// Address, network order.
-    pub addr: [u8; 4],
+    /// Address.
+    pub addr: Addr,
     /// Port, network order.
     pub port: [u8; 2],
     /// Zero.
     pub reserved: [u8; 2],
 }
-const _: () = assert!(size_of::<Backend>() == 8 && align_of::<Backend>() == 1);
+const _: () = assert!(size_of::<Backend>() == 20 && align_of::<Backend>() == 4);
 
 /// An address and a port in network order.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer {
     /// Address.
-    pub addr: [u8; 4],
+    pub addr: Addr,
     /// Port.
     pub port: [u8; 2],
     /// Zero.
     pub reserved: [u8; 2],
 }
-const _: () = assert!(size_of::<Peer>() == 8 && align_of::<Peer>() == 1);
+const _: () = assert!(size_of::<Peer>() == 20 && align_of::<Peer>() == 4);
+
+/// A range of clients that a service lets in. As key of a trie: 32 bits of service, then the address's
+/// prefix (IPv4's 96 bits longer than it is written).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceRange {
+    /// [`Service::service`].
+    pub service: u32,
+    /// Network address.
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<SourceRange>() == 20 && align_of::<SourceRange>() == 4);
 
 /// Translations remembered per socket: an unconnected UDP socket that speaks to more services than
 /// this at once sees a backend's address in `recvfrom` for the oldest.
@@ -89,7 +117,7 @@ pub struct SocketTranslation {
     /// Zero.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<SocketTranslation>() == 72);
+const _: () = assert!(size_of::<SocketTranslation>() == 168);
 
 impl SocketTranslation {
     /// Remembers a translation unless it is already known.
@@ -149,7 +177,7 @@ mod tests {
     use super::*;
 
     fn peer(last: u8) -> Peer {
-        Peer { addr: [10, 0, 0, last], port: [0, 80], reserved: [0; 2] }
+        Peer { addr: Addr::v4([10, 0, 0, last]), port: [0, 80], reserved: [0; 2] }
     }
 
     #[test]
