@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::generated,
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_common::{TCP, UDP, service::Peer, verdict::DropReason};
+use ebpf_common::{TCP, UDP, addr::Addr, service::Peer, verdict::DropReason};
 
 /// Packet is ours by destination MAC (`PACKET_HOST` of `linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
@@ -149,14 +149,14 @@ pub fn user_peer(ctx: &SockAddrContext) -> Peer {
         (addr, port)
     };
     // `user_port` holds the two bytes in network order in its low half.
-    Peer { addr: addr.to_ne_bytes(), port: (port as u16).to_ne_bytes(), reserved: [0; 2] }
+    Peer { addr: Addr::v4(addr.to_ne_bytes()), port: (port as u16).to_ne_bytes(), reserved: [0; 2] }
 }
 
 /// Replaces the address that the kernel (connect, sendmsg) or the program (recvmsg) goes on with.
 #[inline(always)]
 pub fn set_user_peer(ctx: &SockAddrContext, peer: Peer) {
     // SAFETY: a field of this program's context that this hook may write.
-    unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(peer.addr) };
+    unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(peer.addr.v4_octets()) };
     // SAFETY: as above.
     unsafe { (*ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(peer.port)) };
 }

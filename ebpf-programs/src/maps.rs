@@ -1,7 +1,7 @@
 //! Every map, and safe typed look-ups over them.
 //!
 //! aya's look-ups are unsafe since a row may be deleted and its memory used for another row while we
-//! read it. The rows read here are copied at once, are at most 24 bytes of plain integers, and a
+//! read it. The rows read here are copied at once, are at most 128 bytes of plain integers, and a
 //! torn copy is at worst a wrong backend for one connection that its client would have lost anyway;
 //! memory of a map always stays readable (RCU). That is the reason behind each `SAFETY` below.
 #![expect(unsafe_code, reason = "map rows are reached through raw pointers")]
@@ -10,15 +10,25 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     programs::SockAddrContext,
 };
 use ebpf_common::{
+    addr::Addr,
+    affinity::{Affinity, AffinityKey, MemberKey},
     config::Config,
     conntrack::{Flow, FlowKey},
+    device::Device,
     endpoint::Endpoint,
-    maps::{BACKENDS_MAX, CONNTRACK_MAX, ENDPOINTS_MAX, NODE_ADDRS_MAX, SERVICES_MAX, TUNNELS_MAX},
-    service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation},
+    fragment::{Fragment, FragmentKey},
+    maglev::{MaglevBlock, MaglevKey},
+    maps::{
+        AFFINITY_MAX, BACKENDS_MAX, CONNTRACK_MAX, DEVICES_MAX, ENDPOINTS_MAX, FRAGMENTS_MAX,
+        MAGLEV_MAX, MEMBERS_MAX, NETNS_MAX, NODE_ADDRS_MAX, SERVICES_MAX, SOURCE_RANGES_MAX,
+        TUNNELS_MAX,
+    },
+    netns::Netns,
+    service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation, SourceRange},
     tunnel::Tunnel,
     verdict::{DROP_REASONS, DropReason},
 };
@@ -32,19 +42,39 @@ static SERVICES: HashMap<ServiceKey, Service> =
 static BACKENDS: HashMap<BackendKey, Backend> =
     HashMap::with_max_entries(BACKENDS_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static NODE_ADDRS: HashMap<[u8; 4], u32> =
+static NODE_ADDRS: HashMap<Addr, u32> =
     HashMap::with_max_entries(NODE_ADDRS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static LOCAL_MACS: HashMap<[u8; 8], u32> =
     HashMap::with_max_entries(NODE_ADDRS_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static ENDPOINTS: HashMap<[u8; 4], Endpoint> =
+static ENDPOINTS: HashMap<Addr, Endpoint> =
     HashMap::with_max_entries(ENDPOINTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static TUNNELS: LpmTrie<[u8; 4], Tunnel> = LpmTrie::with_max_entries(TUNNELS_MAX, 0);
+static TUNNELS: LpmTrie<Addr, Tunnel> = LpmTrie::with_max_entries(TUNNELS_MAX, 0);
 #[map]
 static CONNTRACK: HashMap<FlowKey, Flow> =
     HashMap::with_max_entries(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
+/// One row while nothing grows; the loader puts the former table in its place.
+#[map]
+static CONNTRACK_OLD: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(MEMBERS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(AFFINITY_MAX, 0);
+#[map]
+static SOURCE_RANGES: LpmTrie<SourceRange, u32> =
+    LpmTrie::with_max_entries(SOURCE_RANGES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static MAGLEV: HashMap<MaglevKey, MaglevBlock> =
+    HashMap::with_max_entries(MAGLEV_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static NETNS: HashMap<u64, Netns> = HashMap::with_max_entries(NETNS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BPF_F_NO_PREALLOC);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS, 0);
 #[btf_map]
@@ -69,7 +99,7 @@ pub fn backend(key: &BackendKey) -> Option<Backend> {
 }
 
 #[inline(always)]
-pub fn is_node_address(addr: [u8; 4]) -> bool {
+pub fn is_node_address(addr: &Addr) -> bool {
     NODE_ADDRS.get_ptr(addr).is_some()
 }
 
@@ -79,14 +109,14 @@ pub fn is_local_mac(mac: [u8; 6]) -> bool {
 }
 
 #[inline(always)]
-pub fn endpoint(addr: [u8; 4]) -> Option<Endpoint> {
+pub fn endpoint(addr: &Addr) -> Option<Endpoint> {
     // SAFETY: copied at once, see the module's head.
     unsafe { ENDPOINTS.get(addr) }.copied()
 }
 
 #[inline(always)]
-pub fn tunnel(addr: [u8; 4]) -> Option<Tunnel> {
-    TUNNELS.get(Key::new(32, addr)).copied()
+pub fn tunnel(addr: &Addr) -> Option<Tunnel> {
+    TUNNELS.get(Key::new(128, *addr)).copied()
 }
 
 /// A flow's row. Fields written through it are single integers that only age the flow.
@@ -94,7 +124,10 @@ pub fn tunnel(addr: [u8; 4]) -> Option<Tunnel> {
 pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
     // SAFETY: the row stays readable and writable for the program's run (RCU); several CPUs may age
     // it at once, each by aligned stores of whole integers.
-    CONNTRACK.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    CONNTRACK
+        .get_ptr_mut(key)
+        .or_else(|| CONNTRACK_OLD.get_ptr_mut(key))
+        .map(|flow| unsafe { &mut *flow })
 }
 
 /// Inserts a row that must not exist yet.
@@ -107,6 +140,7 @@ pub fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
 pub fn remove_flow(key: &FlowKey) {
     // An absent row is what we want.
     let _absent: Result<(), i32> = CONNTRACK.remove(key);
+    let _absent: Result<(), i32> = CONNTRACK_OLD.remove(key);
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use ebpf_common::{
         FORWARD, Flow, FlowKey, REVERSE, SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
     },
     packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    service::Backend,
+    service::{Backend, Service},
     verdict::DropReason,
 };
 
@@ -55,16 +55,18 @@ fn node_port(
     if ip.proto == TCP && !is_new {
         return Ok(count::PASS);
     }
-    let Some(found) = service::node_port(transport.dport, ip.proto) else { return Ok(count::PASS) };
+    let Some(found) = service::node_port(&ip.dst(), transport.dport, ip.proto) else {
+        return Ok(count::PASS);
+    };
     if found.count == 0 {
         maps::count(DropReason::NoBackend);
         return Ok(count::PASS);
     }
     let backend = service::pick(found, helpers::random())?;
-    if maps::is_node_address(backend.addr) {
+    if maps::is_node_address(&backend.addr) {
         return Err(DropReason::BackendOnThisNode);
     }
-    let flow = open(ctx, config, &key, &backend)?;
+    let flow = open(ctx, config, &key, &found, &backend)?;
     send(ctx, config, ip, transport, flow)
 }
 
@@ -76,7 +78,7 @@ pub fn answer(ctx: &TcContext, config: &Config, ip: &Ipv4) -> Result<i32, DropRe
     touch(flow, transport.flags);
     let flow = *flow;
     packet::translate(ctx, ip, &transport, &flow)?;
-    route::forward(ctx, config, flow.src, flow.dst, flow.ifindex)
+    route::forward(ctx, config, &flow.src, &flow.dst, flow.ifindex)
 }
 
 #[inline(always)]
@@ -88,7 +90,7 @@ fn send(
     flow: Flow,
 ) -> Result<i32, DropReason> {
     packet::translate(ctx, ip, transport, &flow)?;
-    route::forward(ctx, config, flow.src, flow.dst, 0)
+    route::forward(ctx, config, &flow.src, &flow.dst, 0)
 }
 
 /// Makes both halves of a flow: the reverse one first, since it is what holds the port.
@@ -97,6 +99,7 @@ fn open(
     ctx: &TcContext,
     config: &Config,
     key: &FlowKey,
+    service: &Service,
     backend: &Backend,
 ) -> Result<Flow, DropReason> {
     let now = helpers::now_s();
@@ -112,12 +115,14 @@ fn open(
         last_seen: now,
         direction: REVERSE,
         seen: 0,
-        reserved: [0; 2],
+        flags: 0,
+        service: service.service,
+        set: service.set,
     };
     let mut attempt = 0;
     while attempt < SNAT_TRIES {
         let flow = Flow {
-            src: config.gateway,
+            src: config.gateway_for(&key.dst),
             dst: backend.addr,
             sport: snat_port(client_port, random, attempt).to_be_bytes(),
             dport: backend.port,
@@ -125,7 +130,9 @@ fn open(
             last_seen: now,
             direction: FORWARD,
             seen: 0,
-            reserved: [0; 2],
+            flags: 0,
+            service: service.service,
+            set: service.set,
         };
         let reverse = flow.opposite(key.proto);
         match maps::insert_flow(&reverse, &back) {

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     TCP, UDP,
+    addr::Addr,
     conntrack::{Flow, FlowKey},
     packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, checksum_after_ttl, is_fragment},
     verdict::DropReason,
@@ -26,8 +27,8 @@ pub struct Ipv4 {
     pub ttl: u8,
     pub proto: u8,
     checksum: [u8; 2],
-    pub src: [u8; 4],
-    pub dst: [u8; 4],
+    src: [u8; 4],
+    dst: [u8; 4],
 }
 const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && align_of::<Ipv4>() == 1);
 
@@ -43,6 +44,16 @@ pub struct Transport {
 }
 
 impl Ipv4 {
+    #[inline(always)]
+    pub const fn src(&self) -> Addr {
+        Addr::v4(self.src)
+    }
+
+    #[inline(always)]
+    pub const fn dst(&self) -> Addr {
+        Addr::v4(self.dst)
+    }
+
     /// Bytes of the header with its options.
     #[inline(always)]
     const fn header_len(&self) -> usize {
@@ -90,8 +101,8 @@ pub fn transport(ctx: &TcContext, ip: &Ipv4) -> Result<Option<Transport>, DropRe
 #[inline(always)]
 pub fn flow_key(ip: &Ipv4, transport: &Transport) -> FlowKey {
     FlowKey {
-        src: ip.src,
-        dst: ip.dst,
+        src: ip.src(),
+        dst: ip.dst(),
         sport: transport.sport,
         dport: transport.dport,
         proto: ip.proto,
@@ -138,7 +149,8 @@ pub fn translate(
 ) -> Result<(), DropReason> {
     let failed = |_errno| DropReason::Rewrite;
     let mut old = [u32::from_ne_bytes(ip.src), u32::from_ne_bytes(ip.dst)];
-    let mut new = [u32::from_ne_bytes(flow.src), u32::from_ne_bytes(flow.dst)];
+    let mut new =
+        [u32::from_ne_bytes(flow.src.v4_octets()), u32::from_ne_bytes(flow.dst.v4_octets())];
     let addresses = helpers::address_diff(&mut old, &mut new);
     let old_ports = [transport.sport, transport.dport];
     let new_ports = [flow.sport, flow.dport];

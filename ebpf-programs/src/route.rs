@@ -1,7 +1,7 @@
 //! Where a packet goes next, without the host's stack.
 
 use aya_ebpf::programs::TcContext;
-use ebpf_common::{config::Config, endpoint::Endpoint, verdict::DropReason};
+use ebpf_common::{addr::Addr, config::Config, endpoint::Endpoint, verdict::DropReason};
 
 use crate::{helpers, maps, packet};
 
@@ -27,19 +27,19 @@ pub fn to_overlay(ctx: &TcContext, config: &Config) -> Result<i32, DropReason> {
 pub fn forward(
     ctx: &TcContext,
     config: &Config,
-    src: [u8; 4],
-    dst: [u8; 4],
+    src: &Addr,
+    dst: &Addr,
     out: u32,
 ) -> Result<i32, DropReason> {
     if let Some(endpoint) = maps::endpoint(dst) {
         return deliver(ctx, &endpoint);
     }
     // A row for a node's own address is for pods only: between nodes the underlay is shorter.
-    let tunnel = maps::tunnel(dst).filter(|tunnel| tunnel.node != dst);
+    let tunnel = maps::tunnel(dst).filter(|tunnel| tunnel.node != *dst);
     if config.vxlan_ifindex != 0 && tunnel.is_some() {
         return to_overlay(ctx, config);
     }
-    let out = if out == 0 { helpers::route(ctx, src, dst)? } else { out };
+    let out = if out == 0 { helpers::route(ctx, src.v4_octets(), dst.v4_octets())? } else { out };
     packet::decrement_ttl(ctx)?;
     Ok(helpers::redirect_neigh(out))
 }

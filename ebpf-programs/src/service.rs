@@ -3,9 +3,8 @@
 use aya_ebpf::programs::SockAddrContext;
 use ebpf_common::{
     TCP,
-    service::{
-        Backend, BackendKey, Peer, SCOPE_ADDRESS, SCOPE_NODE_PORT, Service, ServiceKey, choose, mix,
-    },
+    addr::Addr,
+    service::{Backend, BackendKey, Peer, SCOPE_INTERNAL, Service, ServiceKey, choose, mix},
     verdict::DropReason,
 };
 
@@ -16,15 +15,15 @@ use crate::{count, helpers, maps};
 #[inline(always)]
 pub fn pick(service: Service, random: u32) -> Result<Backend, DropReason> {
     let slot = choose(random, service.count).ok_or(DropReason::NoBackend)?;
-    maps::backend(&BackendKey { id: service.id, slot })
-        .or_else(|| maps::backend(&BackendKey { id: service.id, slot: 0 }))
+    maps::backend(&BackendKey { set: service.set, slot })
+        .or_else(|| maps::backend(&BackendKey { set: service.set, slot: 0 }))
         .ok_or(DropReason::BackendMissing)
 }
 
-/// The service behind a node port of this node.
+/// The service behind a node port at `addr`, an address of this node.
 #[inline(always)]
-pub fn node_port(port: [u8; 2], proto: u8) -> Option<Service> {
-    maps::service(&ServiceKey { addr: [0; 4], port, proto, scope: SCOPE_NODE_PORT })
+pub fn node_port(addr: &Addr, port: [u8; 2], proto: u8) -> Option<Service> {
+    maps::service(&ServiceKey { addr: addr.any(), port, proto, scope: SCOPE_INTERNAL })
 }
 
 /// Translates where a socket of this node wants to go. Gives the hook's result: 1 goes on, 0 refuses.
@@ -56,16 +55,16 @@ fn try_translate(ctx: &SockAddrContext) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn find(wanted: Peer, proto: u8) -> Result<Option<Service>, DropReason> {
-    let key = ServiceKey { addr: wanted.addr, port: wanted.port, proto, scope: SCOPE_ADDRESS };
+    let key = ServiceKey { addr: wanted.addr, port: wanted.port, proto, scope: SCOPE_INTERNAL };
     if let Some(service) = maps::service(&key) {
         return Ok(Some(service));
     }
     let Some(config) = maps::config() else { return Ok(None) };
-    if config.is_service_address(wanted.addr) {
+    if config.is_service_address(&wanted.addr) {
         return Err(DropReason::UnknownService);
     }
-    if config.is_node_port(u16::from_be_bytes(wanted.port)) && maps::is_node_address(wanted.addr) {
-        return Ok(node_port(wanted.port, proto));
+    if config.is_node_port(u16::from_be_bytes(wanted.port)) && maps::is_node_address(&wanted.addr) {
+        return Ok(node_port(&wanted.addr, wanted.port, proto));
     }
     Ok(None)
 }

@@ -21,15 +21,15 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if ip.ttl <= 1 {
         return Ok(count::PASS);
     }
-    if let Some(endpoint) = maps::endpoint(ip.dst) {
+    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
         return route::deliver(ctx, &endpoint);
     }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if ip.dst == config.gateway {
+    if config.is_gateway(&ip.dst()) {
         return nat::answer(ctx, config, &ip);
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
-    if maps::is_node_address(ip.dst) {
+    if maps::is_node_address(&ip.dst()) {
         return nat::to_node(ctx, config, &ip);
     }
     Ok(count::PASS)

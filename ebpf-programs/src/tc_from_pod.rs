@@ -20,17 +20,17 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     if ip.ttl <= 1 {
         return Ok(count::PASS);
     }
-    if let Some(endpoint) = maps::endpoint(ip.dst) {
+    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
         return route::deliver(ctx, &endpoint);
     }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if ip.dst == config.gateway {
+    if config.is_gateway(&ip.dst()) {
         return nat::answer(ctx, config, &ip);
     }
-    if config.vxlan_ifindex != 0 && maps::tunnel(ip.dst).is_some() {
+    if config.vxlan_ifindex != 0 && maps::tunnel(&ip.dst()).is_some() {
         return route::to_overlay(ctx, config);
     }
-    if config.is_service_address(ip.dst) {
+    if config.is_service_address(&ip.dst()) {
         return Err(DropReason::UnknownService);
     }
     Ok(count::PASS)

@@ -27,13 +27,13 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if maps::is_node_address(ip.dst) {
+    if maps::is_node_address(&ip.dst()) {
         return nat::to_node(ctx, config, &ip);
     }
-    if ip.dst == config.gateway {
+    if config.is_gateway(&ip.dst()) {
         return nat::answer(ctx, config, &ip);
     }
-    if let Some(endpoint) = maps::endpoint(ip.dst) {
+    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
         return route::deliver(ctx, &endpoint);
     }
     Ok(count::PASS)

@@ -16,8 +16,8 @@ pub fn tc_to_overlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_to_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     let ip = packet::ipv4(ctx)?.ok_or(DropReason::NoTunnel)?;
-    let tunnel = maps::tunnel(ip.dst).ok_or(DropReason::NoTunnel)?;
+    let tunnel = maps::tunnel(&ip.dst()).ok_or(DropReason::NoTunnel)?;
     let config = maps::config().ok_or(DropReason::NoTunnel)?;
-    helpers::set_tunnel_key(ctx, config.vni, tunnel.node)?;
+    helpers::set_tunnel_key(ctx, config.vni, tunnel.node.v4_octets())?;
     Ok(count::PASS)
 }
