@@ -1,10 +1,11 @@
 //! A socket connects: TCP, and UDP that remembers its peer.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use ebpf_common::socket::CONNECT;
 
-use crate::service;
+use crate::socket;
 
 #[cgroup_sock_addr(connect4)]
 pub fn cg_connect4(ctx: SockAddrContext) -> i32 {
-    service::translate_socket(&ctx)
+    socket::translate::<false>(&ctx, CONNECT)
 }

@@ -137,28 +137,49 @@ pub fn address_diff(old: &mut [u32; 2], new: &mut [u32; 2]) -> u64 {
     unsafe { generated::bpf_csum_diff(old.as_mut_ptr(), 8, new.as_mut_ptr(), 8, 0) as u64 }
 }
 
-/// Where the program wants to go, or where its datagram came from.
+/// Where the program wants to go, or where its datagram came from. `V6` is the hook's family: each
+/// may touch the fields of its own only.
 #[inline(always)]
-pub fn user_peer(ctx: &SockAddrContext) -> Peer {
-    let (addr, port) = {
-        let context: *const bpf_sock_addr = ctx.sock_addr;
+pub fn user_peer<const V6: bool>(ctx: &SockAddrContext) -> Peer {
+    let context: *const bpf_sock_addr = ctx.sock_addr;
+    let addr = if V6 {
+        let mut words = [0; 4];
+        let mut at = 0;
+        while at < 4 {
+            // SAFETY: a field of this program's context. Volatile, so that no two reads become one
+            // at an address that the verifier cannot follow.
+            words[at] = unsafe { ptr::read_volatile(&raw const (*context).user_ip6[at]) };
+            at += 1;
+        }
+        Addr::from_words(words)
+    } else {
         // SAFETY: a field of this program's context.
-        let addr = unsafe { (*context).user_ip4 };
-        // SAFETY: a field of this program's context.
-        let port = unsafe { (*context).user_port };
-        (addr, port)
+        Addr::v4(unsafe { ptr::read_volatile(&raw const (*context).user_ip4) }.to_ne_bytes())
     };
-    // `user_port` holds the two bytes in network order in its low half.
-    Peer { addr: Addr::v4(addr.to_ne_bytes()), port: (port as u16).to_ne_bytes(), reserved: [0; 2] }
+    // SAFETY: a field of this program's context; its low half holds the two bytes as they are sent.
+    let port = unsafe { ptr::read_volatile(&raw const (*context).user_port) };
+    Peer { addr, port: (port as u16).to_ne_bytes(), reserved: [0; 2] }
 }
 
 /// Replaces the address that the kernel (connect, sendmsg) or the program (recvmsg) goes on with.
 #[inline(always)]
-pub fn set_user_peer(ctx: &SockAddrContext, peer: Peer) {
-    // SAFETY: a field of this program's context that this hook may write.
-    unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes(peer.addr.v4_octets()) };
+pub fn set_user_peer<const V6: bool>(ctx: &SockAddrContext, peer: Peer) {
+    let words = peer.addr.words();
+    let context = ctx.sock_addr;
+    if V6 {
+        let mut at = 0;
+        while at < 4 {
+            // SAFETY: a field of this program's context that this hook may write.
+            unsafe { ptr::write_volatile(&raw mut (*context).user_ip6[at], words[at]) };
+            at += 1;
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*context).user_ip4, words[3]) };
+    }
+    let port = u32::from(u16::from_ne_bytes(peer.port));
     // SAFETY: as above.
-    unsafe { (*ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(peer.port)) };
+    unsafe { ptr::write_volatile(&raw mut (*context).user_port, port) };
 }
 
 /// The socket's protocol if services have it.
@@ -179,10 +200,16 @@ pub fn socket_cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { generated::bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
-/// Makes the system call fail as if the far end had refused, instead of with EPERM.
+/// A number that names the socket's network namespace until the machine restarts.
 #[inline(always)]
-pub fn refuse() -> i32 {
+pub fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is this program's own.
+    unsafe { generated::bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// Makes a refused system call fail as if the far end had refused, instead of with EPERM.
+#[inline(always)]
+pub fn refuse_connection() {
     // SAFETY: a plain integer.
     let _previous: i32 = unsafe { generated::bpf_set_retval(-ECONNREFUSED) };
-    0
 }

@@ -4,9 +4,13 @@
 #![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod cg_connect4;
+mod cg_connect6;
 mod cg_getpeername4;
+mod cg_getpeername6;
 mod cg_recvmsg4;
+mod cg_recvmsg6;
 mod cg_sendmsg4;
+mod cg_sendmsg6;
 mod count;
 mod helpers;
 mod maps;
@@ -14,6 +18,7 @@ mod nat;
 mod packet;
 mod route;
 mod service;
+mod socket;
 mod tc_from_overlay;
 mod tc_from_pod;
 mod tc_from_underlay;

@@ -151,6 +151,47 @@ pub fn count(reason: DropReason) {
     }
 }
 
+/// What a client of a service had, by its key.
+#[inline(always)]
+pub fn client(key: &AffinityKey) -> Option<Affinity> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { AFFINITY.get(key) }.copied()
+}
+
+/// Remembers a client's backend. A full map forgets whoever was not seen for the longest time.
+#[inline(always)]
+pub fn keep_client(key: &AffinityKey, affinity: &Affinity) {
+    // Without memory the client is not remembered and chooses anew next time.
+    let _full: Result<(), i32> = AFFINITY.insert(key, affinity, 0);
+}
+
+/// Notes that a remembered client opened another connection.
+#[inline(always)]
+pub fn use_client(key: &AffinityKey, now_s: u32) {
+    if let Some(affinity) = AFFINITY.get_ptr_mut(key) {
+        // SAFETY: the row stays writable for the program's run (RCU); an aligned store of one integer.
+        unsafe { (*affinity).last_used = now_s }
+    }
+}
+
+#[inline(always)]
+pub fn is_member(key: &MemberKey) -> bool {
+    MEMBERS.get_ptr(key).is_some()
+}
+
+/// Whether a range of the service holds the address.
+#[inline(always)]
+pub fn in_source_range(client: SourceRange) -> bool {
+    // The whole key: 32 bits of service, 128 of address.
+    SOURCE_RANGES.get(Key::new(160, client)).is_some()
+}
+
+#[inline(always)]
+pub fn netns(cookie: u64) -> Option<Netns> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { NETNS.get(cookie) }.copied()
+}
+
 /// Remembers on the socket that `backend` stands for `service`.
 #[inline(always)]
 pub fn remember(ctx: &SockAddrContext, service: Peer, backend: Peer) {

@@ -98,6 +98,18 @@ impl Addr {
         self.words[0] | self.words[1] | self.words[2] | self.words[3] == 0
     }
 
+    /// Whether it is an address of the host itself: 127.0.0.0/8 or `::1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        let [first, ..] = self.v4_octets();
+        if self.is_v4() {
+            return first == 127;
+        }
+        self.words[0] | self.words[1] | self.words[2] == 0
+            && self.words[3] == u32::from_ne_bytes([0, 0, 0, 1])
+    }
+
     /// "Any address" of this address's family, as node ports are keyed by.
     #[inline(always)]
     #[must_use]
@@ -219,14 +231,23 @@ mod tests {
 
     #[test]
     fn both_families_go_in_and_out() {
-        for text in
-            ["10.244.1.7", "0.0.0.0", "255.255.255.255", "fd00::1", "::", "2001:db8::ffff:1"]
-        {
+        for text in [
+            "10.244.1.7",
+            "0.0.0.0",
+            "255.255.255.255",
+            "127.0.0.5",
+            "fd00::1",
+            "::",
+            "::1",
+            "127::1",
+            "2001:db8::ffff:1",
+        ] {
             let addr = Addr::from(ip(text));
             assert_eq!(addr.ip(), ip(text));
             assert_eq!(addr.to_string(), text);
             assert_eq!(Addr::from_octets(addr.octets()), addr);
             assert_eq!(addr.is_v4(), ip(text).is_ipv4());
+            assert_eq!(addr.is_loopback(), ip(text).is_loopback());
         }
         assert_eq!(Addr::from(ip("10.1.2.3")).octets()[10..], [0xff, 0xff, 10, 1, 2, 3]);
         assert_eq!(Addr::from(ip("10.1.2.3")).any(), Addr::ANY_V4);

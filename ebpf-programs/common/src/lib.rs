@@ -20,6 +20,7 @@ pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
 pub mod service;
+pub mod socket;
 pub mod tunnel;
 pub mod verdict;
 

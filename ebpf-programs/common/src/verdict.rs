@@ -40,6 +40,7 @@ drop_reasons! {
     Rewrite = 9, "kernel refused to rewrite the packet";
     NoRoute = 10, "no route to the destination";
     BackendOnThisNode = 11, "node port backend in this node's own network";
+    SourceRange = 12, "client is not in the service's source ranges";
 }
 
 /// Number of counters.
