@@ -109,7 +109,7 @@ struct Base {
     client: Client,
     node_ip: Ipv4Addr,
     sources: Sources,
-    endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    endpoints: Table<IpAddr, LocalEndpoint>,
     pods: Directory,
     trouble: watch::Sender<Option<String>>,
 }
@@ -297,7 +297,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             tunnels,
             overlay: device,
         };
-        let wanted = dataplane::DataplaneConfig::new(base.node_ip);
+        let wanted = dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip));
         let handle = dataplane::start(wanted, tables).map_err(AgentError::Dataplane)?;
         network.dataplane = Some(handle);
     }

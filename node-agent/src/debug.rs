@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -36,7 +36,7 @@ pub struct Views {
     pub components: Vec<&'static str>,
     pub services: Table<ObjectKey, ServiceRow>,
     pub nodes: Table<ObjectKey, NodeRow>,
-    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub endpoints: Table<IpAddr, LocalEndpoint>,
     pub pods: Directory,
     /// Why the node is not ready, if it is not.
     pub not_ready: watch::Receiver<Option<String>>,
@@ -107,7 +107,7 @@ fn answer(question: &str, views: &Views) -> Value {
         }
         "endpoints" => {
             let rows = views.endpoints.changes_since(0).upserts;
-            let row = |(ip, row): &(Ipv4Addr, std::sync::Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
+            let row = |(ip, row): &(IpAddr, std::sync::Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
             Value::Array(rows.iter().map(row).collect())
         }
         _ => json!({"error": "there are status, services, endpoints"}),

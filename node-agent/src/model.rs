@@ -3,12 +3,7 @@
 //! Pure types. A row holds only what a subsystem of this node reads, since a node must afford tens of
 //! thousands of them. Rows are shared by the dataplane, the overlay and the DNS server.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -192,7 +187,7 @@ impl Default for EndpointRow {
     /// A ready endpoint without an address.
     fn default() -> Self {
         Self {
-            ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ip: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             ready: true,
             serving: true,
             terminating: false,
@@ -234,14 +229,25 @@ pub struct PodNetwork {
 }
 
 /// A pod of this node as the packet path sees it: the CNI server writes it, the dataplane reads it.
-/// The key of its table is the pod's IP address.
+/// The key of its table is the pod's IP address; a pod of both families has two rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoint {
     /// Namespace and name of the pod, or of the CNI container id when another runtime called us.
     pub pod: ObjectKey,
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
+    /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`); 0 if it is not known.
+    pub netns_cookie: u64,
     /// Interface index of the host's end of the veth pair.
     pub host_ifindex: u32,
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
+}
+
+/// How the pods of a CIDR, or a node's own address, are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FarEnd {
+    /// The node's address.
+    pub node: IpAddr,
+    /// By the kernel's routes instead of the tunnel.
+    pub routed: bool,
 }

@@ -45,7 +45,7 @@ mod tests {
         assert!(node.namespace.reaches(&two.namespace, ip_two), "node to pod");
         assert_eq!(node.check(&one, &result_one).await, Ok(Value::Null));
         assert_eq!(node.check(&two, &result_two).await, Ok(Value::Null));
-        let row = node.endpoints.row(&ip_one).expect("the dataplane is told");
+        let row = node.endpoints.row(&ip_one.into()).expect("the dataplane is told");
         assert_eq!(row.pod.to_string(), "default/web");
         let shown = ip_ok(&format!("-n {} -o link show type veth", node.namespace.0));
         assert!(shown.contains(&format!("{}: orl", row.host_ifindex)), "{shown}");
@@ -88,10 +88,10 @@ mod tests {
         let node = Node::new("n2");
         let pod = Pod::new("n2a");
         let (address, first) = node.add(&pod).await;
-        let before = node.endpoints.row(&address);
+        let before = node.endpoints.row(&address.into());
         let (_, second) = node.add(&pod).await;
         assert_eq!(first, second);
-        assert_eq!(before, node.endpoints.row(&address));
+        assert_eq!(before, node.endpoints.row(&address.into()));
         assert_eq!(node.links(), 1);
     }
 
@@ -133,7 +133,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(node.call("DEL", Some(&pod), json!({})).await, Ok(Value::Null));
             assert_eq!(node.links(), 0);
-            assert_eq!(node.endpoints.row(&address), None);
+            assert_eq!(node.endpoints.row(&address.into()), None);
         }
         let error = node.check(&pod, &result).await.expect_err("nothing is there");
         assert_eq!(error["code"], 100);
@@ -158,7 +158,10 @@ mod tests {
         assert_eq!(error["code"], 7);
         node.call("GC", None, json!({"cni.dev/valid-attachments": list})).await.unwrap();
         assert_eq!(node.links(), 1);
-        assert!(node.endpoints.row(&lost_ip).is_none() && node.endpoints.row(&kept_ip).is_some());
+        assert!(
+            node.endpoints.row(&lost_ip.into()).is_none()
+                && node.endpoints.row(&kept_ip.into()).is_some()
+        );
         assert_eq!(node.check(&kept, &kept_result).await, Ok(Value::Null));
     }
 
@@ -174,7 +177,10 @@ mod tests {
         ip_ok(&format!("-n {} link del {host_end}", node.namespace.0));
         node.start();
         assert!(node.endpoints.is_synced());
-        assert!(node.endpoints.row(&ip_one).is_some() && node.endpoints.row(&ip_half).is_none());
+        assert!(
+            node.endpoints.row(&ip_one.into()).is_some()
+                && node.endpoints.row(&ip_half.into()).is_none()
+        );
         assert_eq!(node.check(&one, &result).await, Ok(Value::Null));
         let (ip_two, _) = node.add(&two).await;
         assert!(ip_two != ip_one && ip_two != ip_half);

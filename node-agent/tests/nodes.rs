@@ -18,7 +18,7 @@ mod tests {
     use std::{
         collections::BTreeMap,
         io::{ErrorKind, Read as _, Write as _},
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+        net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
         path::PathBuf,
         thread,
         time::{Duration, Instant},
@@ -119,7 +119,7 @@ mod tests {
     struct Node {
         number: u8,
         space: Space,
-        endpoints: Table<Ipv4Addr, LocalEndpoint>,
+        endpoints: Table<IpAddr, LocalEndpoint>,
         pods: BTreeMap<u8, Space>,
     }
 
@@ -158,8 +158,15 @@ mod tests {
                 Netlink::open().unwrap().link("eth0").unwrap().unwrap().mac.unwrap()
             });
             let pod_key = ObjectKey::new("default", &format!("pod-{last}"));
-            let endpoint =
-                LocalEndpoint { pod: pod_key, ip: address, host_ifindex, host_mac, pod_mac };
+            let address = IpAddr::V4(address);
+            let endpoint = LocalEndpoint {
+                pod: pod_key,
+                ip: address,
+                netns_cookie: 0,
+                host_ifindex,
+                host_mac,
+                pod_mac,
+            };
             self.endpoints.upsert(address, endpoint);
             self.pods.insert(last, pod);
         }
@@ -192,7 +199,7 @@ mod tests {
                         cgroup: set_up.cgroup,
                         pins: set_up.pins,
                         tc: set_up.tc,
-                        ..DataplaneConfig::new(node_ip(number))
+                        ..DataplaneConfig::new(node_ip(number).into())
                     };
                     let handle = dataplane::start(config, tables).unwrap();
                     let start = Instant::now();

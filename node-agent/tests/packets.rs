@@ -10,16 +10,21 @@ mod place;
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::Ipv4Addr, thread};
+    use std::{collections::BTreeSet, net::IpAddr, thread};
 
-    use ebpf_common::{config::Config, endpoint::Endpoint, verdict::DropReason};
+    use ebpf_common::{
+        addr::{Addr, Net},
+        config::Config,
+        endpoint::Endpoint,
+        verdict::DropReason,
+    };
     use node_agent::{
         dataplane::{
             load::{Programs, TcHook},
             maps::Maps,
             model,
         },
-        model::Protocol,
+        model::{FarEnd, Protocol},
     };
 
     use super::{
@@ -67,12 +72,12 @@ mod tests {
             let backends: BTreeSet<_> = backends
                 .iter()
                 .map(|(addr, port)| ebpf_common::service::Backend {
-                    addr: addr.parse::<Ipv4Addr>().unwrap().octets(),
+                    addr: Addr::from(address(addr)),
                     port: port.to_be_bytes(),
                     reserved: [0; 2],
                 })
                 .collect();
-            let key = model::key(Ipv4Addr::UNSPECIFIED, NODE.1, protocol, 1);
+            let key = model::key(Addr::ANY_V4, NODE.1, protocol);
             for op in self.maps.observed().unwrap().plan(key, Some(&backends)) {
                 self.maps.apply(&op).unwrap();
             }
@@ -83,7 +88,7 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn address(text: &str) -> Ipv4Addr {
+    fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
@@ -96,20 +101,21 @@ mod tests {
             own_namespaces();
             let (programs, mut maps) = Programs::load(None).unwrap();
             let config = Config {
-                service_net: [10, 96, 0, 0],
-                service_mask: [255, 255, 0, 0],
-                gateway: address(GATEWAY).octets(),
+                services: [Net::new(address("10.96.0.0"), 16), Net::default()],
+                gateway: [Addr::from(address(GATEWAY)), Addr::default()],
                 vxlan_ifindex: 5,
                 vni: 1,
                 node_port_first: 30_000,
                 node_port_last: 32_767,
+                ..Config::default()
             };
             maps.set_config(&config).unwrap();
             maps.set_node_addresses(&BTreeSet::from([address(NODE.0)])).unwrap();
             maps.set_local_macs(&BTreeSet::from([[2, 0, 0, 0, 0, 1]])).unwrap();
-            let endpoint = Endpoint { ifindex: 7, host_mac: HOST_MAC, pod_mac: POD_MAC };
+            let endpoint = Endpoint { ifindex: 7, host_mac: HOST_MAC, pod_mac: POD_MAC, flags: 0 };
             maps.put_endpoint(address(POD.0), &endpoint).unwrap();
-            maps.put_tunnel("10.244.2.0/24".parse().unwrap(), address("192.168.0.2")).unwrap();
+            let far = FarEnd { node: address("192.168.0.2"), routed: false };
+            maps.put_tunnel("10.244.2.0/24".parse().unwrap(), far).unwrap();
             test(&mut Kernel { programs, maps });
         };
         thread::scope(|scope| scope.spawn(run).join()).unwrap();

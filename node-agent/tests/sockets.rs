@@ -14,14 +14,15 @@ mod tests {
     use std::{
         collections::{BTreeMap, BTreeSet},
         io::{ErrorKind, Read as _, Write as _},
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+        net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
         thread,
         time::{Duration, Instant},
     };
 
     use ebpf_common::{
+        addr::{Addr, Net},
         config::Config,
-        service::{Backend, SCOPE_ADDRESS, SCOPE_NODE_PORT},
+        service::Backend,
         verdict::DropReason,
     };
     use node_agent::{
@@ -41,26 +42,19 @@ mod tests {
     /// Puts a frontend with backends on loopback addresses.
     fn put(maps: &mut Maps, frontend: &str, protocol: Protocol, backends: &[SocketAddr]) {
         let frontend: SocketAddr = frontend.parse().unwrap();
-        let (ip, port) = parts(frontend);
-        let scope = if port == 30_080 { SCOPE_NODE_PORT } else { SCOPE_ADDRESS };
-        let ip = if scope == SCOPE_NODE_PORT { Ipv4Addr::UNSPECIFIED } else { ip };
+        let addr = Addr::from(frontend.ip());
+        let addr = if frontend.port() == 30_080 { addr.any() } else { addr };
         let backends: BTreeSet<Backend> = backends
             .iter()
-            .map(|backend| {
-                let (ip, port) = parts(*backend);
-                Backend { addr: ip.octets(), port: port.to_be_bytes(), reserved: [0; 2] }
+            .map(|backend| Backend {
+                addr: Addr::from(backend.ip()),
+                port: backend.port().to_be_bytes(),
+                reserved: [0; 2],
             })
             .collect();
-        let key = model::key(ip, port, protocol, scope);
+        let key = model::key(addr, frontend.port(), protocol);
         for op in maps.observed().unwrap().plan(key, Some(&backends)) {
             maps.apply(&op).unwrap();
-        }
-    }
-
-    fn parts(address: SocketAddr) -> (Ipv4Addr, u16) {
-        match address {
-            SocketAddr::V4(address) => (*address.ip(), address.port()),
-            SocketAddr::V6(_) => unreachable!("the tests are IPv4"),
         }
     }
 
@@ -122,14 +116,13 @@ mod tests {
             let (mut programs, mut maps) = Programs::load(Some(&pins)).unwrap();
             programs.attach_cgroup(&cgroup.path).unwrap();
             let config = Config {
-                service_net: [10, 96, 0, 0],
-                service_mask: [255, 255, 0, 0],
+                services: [Net::new([10, 96, 0, 0].into(), 16), Net::default()],
                 node_port_first: 30_000,
                 node_port_last: 32_767,
                 ..Config::default()
             };
             maps.set_config(&config).unwrap();
-            maps.set_node_addresses(&BTreeSet::from([Ipv4Addr::new(127, 0, 0, 50)])).unwrap();
+            maps.set_node_addresses(&BTreeSet::from([IpAddr::from([127, 0, 0, 50])])).unwrap();
             let tcp = [tcp_server(2), tcp_server(3), tcp_server(4)];
             put(&mut maps, SERVICE, Protocol::Tcp, &tcp);
             put(&mut maps, NODE_PORT, Protocol::Tcp, &tcp[..1]);

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error as _,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Engine {
     pub(super) node_ips: Vec<IpAddr>,
     pub(super) state: StateFile,
     pub(super) ipam: Ipam,
-    pub(super) endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub(super) endpoints: Table<IpAddr, LocalEndpoint>,
 }
 
 /// An `ADD` that is done as far as this node's kernel goes.
@@ -150,8 +150,8 @@ impl Engine {
     /// `DEL`: takes back what `ADD` gave; nothing to take back is a success.
     pub(super) fn del(&mut self, attachment: &Attachment) -> Result<(), CniError> {
         let record = self.ipam.record(attachment);
-        for ip in record.iter().flat_map(|record| ipv4(&record.ips)) {
-            self.endpoints.delete(&ip);
+        for ip in record.iter().flat_map(|record| &record.ips) {
+            self.endpoints.delete(ip);
         }
         veth::detach(&self.host, &host_name(attachment)).map_err(|error| veth_error(&error))?;
         if self.ipam.release(attachment).is_some() {
@@ -289,27 +289,16 @@ fn host_name(attachment: &Attachment) -> String {
 }
 
 /// A pod's rows of the endpoint table, one for each address.
-fn endpoints(
-    pod: &ObjectKey,
-    spec: &VethSpec,
-    attached: Attached,
-) -> Vec<(Ipv4Addr, LocalEndpoint)> {
+fn endpoints(pod: &ObjectKey, spec: &VethSpec, attached: Attached) -> Vec<(IpAddr, LocalEndpoint)> {
     let row = |ip| LocalEndpoint {
         pod: pod.clone(),
         ip,
+        netns_cookie: attached.netns_cookie,
         host_ifindex: attached.host_ifindex,
         host_mac: spec.host_mac,
         pod_mac: spec.pod_mac,
     };
-    ipv4(&spec.ips).map(|ip| (ip, row(ip))).collect()
-}
-
-/// The dataplane's table knows IPv4 only.
-fn ipv4(ips: &[IpAddr]) -> impl Iterator<Item = Ipv4Addr> + use<'_> {
-    ips.iter().filter_map(|ip| match ip {
-        IpAddr::V4(ip) => Some(*ip),
-        IpAddr::V6(_) => None,
-    })
+    spec.ips.iter().map(|ip| (*ip, row(*ip))).collect()
 }
 
 fn added(spec: &VethSpec) -> Added {

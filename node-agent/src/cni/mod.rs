@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -78,7 +78,7 @@ pub struct CniInputs {
     /// The node's pod CIDRs and MTU; `None` while the API server has given no CIDR.
     pub network: watch::Receiver<Option<PodNetwork>>,
     /// Written here, read by the dataplane.
-    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub endpoints: Table<IpAddr, LocalEndpoint>,
     /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
     /// when there is no dataplane to wait for.
     pub programmed: Option<watch::Receiver<u64>>,

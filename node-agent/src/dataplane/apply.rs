@@ -7,11 +7,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
-use ebpf_common::{config::Config, endpoint::Endpoint, service::ServiceKey};
+use ebpf_common::{
+    addr::{Addr, Net},
+    config::Config,
+    endpoint::Endpoint,
+    service::ServiceKey,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant},
@@ -66,7 +71,7 @@ struct Seen {
 /// Devices that have our programs.
 #[derive(Default)]
 struct Attached {
-    pods: BTreeMap<Ipv4Addr, u32>,
+    pods: BTreeMap<IpAddr, u32>,
     underlay: BTreeSet<u32>,
     overlay: Option<u32>,
 }
@@ -182,15 +187,22 @@ impl Runner {
             }
             self.attached.overlay = Some(device.ifindex);
         }
-        let service = self.config.service_cidr;
+        let mut services = [Net::default(); 2];
+        for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {
+            *row = Net::new(cidr.network(), cidr.prefix_len());
+        }
+        let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
-            service_net: service.map_or([0; 4], |net| net.network().octets()),
-            service_mask: service.map_or([0; 4], |net| net.netmask().octets()),
-            gateway: device.map_or([0; 4], |device| device.gateway.octets()),
+            services,
+            gateway: device.map_or([Addr::default(); 2], |device| device.gateways.map(gateway)),
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
+            host_ifindex: device.map_or(0, |device| device.host_ifindex),
+            flags: 0,
             node_port_first: self.config.node_ports.0,
             node_port_last: self.config.node_ports.1,
+            vxlan_port: device.map_or(0, |device| device.port),
+            reserved: 0,
         };
         // The overlay has not spoken yet: what an earlier agent wrote still holds.
         if device.is_none() && self.tables.overlay.has_changed().is_ok() {
@@ -199,6 +211,8 @@ impl Runner {
                 gateway: old.gateway,
                 vxlan_ifindex: old.vxlan_ifindex,
                 vni: old.vni,
+                host_ifindex: old.host_ifindex,
+                vxlan_port: old.vxlan_port,
                 ..config
             };
             return self.maps.set_config(&kept).map_err(|error| chain(&error));
@@ -216,7 +230,7 @@ impl Runner {
         };
         let mut gone = delta.deletes.clone();
         if delta.full && delta.synced {
-            let live: BTreeSet<Ipv4Addr> = delta.upserts.iter().map(|(ip, _)| *ip).collect();
+            let live: BTreeSet<IpAddr> = delta.upserts.iter().map(|(ip, _)| *ip).collect();
             gone.extend(old.keys().filter(|ip| !live.contains(*ip)));
         }
         for ip in gone {
@@ -239,12 +253,16 @@ impl Runner {
     /// The row first, then the program: a pod may be answered before it can ask.
     fn put_endpoint(
         &mut self,
-        ip: Ipv4Addr,
+        ip: IpAddr,
         row: &LocalEndpoint,
         old: Option<&Endpoint>,
     ) -> io::Result<()> {
-        let endpoint =
-            Endpoint { ifindex: row.host_ifindex, host_mac: row.host_mac, pod_mac: row.pod_mac };
+        let endpoint = Endpoint {
+            ifindex: row.host_ifindex,
+            host_mac: row.host_mac,
+            pod_mac: row.pod_mac,
+            flags: 0,
+        };
         if old != Some(&endpoint) {
             self.maps.put_endpoint(ip, &endpoint)?;
         }
@@ -267,9 +285,9 @@ impl Runner {
         let mut failed = Failures::default();
         let old =
             if delta.full { self.maps.tunnels().map_err(|e| chain(&e))? } else { BTreeMap::new() };
-        for (net, node) in &delta.upserts {
-            if old.get(net) != Some(node.as_ref()) {
-                failed.note(net, self.maps.put_tunnel(*net, **node));
+        for (net, far) in &delta.upserts {
+            if old.get(net) != Some(far.as_ref()) {
+                failed.note(net, self.maps.put_tunnel(*net, **far));
             }
         }
         let mut gone = delta.deletes.clone();
@@ -333,7 +351,7 @@ impl Runner {
         let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
         let mut present = BTreeSet::new();
         let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
-        let gateway = self.tables.overlay.borrow().map(|device| device.gateway);
+        let gateways = self.tables.overlay.borrow().map_or([None; 2], |device| device.gateways);
         for link in netlink.links().map_err(|error| chain(&error))? {
             let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
             let chosen = self.config.devices.contains(&link.name);
@@ -344,10 +362,7 @@ impl Runner {
             if !self.config.devices.is_empty() && !chosen {
                 continue;
             }
-            addresses.extend(found.into_iter().filter_map(|(ip, _)| match ip {
-                std::net::IpAddr::V4(ip) => Some(ip),
-                std::net::IpAddr::V6(_) => None,
-            }));
+            addresses.extend(found.into_iter().map(|(ip, _)| ip));
             macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
             present.insert(link.index);
             if !self.attached.underlay.contains(&link.index) {
@@ -357,7 +372,7 @@ impl Runner {
             }
         }
         addresses.extend(&self.config.node_ips);
-        addresses.retain(|ip| !ip.is_loopback() && !ip.is_link_local() && Some(*ip) != gateway);
+        addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
         for lost in self.attached.underlay.difference(&present) {
             self.programs.forget_tc(TcHook::FromUnderlay, *lost);
         }
@@ -398,6 +413,14 @@ impl Runner {
             conflicts: status::conflicts(&self.model),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
+    }
+}
+
+/// Whether an address means something only on its own link or host.
+const fn is_link_only(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
     }
 }
 

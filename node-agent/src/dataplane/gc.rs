@@ -45,14 +45,22 @@ const fn idle(flow: &Flow, now_s: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use ebpf_common::conntrack::{REVERSE, SEEN_FIN, SEEN_REPLY};
+    use ebpf_common::{
+        addr::Addr,
+        conntrack::{REVERSE, SEEN_FIN, SEEN_REPLY},
+    };
 
     use super::*;
 
     fn pair(port: u8, seen: (u8, u8), last: (u32, u32)) -> [(FlowKey, Flow); 2] {
-        let key = FlowKey { src: [1, 1, 1, 1], sport: [0, port], proto: 6, ..FlowKey::default() };
+        let key = FlowKey {
+            src: Addr::v4([1, 1, 1, 1]),
+            sport: [0, port],
+            proto: 6,
+            ..FlowKey::default()
+        };
         let forward = Flow {
-            src: [10, 244, 0, 1],
+            src: Addr::v4([10, 244, 0, 1]),
             sport: [4, port],
             seen: seen.0,
             last_seen: last.0,

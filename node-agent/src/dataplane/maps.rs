@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use aya::{
@@ -16,30 +16,32 @@ use aya::{
     },
 };
 use ebpf_common::{
+    addr::Addr,
     config::Config,
     conntrack::{Flow, FlowKey},
     endpoint::Endpoint,
     maps as names,
     service::{Backend, BackendKey, Service, ServiceKey},
-    tunnel::Tunnel,
+    tunnel::{ROUTED, Tunnel},
     verdict::DropReason,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     load::LoadError,
     plan::{MapOp, Observed},
 };
+use crate::model::FarEnd;
 
 /// Every map that the agent reads or writes.
 pub struct Maps {
     config: Array<MapData, Config>,
     services: HashMap<MapData, ServiceKey, Service>,
     backends: HashMap<MapData, BackendKey, Backend>,
-    node_addresses: HashMap<MapData, [u8; 4], u32>,
+    node_addresses: HashMap<MapData, Addr, u32>,
     local_macs: HashMap<MapData, [u8; 8], u32>,
-    endpoints: HashMap<MapData, [u8; 4], Endpoint>,
-    tunnels: LpmTrie<MapData, [u8; 4], Tunnel>,
+    endpoints: HashMap<MapData, Addr, Endpoint>,
+    tunnels: LpmTrie<MapData, Addr, Tunnel>,
     conntrack: HashMap<MapData, FlowKey, Flow>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -123,8 +125,8 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn set_node_addresses(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
-        let desired = addresses.iter().map(|address| (address.octets(), 1)).collect();
+    pub fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let desired = addresses.iter().map(|address| (Addr::from(*address), 1)).collect();
         sync(&mut self.node_addresses, &desired)
     }
 
@@ -144,9 +146,9 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn endpoints(&self) -> io::Result<BTreeMap<Ipv4Addr, Endpoint>> {
-        let rows: BTreeMap<[u8; 4], Endpoint> = rows(self.endpoints.iter())?;
-        Ok(rows.into_iter().map(|(addr, endpoint)| (Ipv4Addr::from(addr), endpoint)).collect())
+    pub fn endpoints(&self) -> io::Result<BTreeMap<IpAddr, Endpoint>> {
+        let rows: BTreeMap<Addr, Endpoint> = rows(self.endpoints.iter())?;
+        Ok(rows.into_iter().map(|(addr, endpoint)| (addr.ip(), endpoint)).collect())
     }
 
     /// Programs a pod.
@@ -154,8 +156,8 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> io::Result<()> {
-        self.endpoints.insert(address.octets(), endpoint, 0).map_err(errno)
+    pub fn put_endpoint(&mut self, address: IpAddr, endpoint: &Endpoint) -> io::Result<()> {
+        self.endpoints.insert(Addr::from(address), endpoint, 0).map_err(errno)
     }
 
     /// Forgets a pod.
@@ -163,8 +165,8 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn delete_endpoint(&mut self, address: Ipv4Addr) -> io::Result<()> {
-        gone(self.endpoints.remove(&address.octets()))
+    pub fn delete_endpoint(&mut self, address: IpAddr) -> io::Result<()> {
+        gone(self.endpoints.remove(&Addr::from(address)))
     }
 
     /// Pod CIDRs of other nodes that are programmed.
@@ -172,15 +174,17 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn tunnels(&self) -> io::Result<BTreeMap<Ipv4Net, Ipv4Addr>> {
+    pub fn tunnels(&self) -> io::Result<BTreeMap<IpNet, FarEnd>> {
         self.tunnels
             .iter()
             .map(|row| {
                 let (key, tunnel) = row.map_err(errno)?;
-                let (data, prefix) = (key.data(), key.prefix_len());
+                let (addr, prefix) = (key.data(), key.prefix_len());
+                let prefix = if addr.is_v4() { prefix.saturating_sub(V4_PREFIX) } else { prefix };
                 let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
-                let net = Ipv4Net::new(Ipv4Addr::from(data), prefix).map_err(io::Error::other)?;
-                Ok((net, Ipv4Addr::from(tunnel.node)))
+                let net = IpNet::new(addr.ip(), prefix).map_err(io::Error::other)?;
+                let routed = tunnel.flags & ROUTED != 0;
+                Ok((net, FarEnd { node: tunnel.node.ip(), routed }))
             })
             .collect()
     }
@@ -190,8 +194,9 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn put_tunnel(&mut self, net: Ipv4Net, node: Ipv4Addr) -> io::Result<()> {
-        let tunnel = Tunnel { node: node.octets(), reserved: 0 };
+    pub fn put_tunnel(&mut self, net: IpNet, far: FarEnd) -> io::Result<()> {
+        let flags = if far.routed { ROUTED } else { 0 };
+        let tunnel = Tunnel { node: Addr::from(far.node), flags };
         self.tunnels.insert(&lpm(net), tunnel, 0).map_err(errno)
     }
 
@@ -200,7 +205,7 @@ impl Maps {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn delete_tunnel(&mut self, net: Ipv4Net) -> io::Result<()> {
+    pub fn delete_tunnel(&mut self, net: IpNet) -> io::Result<()> {
         gone(self.tunnels.remove(&lpm(net)))
     }
 
@@ -268,8 +273,12 @@ fn sync<K: Pod + Ord, V: Pod + PartialEq>(
     Ok(())
 }
 
-fn lpm(net: Ipv4Net) -> Key<[u8; 4]> {
-    Key::new(u32::from(net.prefix_len()), net.network().octets())
+/// Bits before an IPv4 address in the form that both families share.
+const V4_PREFIX: u32 = 96;
+
+fn lpm(net: IpNet) -> Key<Addr> {
+    let before = if net.addr().is_ipv4() { V4_PREFIX } else { 0 };
+    Key::new(before + u32::from(net.prefix_len()), Addr::from(net.network()))
 }
 
 fn gone(result: Result<(), MapError>) -> io::Result<()> {

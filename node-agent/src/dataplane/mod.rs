@@ -14,11 +14,11 @@ pub mod select;
 pub mod status;
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -30,7 +30,7 @@ pub use object::object;
 pub use status::Report;
 
 use crate::{
-    model::{EndpointSliceRow, LocalEndpoint, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, FarEnd, LocalEndpoint, ObjectKey, ServiceRow},
     overlay::OverlayDevice,
     table::Table,
 };
@@ -45,12 +45,13 @@ pub struct DataplaneConfig {
     /// everything ends with the process.
     pub pins: Option<PathBuf>,
     /// Addresses of the node beside those found on its devices.
-    pub node_ips: Vec<Ipv4Addr>,
+    pub node_ips: Vec<IpAddr>,
     /// Network devices of the node on which node ports answer; empty means every device that has an
     /// IPv4 address, loopback and Orlop's own apart.
     pub devices: Vec<String>,
-    /// The cluster's service CIDR: its addresses that no service has are refused. `None` if unknown.
-    pub service_cidr: Option<Ipv4Net>,
+    /// The cluster's service CIDRs, at most one of a family: their addresses that no service has are
+    /// refused. Empty if unknown.
+    pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
     pub node_ports: (u16, u16),
     /// The service that answers on every node itself, that is cluster DNS.
@@ -64,17 +65,17 @@ impl DataplaneConfig {
     /// service CIDR 10.96.0.0/16, node ports 30000 to 32767 (upstream's defaults), cluster DNS
     /// `kube-system/kube-dns` at 169.254.20.10.
     #[must_use]
-    pub fn new(node_ip: Ipv4Addr) -> Self {
+    pub fn new(node_ip: IpAddr) -> Self {
         Self {
             cgroup: Some(Path::new("/sys/fs/cgroup").to_owned()),
             pins: Some(Path::new("/sys/fs/bpf/orlop").to_owned()),
             node_ips: vec![node_ip],
             devices: Vec::new(),
-            service_cidr: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
+            service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16).into()],
             node_ports: (30_000, 32_767),
             node_local: Some(NodeLocalService {
                 service: ObjectKey::new("kube-system", "kube-dns"),
-                address: Ipv4Addr::new(169, 254, 20, 10),
+                address: Ipv4Addr::new(169, 254, 20, 10).into(),
             }),
             tc: None,
         }
@@ -87,9 +88,9 @@ pub struct Tables {
     pub services: Table<ObjectKey, ServiceRow>,
     pub slices: Table<ObjectKey, EndpointSliceRow>,
     /// Written by the CNI server.
-    pub endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub endpoints: Table<IpAddr, LocalEndpoint>,
     /// Written by the overlay.
-    pub tunnels: Table<Ipv4Net, Ipv4Addr>,
+    pub tunnels: Table<IpNet, FarEnd>,
     /// Written by the overlay; a closed channel means that there is none.
     pub overlay: watch::Receiver<Option<OverlayDevice>>,
 }

@@ -5,11 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
-use ebpf_common::service::{Backend, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey};
+use ebpf_common::{
+    addr::Addr,
+    service::{Backend, SCOPE_INTERNAL, ServiceKey},
+};
 
 use crate::{
     model::{
@@ -24,7 +27,7 @@ pub struct NodeLocalService {
     /// The service whose endpoints are replaced.
     pub service: ObjectKey,
     /// The address that answers on this node, at the service's own ports.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// Backends of every frontend of one service.
@@ -182,7 +185,7 @@ impl Model {
 pub fn frontends(
     row: &ServiceRow,
     slices: &[&EndpointSliceRow],
-    node_local: Option<Ipv4Addr>,
+    node_local: Option<IpAddr>,
 ) -> Frontends {
     let mut frontends = Frontends::new();
     let has_address = match row.kind {
@@ -194,17 +197,15 @@ pub fn frontends(
     }
     for port in &row.ports {
         let backends = match node_local {
-            Some(address) => BTreeSet::from([backend(address, port.port)]),
+            Some(address) => BTreeSet::from([backend(Addr::from(address), port.port)]),
             None => backends(row, port, slices),
         };
         let addresses = row.cluster_ips.iter().chain(&row.external_ips).chain(&row.ingress_ips);
         for address in addresses.filter_map(ipv4) {
-            frontends
-                .insert(key(address, port.port, port.protocol, SCOPE_ADDRESS), backends.clone());
+            frontends.insert(key(address, port.port, port.protocol), backends.clone());
         }
         if port.node_port != 0 {
-            let any = Ipv4Addr::UNSPECIFIED;
-            let frontend = key(any, port.node_port, port.protocol, SCOPE_NODE_PORT);
+            let frontend = key(Addr::ANY_V4, port.node_port, port.protocol);
             frontends.insert(frontend, backends);
         }
     }
@@ -244,26 +245,26 @@ fn backends(
     ready
 }
 
-const fn ipv4(address: &IpAddr) -> Option<Ipv4Addr> {
+fn ipv4(address: &IpAddr) -> Option<Addr> {
     match address {
-        IpAddr::V4(address) => Some(*address),
+        IpAddr::V4(_) => Some(Addr::from(*address)),
         IpAddr::V6(_) => None,
     }
 }
 
-const fn backend(address: Ipv4Addr, port: u16) -> Backend {
-    Backend { addr: address.octets(), port: port.to_be_bytes(), reserved: [0; 2] }
+const fn backend(addr: Addr, port: u16) -> Backend {
+    Backend { addr, port: port.to_be_bytes(), reserved: [0; 2] }
 }
 
 /// The map key of a frontend.
 #[must_use]
-pub const fn key(address: Ipv4Addr, port: u16, protocol: Protocol, scope: u8) -> ServiceKey {
+pub const fn key(addr: Addr, port: u16, protocol: Protocol) -> ServiceKey {
     let proto = match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
         Protocol::Sctp => 132,
     };
-    ServiceKey { addr: address.octets(), port: port.to_be_bytes(), proto, scope }
+    ServiceKey { addr, port: port.to_be_bytes(), proto, scope: SCOPE_INTERNAL }
 }
 
 #[cfg(test)]

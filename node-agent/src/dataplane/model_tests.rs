@@ -40,7 +40,10 @@ fn slice(endpoints: Vec<EndpointRow>) -> EndpointSliceRow {
 }
 
 fn last_bytes(frontends: &Frontends) -> Vec<Vec<u8>> {
-    frontends.values().map(|backends| backends.iter().map(|b| b.addr[3]).collect()).collect()
+    frontends
+        .values()
+        .map(|backends| backends.iter().map(|b| b.addr.v4_octets()[3]).collect())
+        .collect()
 }
 
 #[test]
@@ -69,8 +72,8 @@ fn a_node_port_is_a_second_frontend_with_the_same_backends() {
     assert_eq!(
         keys,
         [
-            ([0, 0, 0, 0], 30_080_u16.to_be_bytes(), SCOPE_NODE_PORT),
-            ([10, 96, 1, 1], 80_u16.to_be_bytes(), SCOPE_ADDRESS)
+            (Addr::ANY_V4, 30_080_u16.to_be_bytes(), SCOPE_INTERNAL),
+            (Addr::v4([10, 96, 1, 1]), 80_u16.to_be_bytes(), SCOPE_INTERNAL)
         ]
     );
     assert_eq!(last_bytes(&frontends), vec![vec![7], vec![7]]);
@@ -93,10 +96,10 @@ fn another_port_name_or_protocol_is_no_backend() {
 
 #[test]
 fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
-    let local = Ipv4Addr::new(169, 254, 20, 10);
+    let local = IpAddr::from([169, 254, 20, 10]);
     let frontends = frontends(&service(0), &[&slice(vec![endpoint(1, "ready")])], Some(local));
     let backends: Vec<_> = frontends.values().flatten().map(|b| (b.addr, b.port)).collect();
-    assert_eq!(backends, [(local.octets(), 80_u16.to_be_bytes())]);
+    assert_eq!(backends, [(Addr::from(local), 80_u16.to_be_bytes())]);
 }
 
 #[test]
@@ -113,7 +116,7 @@ fn changes_touch_only_their_service_and_a_lost_claim_falls_to_the_next() {
     let (all, none) = (services.changes_since(0), slices.changes_since(0));
     let seen = all.revision;
     assert_eq!(model.update(all, none).len(), 2);
-    let frontend = key(Ipv4Addr::new(10, 96, 1, 1), 80, Protocol::Tcp, SCOPE_ADDRESS);
+    let frontend = key(Addr::v4([10, 96, 1, 1]), 80, Protocol::Tcp);
     assert_eq!(model.owner(&frontend), Some(&first));
     assert_eq!(model.conflicts().map(|(loser, ..)| loser).collect::<Vec<_>>(), [&second]);
 

@@ -45,14 +45,14 @@ impl Observed {
     ) -> Self {
         let mut observed = Self::default();
         for (key, service) in services {
-            observed.last_id = observed.last_id.max(service.id);
+            observed.last_id = observed.last_id.max(service.set);
             let found = (0..service.count)
-                .map_while(|slot| backends.remove(&BackendKey { id: service.id, slot }))
+                .map_while(|slot| backends.remove(&BackendKey { set: service.set, slot }))
                 .collect();
-            observed.frontends.insert(key, Programmed { id: service.id, backends: found });
+            observed.frontends.insert(key, Programmed { id: service.set, backends: found });
         }
         observed.last_id =
-            backends.keys().map(|key| key.id).max().unwrap_or(0).max(observed.last_id);
+            backends.keys().map(|key| key.set).max().unwrap_or(0).max(observed.last_id);
         observed.orphans = backends.into_keys().collect();
         observed
     }
@@ -128,22 +128,23 @@ fn fill(key: ServiceKey, id: u32, old: Option<&Programmed>, new: &[Backend]) -> 
         .zip(slots(0..new.len()))
         .filter(|(backend, slot)| current.get(index(*slot)) != Some(*backend))
         .map(|(backend, slot)| MapOp::PutBackend {
-            key: BackendKey { id, slot },
+            key: BackendKey { set: id, slot },
             backend: *backend,
         })
         .collect();
     if old.is_none() || current.len() != new.len() {
-        let service = Service { id, count: slot(new.len()), ..Service::default() };
+        let service =
+            Service { set: id, count: slot(new.len()), service: id, ..Service::default() };
         ops.push(MapOp::PutService { key, service });
     }
     let surplus = slots(new.len()..current.len().max(new.len()));
-    ops.extend(surplus.map(|slot| MapOp::DelBackend { key: BackendKey { id, slot } }));
+    ops.extend(surplus.map(|slot| MapOp::DelBackend { key: BackendKey { set: id, slot } }));
     ops
 }
 
 fn withdraw(key: ServiceKey, old: &Programmed) -> Vec<MapOp> {
     let slots = (0..old.backends.len()).map(slot);
-    let backends = slots.map(|slot| MapOp::DelBackend { key: BackendKey { id: old.id, slot } });
+    let backends = slots.map(|slot| MapOp::DelBackend { key: BackendKey { set: old.id, slot } });
     std::iter::once(MapOp::DelService { key }).chain(backends).collect()
 }
 
@@ -158,6 +159,8 @@ fn index(slot: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use ebpf_common::addr::Addr;
 
     use super::*;
 
@@ -178,7 +181,7 @@ mod tests {
             }
             for service in self.services.values() {
                 for slot in 0..service.count {
-                    let key = BackendKey { id: service.id, slot };
+                    let key = BackendKey { set: service.set, slot };
                     prop_assert!(self.backends.contains_key(&key), "dangling after {:?}", op);
                 }
             }
@@ -191,11 +194,11 @@ mod tests {
     }
 
     fn backend(last: u8) -> Backend {
-        Backend { addr: [10, 0, 0, last], port: [0, 80], reserved: [0; 2] }
+        Backend { addr: Addr::v4([10, 0, 0, last]), port: [0, 80], reserved: [0; 2] }
     }
 
     fn frontend(port: u8) -> ServiceKey {
-        ServiceKey { addr: [10, 96, 0, 1], port: [0, port], proto: 6, scope: 0 }
+        ServiceKey { addr: Addr::v4([10, 96, 0, 1]), port: [0, port], proto: 6, scope: 0 }
     }
 
     type Desired = BTreeMap<u8, BTreeSet<u8>>;
@@ -244,7 +247,7 @@ mod tests {
                 prop_assert_eq!(&after.frontends, &observed.frontends);
                 for (port, lasts) in state {
                     let programmed = &after.frontends[&frontend(*port)];
-                    let set: BTreeSet<u8> = programmed.backends.iter().map(|b| b.addr[3]).collect();
+                    let set: BTreeSet<u8> = programmed.backends.iter().map(|b| b.addr.v4_octets()[3]).collect();
                     prop_assert_eq!(&set, lasts);
                     prop_assert_eq!(programmed.backends.len(), lasts.len());
                 }

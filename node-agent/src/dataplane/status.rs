@@ -2,17 +2,24 @@
 //!
 //! Pure: values in, text and JSON out.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use ebpf_common::{
-    service::{Backend, SCOPE_NODE_PORT, ServiceKey},
+    addr::Addr,
+    service::{Backend, ServiceKey},
     verdict::DropReason,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{load::TcPath, model::Model, plan::Observed};
-use crate::model::{LocalEndpoint, ObjectKey};
+use crate::model::{FarEnd, LocalEndpoint, ObjectKey};
 
 /// The state of the dataplane at one moment.
 #[derive(Clone, Debug)]
@@ -24,8 +31,8 @@ pub struct Report {
     pub services: Vec<ServiceReport>,
     /// Frontends in the maps.
     pub frontends: usize,
-    pub endpoints: BTreeMap<Ipv4Addr, Arc<LocalEndpoint>>,
-    pub tunnels: BTreeMap<Ipv4Net, Ipv4Addr>,
+    pub endpoints: BTreeMap<IpAddr, Arc<LocalEndpoint>>,
+    pub tunnels: BTreeMap<IpNet, FarEnd>,
     /// Flows that are translated per packet.
     pub flows: usize,
     pub drops: Vec<(DropReason, u64)>,
@@ -89,14 +96,14 @@ pub fn frontend(key: &ServiceKey) -> String {
         _ => "?",
     };
     let port = u16::from_be_bytes(key.port);
-    if key.scope == SCOPE_NODE_PORT {
+    if key.addr == Addr::ANY_V4 || key.addr == Addr::ANY_V6 {
         return format!("node:{port}/{protocol}");
     }
-    format!("{}:{port}/{protocol}", Ipv4Addr::from(key.addr))
+    format!("{}/{protocol}", SocketAddr::new(key.addr.ip(), port))
 }
 
 fn backend(backend: &Backend) -> String {
-    format!("{}:{}", Ipv4Addr::from(backend.addr), u16::from_be_bytes(backend.port))
+    SocketAddr::new(backend.addr.ip(), u16::from_be_bytes(backend.port)).to_string()
 }
 
 impl Report {
@@ -166,10 +173,10 @@ impl Report {
         let rows = self.endpoints.values().map(|row| {
             [row.pod.to_string(), row.ip.to_string(), format!("ifindex {}", row.host_ifindex)]
         });
-        let tunnels = self
-            .tunnels
-            .iter()
-            .map(|(net, node)| [net.to_string(), node.to_string(), "tunnel".to_owned()]);
+        let tunnels = self.tunnels.iter().map(|(net, far)| {
+            let path = if far.routed { "route" } else { "tunnel" };
+            [net.to_string(), far.node.to_string(), path.to_owned()]
+        });
         table(["POD", "ADDRESS", "PATH"], rows.chain(tunnels).collect())
     }
 
@@ -195,8 +202,8 @@ impl Report {
             .collect();
         let drops: BTreeMap<&str, u64> =
             self.drops.iter().map(|(reason, count)| (reason.words(), *count)).collect();
-        let tunnels: BTreeMap<String, Ipv4Addr> =
-            self.tunnels.iter().map(|(net, node)| (net.to_string(), *node)).collect();
+        let tunnels: BTreeMap<String, IpAddr> =
+            self.tunnels.iter().map(|(net, far)| (net.to_string(), far.node)).collect();
         json!({
             "paths": {"sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins},
             "services": services,
@@ -275,7 +282,7 @@ mod tests {
             endpoints: BTreeMap::new(),
             tunnels: BTreeMap::from([(
                 "10.244.2.0/24".parse().unwrap(),
-                Ipv4Addr::new(192, 168, 0, 2),
+                FarEnd { node: IpAddr::from([192, 168, 0, 2]), routed: false },
             )]),
             flows: 3,
             drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],

@@ -87,7 +87,13 @@ pub(super) fn apply(
     }
     match first {
         Some(error) => Err(error),
-        None => Ok(Some(OverlayDevice { ifindex: underlay.vxlan, gateway, vni: config.vni })),
+        None => Ok(Some(OverlayDevice {
+            ifindex: underlay.vxlan,
+            gateways: [Some(IpAddr::V4(gateway)), None],
+            vni: config.vni,
+            port: config.port,
+            host_ifindex: 0,
+        })),
     }
 }
 

@@ -6,7 +6,12 @@
 mod apply;
 pub mod plan;
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{sync::watch, task::JoinSet, time};
@@ -14,7 +19,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 pub use plan::Mode;
 
 use crate::{
-    model::{NodeRow, ObjectKey, PodNetwork},
+    model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
     sys::{netlink::Netlink, sysctl::SettingError},
     table::Table,
 };
@@ -54,13 +59,18 @@ impl OverlayConfig {
     }
 }
 
-/// The VXLAN device once it can carry packets.
+/// The overlay once it can carry packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverlayDevice {
+    /// The VXLAN device; 0 if there is none.
     pub ifindex: u32,
-    /// This node's gateway address: the first host of its pod CIDR.
-    pub gateway: Ipv4Addr,
+    /// This node's gateway addresses by family (IPv4, IPv6): the first host of its pod CIDR.
+    pub gateways: [Option<IpAddr>; 2],
     pub vni: u32,
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// The device by which the node's own packets to services leave; 0 if there is none.
+    pub host_ifindex: u32,
 }
 
 /// What is wrong with the overlay. The round is tried again.
@@ -100,7 +110,7 @@ pub enum OverlayError {
 #[derive(Debug)]
 pub struct Handle {
     /// Pod CIDR to node address, for the dataplane.
-    pub tunnels: Table<Ipv4Net, Ipv4Addr>,
+    pub tunnels: Table<IpNet, FarEnd>,
     /// The device, for the dataplane.
     pub device: watch::Receiver<Option<OverlayDevice>>,
     /// This node's pod CIDRs and the MTU of its pods, for the CNI server.
@@ -149,7 +159,7 @@ struct Follow {
     config: OverlayConfig,
     nodes: Table<ObjectKey, NodeRow>,
     netlink: Netlink,
-    tunnels: Table<Ipv4Net, Ipv4Addr>,
+    tunnels: Table<IpNet, FarEnd>,
     device: watch::Sender<Option<OverlayDevice>>,
     network: watch::Sender<Option<PodNetwork>>,
     trouble: watch::Sender<Option<String>>,
@@ -190,7 +200,10 @@ impl Follow {
         let nodes = rows.iter().map(|(key, row)| (key, row.as_ref()));
         let desired = plan::desired(nodes, &self.config.node_name, self.config.mode, underlay);
         // Tunnels first: a route into the device without a tunnel drops packets.
-        self.tunnels.replace(desired.tunnels.clone());
+        let far = |(net, node): (&Ipv4Net, &Ipv4Addr)| {
+            (IpNet::V4(*net), FarEnd { node: IpAddr::V4(*node), routed: false })
+        };
+        self.tunnels.replace(desired.tunnels.iter().map(far).collect());
         let device = apply::apply(&mut self.netlink, &self.config, underlay, &desired)?;
         publish(&self.device, device);
         let cidr = desired.pod_cidr.map(IpNet::V4);

@@ -103,7 +103,7 @@ pub(crate) struct Node {
     pub(crate) namespace: Namespace,
     pub(crate) folder: tempfile::TempDir,
     pub(crate) network: watch::Sender<Option<PodNetwork>>,
-    pub(crate) endpoints: Table<Ipv4Addr, LocalEndpoint>,
+    pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
     pub(crate) handle: Option<Handle>,
 }

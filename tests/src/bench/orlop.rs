@@ -46,6 +46,7 @@ pub fn endpoint(flag: &str) -> Result<LocalEndpoint> {
     Ok(LocalEndpoint {
         pod: ObjectKey::new("bench", ip),
         ip: ip.parse().with_context(|| format!("address {ip}"))?,
+        netns_cookie: 0,
         host_ifindex: ifindex.parse().with_context(|| format!("index {ifindex}"))?,
         host_mac: mac(host)?,
         pod_mac: mac(pod)?,
@@ -136,9 +137,9 @@ pub fn config(cgroup: Option<PathBuf>) -> DataplaneConfig {
         cgroup,
         pins: None,
         devices: vec!["lo".to_owned()],
-        service_cidr: None,
+        service_cidrs: Vec::new(),
         node_local: None,
-        ..DataplaneConfig::new(NODE_IP)
+        ..DataplaneConfig::new(NODE_IP.into())
     }
 }
 
