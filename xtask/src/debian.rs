@@ -6,18 +6,21 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     exec::{cmd, make_parent, output},
+    oci,
     paths::Paths,
     step,
 };
 
 /// Beside Debian's essential packages.
-const PACKAGES: &str =
-    "systemd-sysv,iproute2,kmod,busybox-static,nftables,iptables,procps,ca-certificates";
+const PACKAGES: &str = "systemd-sysv,iproute2,kmod,busybox-static,nftables,iptables,procps,ca-certificates,\
+     bpftool,conntrack,containernetworking-plugins";
 
-/// Fills the empty folder `tree` with Debian and the units; the root file system is made once, by
-/// `mmdebstrap`, and kept in the cache.
-pub(crate) fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
-    let kept = paths.cache.join("debian-rootfs-2.tar");
+/// Fills the empty folder `tree` with Debian; the root file system is made once, by `mmdebstrap`, and kept in
+/// the cache.
+pub(crate) fn root(paths: &Paths, tree: &Path) -> Result<()> {
+    let made_from = oci::hex(PACKAGES.as_bytes());
+    let made_from = made_from.get(..12).unwrap_or(&made_from);
+    let kept = paths.cache.join(format!("debian-rootfs-{made_from}.tar"));
     if !kept.is_file() {
         step("make a Debian root file system with mmdebstrap (a minute, once)");
         make_parent(&kept)?;
@@ -30,6 +33,12 @@ pub(crate) fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
     fs::create_dir_all(tree).with_context(|| format!("make {}", tree.display()))?;
     // Device files are made by the kernel's devtmpfs, and need root here.
     output(cmd("tar", ["--exclude=./dev/*", "-xf"]).arg(&kept).arg("-C").arg(tree))?;
+    Ok(())
+}
+
+/// A node's Debian: with the units of `deploy/systemd` and what sets them up at boot.
+pub(crate) fn skeleton(paths: &Paths, tree: &Path) -> Result<()> {
+    root(paths, tree)?;
     let deploy = paths.root.join("deploy");
     for (from, to, permissions) in [
         ("systemd/orlop-node-agent.service", "etc/systemd/system/orlop-node-agent.service", 0o644),

@@ -64,6 +64,20 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{}: output is not UTF-8", show(command)))
 }
 
+/// Runs to the end and returns stdout, while what is said on stderr is shown.
+pub(crate) fn stdout(command: &mut Command) -> Result<String> {
+    let shown = show(command);
+    let out = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {shown}"))?;
+    if !out.status.success() {
+        bail!("{shown}: {}", out.status);
+    }
+    String::from_utf8(out.stdout).with_context(|| format!("{shown}: output is not UTF-8"))
+}
+
 /// As `output`, for programs that write binary data.
 pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     let shown = show(command);

@@ -23,6 +23,8 @@ pub(crate) const DEFAULT: &str = "6.1";
 pub(crate) struct Kernel {
     pub(crate) name: String,
     pub(crate) image: PathBuf,
+    /// The folder of all its modules, and its release (`uname -r`), when it came from a package.
+    pub(crate) tree: Option<(PathBuf, String)>,
     modules: BTreeMap<String, PathBuf>,
 }
 
@@ -34,10 +36,12 @@ pub(crate) fn get(paths: &Paths, wanted: &str, modules: Option<&Path>) -> Result
     let package = package(wanted)?;
     let tree = deb::unpack(paths, &format!("kernel-{wanted}"), &[&package])?;
     let release = package.strip_prefix("linux-image-").unwrap_or(&package);
+    let folder = tree.join("lib/modules").join(release);
     Ok(Kernel {
         name: format!("Debian {release}"),
         image: tree.join("boot").join(format!("vmlinuz-{release}")),
-        modules: index(&tree.join("lib/modules").join(release))?,
+        modules: index(&folder)?,
+        tree: Some((folder, release.to_owned())),
     })
 }
 
@@ -52,7 +56,7 @@ fn from_file(image: &Path, modules: Option<&Path>) -> Result<Kernel> {
         }
         None => BTreeMap::new(),
     };
-    Ok(Kernel { name: image.display().to_string(), image: image.to_owned(), modules })
+    Ok(Kernel { name: image.display().to_string(), image: image.to_owned(), tree: None, modules })
 }
 
 /// The package that holds the newest kernel of a series.

@@ -18,6 +18,7 @@ mod exec;
 pub mod guest;
 pub mod image;
 mod kernel;
+mod kernel_tests;
 pub mod kubectl;
 mod oci;
 pub mod paths;

@@ -45,7 +45,7 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
         Need::Packages => &[("apt-get", "apt"), ("dpkg-deb", "dpkg")],
         Need::Kubectl => &[],
         Need::Registry => &[("docker-registry", "docker-registry"), ("skopeo", "skopeo")],
-        Need::Debian => &[("mmdebstrap", "mmdebstrap")],
+        Need::Debian => &[("mmdebstrap", "mmdebstrap"), ("depmod", "kmod")],
         Need::Host => &[
             ("ip", "iproute2"),
             ("busybox", "busybox-static"),

@@ -9,6 +9,7 @@ use crate::{
     cluster::Cluster,
     down,
     exec::{cmd, find, run_seen},
+    kernel, kernel_tests,
     paths::Paths,
     setup::{self, Need},
     step,
@@ -22,7 +23,10 @@ enum Kinds {
     /// All that this machine can run; the rest is listed.
     Possible,
     Host,
+    /// In virtual machines: this machine's kernel tests on other kernels, and clusters.
     Vm,
+    /// Of these only the former.
+    Matrix,
     /// Everything; what cannot run is a failure.
     All,
 }
@@ -36,9 +40,16 @@ pub struct Wish {
     /// Only what runs in virtual machines.
     #[arg(long, group = "kind")]
     vm: bool,
+    /// Only the kernel-level tests, in one virtual machine for each kernel.
+    #[arg(long, group = "kind")]
+    matrix: bool,
     /// Everything; what cannot run is a failure.
     #[arg(long, group = "kind")]
     all: bool,
+    /// Debian kernel series for what runs in virtual machines; can be given more than once. Otherwise kernel-level
+    /// tests run on 6.1 and 6.12, and clusters on 6.1.
+    #[arg(long, value_name = "SERIES", conflicts_with = "host")]
+    kernel: Vec<String>,
     /// Leaves the test cluster running, and takes one that runs, when it was made from the same programs.
     #[arg(long)]
     keep: bool,
@@ -50,17 +61,34 @@ impl Wish {
     /// All that this machine can run.
     #[must_use]
     pub fn possible() -> Self {
-        Self { host: false, vm: false, all: false, keep: false, filter: None }
+        Self {
+            host: false,
+            vm: false,
+            matrix: false,
+            all: false,
+            kernel: Vec::new(),
+            keep: false,
+            filter: None,
+        }
     }
 
     /// The kinds that the flags stand for; at most one is set.
     fn kinds(&self) -> Kinds {
-        match (self.host, self.vm, self.all) {
-            (true, _, _) => Kinds::Host,
-            (_, true, _) => Kinds::Vm,
-            (_, _, true) => Kinds::All,
-            (false, false, false) => Kinds::Possible,
+        match (self.host, self.vm, self.matrix, self.all) {
+            (true, _, _, _) => Kinds::Host,
+            (_, true, _, _) => Kinds::Vm,
+            (_, _, true, _) => Kinds::Matrix,
+            (_, _, _, true) => Kinds::All,
+            (false, false, false, false) => Kinds::Possible,
         }
+    }
+
+    /// The kernels that were asked for, or those of `usual`.
+    fn kernels(&self, usual: &[&str]) -> Vec<String> {
+        if self.kernel.is_empty() {
+            return usual.iter().map(|series| (*series).to_owned()).collect();
+        }
+        self.kernel.clone()
     }
 }
 
@@ -82,12 +110,13 @@ struct Report {
 pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     setup::ensure(paths, &[Need::Ebpf])?;
     let kinds = wish.kinds();
+    let on_host = !matches!(kinds, Kinds::Vm | Kinds::Matrix);
     // Without root, or elsewhere than on Debian, a test that misses one of these says so and skips.
-    if kinds != Kinds::Vm && setup::is_root() && find("apt-get").is_some() {
+    if on_host && setup::is_root() && find("apt-get").is_some() {
         setup::ensure(paths, &[Need::Host])?;
     }
     let mut report = Report::default();
-    if kinds != Kinds::Vm {
+    if on_host {
         host(paths, wish.filter.as_deref(), &mut report);
     }
     match (kinds, vm_obstacle()) {
@@ -97,10 +126,14 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         (Kinds::Possible, Some(why)) => {
             report.skipped.push(format!("tests in virtual machines: {why}"));
         }
-        (Kinds::Vm | Kinds::All, Some(why)) => {
+        (Kinds::Vm | Kinds::Matrix | Kinds::All, Some(why)) => {
             return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
         }
-        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => vm(wish, &mut report)?,
+        (Kinds::Matrix, None) => matrix(paths, wish, &mut report)?,
+        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => {
+            matrix(paths, wish, &mut report)?;
+            clusters(wish, &mut report)?;
+        }
     }
     for line in &report.skipped {
         println!("skipped: {line}");
@@ -147,7 +180,7 @@ fn runner(cargo: &mut Command, report: &mut Report) {
 }
 
 /// Passed and failed tests in the closing line of `cargo test` or `cargo nextest`.
-fn counts(line: &str) -> Option<(u32, u32)> {
+pub(crate) fn counts(line: &str) -> Option<(u32, u32)> {
     let line = line.trim_start();
     if !line.starts_with("test result:") && !line.starts_with("Summary [") {
         return None;
@@ -161,18 +194,46 @@ fn counts(line: &str) -> Option<(u32, u32)> {
     Some((before("passed").unwrap_or(0), before("failed").unwrap_or(0)))
 }
 
+/// Runs the kernel-level tests of this machine on each kernel in turn.
+fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
+    if !setup::is_root() {
+        report
+            .skipped
+            .push("kernel-level tests in VMs: not root, which mmdebstrap needs".to_owned());
+        return Ok(());
+    }
+    // As the tests on this machine were built, if they were.
+    let packages: &[&str] = match wish.kinds() {
+        Kinds::Vm | Kinds::Matrix => &["--package", "node-agent"],
+        Kinds::Possible | Kinds::Host | Kinds::All => &["--workspace"],
+    };
+    let programs = kernel_tests::build(paths, packages)?;
+    for series in wish.kernels(&kernel_tests::SERIES) {
+        let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref());
+        report.passed += ran.passed;
+        report.failed += ran.failed;
+        report.skipped.extend(ran.skipped.iter().map(|what| format!("on kernel {series}: {what}")));
+        report.errors.extend(ran.error);
+    }
+    Ok(())
+}
+
 /// The clusters that the tests in VMs are about, and the test file of each.
-fn clusters() -> [(&'static str, up::Wish); 2] {
-    let one_debian = up::Wish { nodes: 1, debian: true, ..up::Wish::default() };
-    [("cluster", up::Wish::default()), ("systemd", one_debian)]
+fn wanted_clusters(wish: &Wish) -> Vec<(&'static str, up::Wish)> {
+    let of_kernel = |kernel: String| {
+        let three = up::Wish { kernel, ..up::Wish::default() };
+        let one_debian = up::Wish { nodes: 1, debian: true, ..three.clone() };
+        [("cluster", three), ("systemd", one_debian)]
+    };
+    wish.kernels(&[kernel::DEFAULT]).into_iter().flat_map(of_kernel).collect()
 }
 
 /// Boots each cluster in turn and runs the tests that are marked as needing it. A cluster that `up` made
 /// for the user is not touched.
-fn vm(wish: &Wish, report: &mut Report) -> Result<()> {
+fn clusters(wish: &Wish, report: &mut Report) -> Result<()> {
     let paths = Paths::for_tests();
     setup::ensure(&paths, &[Need::Registry])?;
-    for (file, cluster) in clusters() {
+    for (file, cluster) in wanted_clusters(wish) {
         if cluster.debian && !setup::is_root() {
             report
                 .skipped
