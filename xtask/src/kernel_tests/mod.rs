@@ -126,15 +126,13 @@ pub(crate) fn run(paths: &Paths, series: &str, programs: &Programs, filter: Opti
         skipped: progress.skipped.clone(),
         error: None,
     };
-    ran.error = match (ended, progress.failures.is_empty()) {
+    ran.error = match (ended, progress.failed) {
         (Err(error), _) => {
             ran.failed = ran.failed.max(1);
             Some(error.context(format!("tests on kernel {series}")))
         }
-        (Ok(_), false) => {
-            Some(anyhow!("on kernel {series} failed: {}", progress.failures.join(", ")))
-        }
-        (Ok(_), true) => None,
+        (Ok(_), 0) => None,
+        (Ok(_), _) => Some(anyhow!("on kernel {series} failed: {}", progress.failures.join(", "))),
     };
     println!(
         "kernel {series} ({name}): {} passed, {} failed, {} said that they skip, in {} s",
