@@ -51,6 +51,9 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
             ("busybox", "busybox-static"),
             ("docker-registry", "docker-registry"),
             ("skopeo", "skopeo"),
+            ("iptables", "iptables"),
+            // Not in PATH: where the package keeps them.
+            ("/usr/lib/cni/portmap", "containernetworking-plugins"),
         ],
         Need::Rules => &[("ip", "iproute2"), ("iptables-restore", "iptables"), ("nft", "nftables")],
     }

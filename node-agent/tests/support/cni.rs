@@ -6,12 +6,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::OnceLock,
     time::Duration,
 };
 
 use node_agent::{
     cni::{self, CniConfig, CniInputs, Handle},
+    kubelet::runtime::binary::SHIM,
     model::{LocalEndpoint, PodNetwork},
     sys::netns::NetNs,
     table::Table,
@@ -73,28 +73,6 @@ impl Drop for Namespace {
     }
 }
 
-/// The plugin as built by cargo from the `shim` package.
-pub(crate) fn plugin() -> &'static [u8] {
-    static PLUGIN: OnceLock<Vec<u8>> = OnceLock::new();
-    PLUGIN.get_or_init(|| {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/Cargo.toml");
-        let build = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--message-format=json", "--manifest-path"])
-            .arg(manifest)
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("cargo runs");
-        assert!(build.status.success(), "the plugin builds");
-        let executable = String::from_utf8(build.stdout)
-            .unwrap()
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .expect("cargo names the executable");
-        fs::read(executable).unwrap()
-    })
-}
-
 pub(crate) fn pod_network(cidrs: &[&str], mtu: u32) -> PodNetwork {
     PodNetwork { cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(), mtu }
 }
@@ -143,7 +121,7 @@ impl Node {
             endpoints: self.endpoints.clone(),
             programmed: self.programmed.clone(),
         };
-        self.handle = Some(cni::start(config, inputs, plugin()).unwrap());
+        self.handle = Some(cni::start(config, inputs, SHIM).unwrap());
     }
 
     pub(crate) fn config(&self, extra: &Value) -> Value {
