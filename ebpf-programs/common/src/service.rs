@@ -44,7 +44,7 @@ pub struct Service {
     pub affinity_s: u32,
     /// [`KEEP_SOURCE`], [`SOURCE_RANGES`], [`AT_SOCKET`].
     pub flags: u16,
-    /// Binary logarithm of the length of the set's Maglev table; 0: it has none.
+    /// Bits of a flow's hash that name its Maglev cell ([`crate::maglev::bits_for`]); 0: chosen by chance.
     pub maglev_bits: u8,
     /// Zero.
     pub reserved: u8,
