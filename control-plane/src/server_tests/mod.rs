@@ -4,6 +4,7 @@ mod bad_input;
 mod describing;
 mod dual_stack;
 mod identity;
+mod services;
 
 use std::{
     net::SocketAddr,

@@ -15,6 +15,9 @@ mod networks;
 mod ports;
 mod prepare;
 
+#[cfg(test)]
+mod tests;
+
 pub use networks::{Family, Networks, Taken, nth};
 
 /// Why a Service gets nothing.

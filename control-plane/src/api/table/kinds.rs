@@ -1,5 +1,7 @@
 //! Columns and cells of every kind but pods. Pure.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -232,8 +234,11 @@ fn external_ip(service: &Value) -> String {
     match string(service, "/spec/type") {
         "LoadBalancer" => {
             let balancers = list(service, "/status/loadBalancer/ingress").iter();
-            let mut all: Vec<&str> =
-                balancers.map(|b| or(string(b, "/ip"), string(b, "/hostname"))).collect();
+            let all: BTreeSet<&str> = balancers
+                .map(|b| or(string(b, "/ip"), string(b, "/hostname")))
+                .filter(|text| !text.is_empty())
+                .collect();
+            let mut all: Vec<&str> = all.into_iter().collect();
             all.extend(external);
             or(&all.join(","), "<pending>").to_owned()
         }
