@@ -145,11 +145,12 @@ fn net(address: [u8; 4], prefix: u8) -> IpNet {
 }
 
 /// The names of the controllers, as upstream's `--controllers` spells them.
-pub const CONTROLLERS: [&str; 14] = [
+pub const CONTROLLERS: [&str; 15] = [
     "bootstrapsigner",
     "csr",
     "deployment",
     "endpointslice",
+    "endpointslicemirroring",
     "event-ttl",
     "garbage-collector",
     "namespace",

@@ -10,6 +10,7 @@ mod correlate;
 mod csr;
 mod deployment;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod exec;
 mod gc;
 pub(crate) mod json;
@@ -43,7 +44,7 @@ pub use self::{
 };
 use crate::{client::Client, config::ControllerSet};
 
-fn registry() -> [Controller; 14] {
+fn registry() -> [Controller; 15] {
     [
         bootstrap::SERVICE_ACCOUNT,
         bootstrap::ROOT_CA_PUBLISHER,
@@ -53,6 +54,7 @@ fn registry() -> [Controller; 14] {
         csr::CONTROLLER,
         deployment::CONTROLLER,
         endpointslice::CONTROLLER,
+        endpointslice_mirroring::CONTROLLER,
         gc::CONTROLLER,
         namespace::CONTROLLER,
         node_lifecycle::CONTROLLER,

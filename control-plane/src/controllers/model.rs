@@ -17,6 +17,7 @@ const fn core(plural: &'static str) -> Resource {
 pub(crate) const PODS: Resource = core("pods");
 pub(crate) const NODES: Resource = core("nodes");
 pub(crate) const SERVICES: Resource = core("services");
+pub(crate) const ENDPOINTS: Resource = core("endpoints");
 pub(crate) const NAMESPACES: Resource = core("namespaces");
 pub(crate) const SERVICE_ACCOUNTS: Resource = core("serviceaccounts");
 pub(crate) const CONFIG_MAPS: Resource = core("configmaps");
@@ -47,12 +48,13 @@ const fn kind(resource: Resource, kind: &'static str, namespaced: bool) -> Kind 
 }
 
 /// The kinds that the controllers here read or write; a server that has more passes them too.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     kind(NAMESPACES, "Namespace", false),
     kind(NODES, "Node", false),
     kind(CSRS, "CertificateSigningRequest", false),
     kind(PODS, "Pod", true),
     kind(SERVICES, "Service", true),
+    kind(ENDPOINTS, "Endpoints", true),
     kind(SERVICE_ACCOUNTS, "ServiceAccount", true),
     kind(CONFIG_MAPS, "ConfigMap", true),
     kind(SECRETS, "Secret", true),
@@ -307,6 +309,6 @@ fn keeps_value(resource: Resource, value: &Value, key: &Key) -> bool {
     if resource == CONFIG_MAPS {
         return matches!(key.name.as_str(), "kube-root-ca.crt" | "cluster-info");
     }
-    [NODES, SERVICES, NAMESPACES, DEPLOYMENTS, REPLICA_SETS, ENDPOINT_SLICES, CSRS]
+    [NODES, SERVICES, ENDPOINTS, NAMESPACES, DEPLOYMENTS, REPLICA_SETS, ENDPOINT_SLICES, CSRS]
         .contains(&resource)
 }
