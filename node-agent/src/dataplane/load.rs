@@ -5,6 +5,7 @@
 //! packet and no connection ever meets a node without programs.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::{self, File},
     io,
@@ -150,14 +151,18 @@ pub enum TcPath {
     Clsact,
 }
 
-const CGROUP_HOOKS: [(&str, AttachType); 4] = [
+const CGROUP_HOOKS: [(&str, AttachType); 8] = [
     ("cg_connect4", AttachType::CgroupConnect4),
+    ("cg_connect6", AttachType::CgroupConnect6),
     ("cg_sendmsg4", AttachType::CgroupSendmsg4),
+    ("cg_sendmsg6", AttachType::CgroupSendmsg6),
     ("cg_recvmsg4", AttachType::CgroupRecvmsg4),
+    ("cg_recvmsg6", AttachType::CgroupRecvmsg6),
     ("cg_getpeername4", AttachType::CgroupGetpeername4),
+    ("cg_getpeername6", AttachType::CgroupGetpeername6),
 ];
 
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 18] = [
     names::CONFIG,
     names::SERVICES,
     names::BACKENDS,
@@ -166,6 +171,14 @@ const MAPS: [&str; 10] = [
     names::ENDPOINTS,
     names::TUNNELS,
     names::CONNTRACK,
+    names::CONNTRACK_OLD,
+    names::MEMBERS,
+    names::AFFINITY,
+    names::SOURCE_RANGES,
+    names::MAGLEV,
+    names::NETNS,
+    names::DEVICES,
+    names::FRAGMENTS,
     names::COUNTERS,
     names::SOCKETS,
 ];
@@ -177,6 +190,8 @@ pub struct Programs {
     /// Links that are not pinned, held open by us.
     links: Vec<std::os::fd::OwnedFd>,
     tc_path: Option<TcPath>,
+    /// Socket programs for which this kernel has no hook.
+    missing: BTreeSet<&'static str>,
 }
 
 impl fmt::Debug for Programs {
@@ -209,17 +224,28 @@ impl Programs {
         }
         let mut object = loader.load(object()).map_err(LoadError::Object)?;
         let maps = Maps::take(&mut object)?;
-        let mut programs = Self { object, pins, links: Vec::new(), tc_path: None };
+        let mut programs =
+            Self { object, pins, links: Vec::new(), tc_path: None, missing: BTreeSet::new() };
         for hook in TcHook::ALL {
             let name = hook.program();
             let failed = |source| LoadError::Program { name, source };
             programs.classifier(name)?.load().map_err(failed)?;
         }
         for (name, _) in CGROUP_HOOKS {
-            let failed = |source| LoadError::Program { name, source };
-            programs.sock_addr(name)?.load().map_err(failed)?;
+            match programs.sock_addr(name)?.load() {
+                Ok(()) => {}
+                Err(error) if is_unknown_hook(&error) => drop(programs.missing.insert(name)),
+                Err(source) => return Err(LoadError::Program { name, source }),
+            }
         }
         Ok((programs, maps))
+    }
+
+    /// Socket programs that run nowhere since this kernel has no hook for them; the packet path
+    /// serves what they would have translated.
+    #[must_use]
+    pub const fn missing_hooks(&self) -> &BTreeSet<&'static str> {
+        &self.missing
     }
 
     /// How tc programs were attached; `None` before the first one was.
@@ -240,6 +266,9 @@ impl Programs {
     /// [`LoadError::Attach`].
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), LoadError> {
         for (name, attach) in CGROUP_HOOKS {
+            if self.missing.contains(name) {
+                continue;
+            }
             self.attach_one_cgroup(cgroup, name, attach).map_err(|source| LoadError::Attach {
                 name,
                 target: format!("cgroup {}", cgroup.display()),
@@ -373,6 +402,12 @@ impl Programs {
         let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
         program.try_into().map_err(|source| LoadError::Program { name, source })
     }
+}
+
+/// Whether the kernel has no such hook: it says so before the verifier has a word.
+fn is_unknown_hook(error: &ProgramError) -> bool {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return false };
+    io_error.raw_os_error() == Some(libc::EINVAL) && verifier_log.to_string().trim().is_empty()
 }
 
 /// Length of `struct __sk_buff` up to and without `hwtstamp` (linux/bpf.h), which 6.1 has too.

@@ -32,9 +32,13 @@ const LINK_UPDATE: i32 = 29;
 #[repr(u32)]
 pub enum AttachType {
     CgroupConnect4 = 10,
+    CgroupConnect6 = 11,
     CgroupSendmsg4 = 14,
+    CgroupSendmsg6 = 15,
     CgroupRecvmsg4 = 19,
+    CgroupRecvmsg6 = 20,
     CgroupGetpeername4 = 29,
+    CgroupGetpeername6 = 30,
     TcxIngress = 46,
     TcxEgress = 47,
 }
