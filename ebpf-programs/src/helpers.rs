@@ -9,7 +9,9 @@ use aya_ebpf::{
     helpers::generated,
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_common::{TCP, UDP, addr::Addr, service::Peer, verdict::DropReason};
+use ebpf_common::{TCP, UDP, addr::Addr, service::Peer, trace as steps, verdict::DropReason};
+
+use crate::trace;
 
 /// Packet is ours by destination MAC (`PACKET_HOST` of `linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
@@ -39,6 +41,7 @@ pub fn now_s() -> u32 {
 /// Sends the packet out of a device.
 #[inline(always)]
 pub fn redirect(ifindex: u32) -> i32 {
+    trace::step(steps::REDIRECT, &[ifindex, steps::PLAIN]);
     // SAFETY: plain integers; a wrong index drops the packet.
     unsafe { generated::bpf_redirect(ifindex, 0) as i32 }
 }
@@ -46,6 +49,7 @@ pub fn redirect(ifindex: u32) -> i32 {
 /// Lets the packet come in at the other end of a veth pair, in its namespace.
 #[inline(always)]
 pub fn redirect_peer(ifindex: u32) -> i32 {
+    trace::step(steps::REDIRECT, &[ifindex, steps::PEER]);
     // SAFETY: plain integers; a wrong index drops the packet.
     unsafe { generated::bpf_redirect_peer(ifindex, 0) as i32 }
 }
@@ -53,6 +57,7 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
 /// Sends the packet out of a device to the next hop of its destination; the kernel resolves it.
 #[inline(always)]
 pub fn redirect_neigh(ifindex: u32) -> i32 {
+    trace::step(steps::REDIRECT, &[ifindex, steps::NEIGHBOUR]);
     // SAFETY: a null pointer of length 0 asks for the packet's own destination.
     unsafe { generated::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
@@ -62,6 +67,7 @@ pub fn redirect_neigh(ifindex: u32) -> i32 {
 pub fn set_tunnel_key(ctx: &TcContext, vni: u32, node: [u8; 4]) -> Result<(), DropReason> {
     // SAFETY: a structure of integers, for which zero bytes are a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    trace::step(steps::TUNNEL_KEY, &(Addr::v4(node), vni));
     key.tunnel_id = vni;
     key.tunnel_ttl = TUNNEL_TTL;
     // The helper converts from host order.

@@ -23,6 +23,7 @@ mod tc_from_overlay;
 mod tc_from_pod;
 mod tc_from_underlay;
 mod tc_to_overlay;
+mod trace;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -29,9 +29,12 @@ use ebpf_common::{
     },
     netns::Netns,
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation, SourceRange},
+    trace as steps,
     tunnel::Tunnel,
     verdict::{DROP_REASONS, DropReason},
 };
+
+use crate::trace;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -89,18 +92,25 @@ pub fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub fn service(key: &ServiceKey) -> Option<Service> {
     // SAFETY: copied at once, see the module's head.
-    unsafe { SERVICES.get(key) }.copied()
+    let row = unsafe { SERVICES.get(key) };
+    trace::look_up(steps::SERVICE, key, row);
+    row.copied()
 }
 
 #[inline(always)]
 pub fn backend(key: &BackendKey) -> Option<Backend> {
     // SAFETY: copied at once, see the module's head.
-    unsafe { BACKENDS.get(key) }.copied()
+    let row = unsafe { BACKENDS.get(key) };
+    trace::look_up(steps::BACKEND, key, row);
+    row.copied()
 }
 
 #[inline(always)]
 pub fn is_node_address(addr: &Addr) -> bool {
-    NODE_ADDRS.get_ptr(addr).is_some()
+    let row = NODE_ADDRS.get_ptr(addr);
+    // SAFETY: a row of one integer; see the module's head.
+    trace::look_up(steps::NODE_ADDRESS, addr, row.map(|row| unsafe { &*row }));
+    row.is_some()
 }
 
 #[inline(always)]
@@ -111,33 +121,50 @@ pub fn is_local_mac(mac: [u8; 6]) -> bool {
 #[inline(always)]
 pub fn endpoint(addr: &Addr) -> Option<Endpoint> {
     // SAFETY: copied at once, see the module's head.
-    unsafe { ENDPOINTS.get(addr) }.copied()
+    let row = unsafe { ENDPOINTS.get(addr) };
+    trace::look_up(steps::ENDPOINT, addr, row);
+    row.copied()
 }
 
 #[inline(always)]
 pub fn tunnel(addr: &Addr) -> Option<Tunnel> {
-    TUNNELS.get(Key::new(128, *addr)).copied()
+    let row = TUNNELS.get(Key::new(128, *addr));
+    trace::look_up(steps::TUNNEL, addr, row);
+    row.copied()
 }
 
-/// A flow's row. Fields written through it are single integers that only age the flow.
+/// A flow's row. Fields written through it are single integers that only age the flow; a trace does
+/// not write them.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+    let row = CONNTRACK.get_ptr_mut(key).or_else(|| CONNTRACK_OLD.get_ptr_mut(key));
     // SAFETY: the row stays readable and writable for the program's run (RCU); several CPUs may age
     // it at once, each by aligned stores of whole integers.
-    CONNTRACK
-        .get_ptr_mut(key)
-        .or_else(|| CONNTRACK_OLD.get_ptr_mut(key))
-        .map(|flow| unsafe { &mut *flow })
+    let row = row.map(|flow| unsafe { &mut *flow });
+    trace::look_up(steps::FLOW, key, row.as_deref());
+    row
 }
 
 /// Inserts a row that must not exist yet.
 #[inline(always)]
 pub fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    if trace::is_on() {
+        let is_free = CONNTRACK.get_ptr(key).is_none();
+        trace::look_up(steps::ADD_FLOW, key, is_free.then_some(flow));
+        return if is_free { Ok(()) } else { Err(EEXIST) };
+    }
     CONNTRACK.insert(key, flow, u64::from(BPF_NOEXIST))
 }
 
+/// The result of inserting a row that exists.
+pub const EEXIST: i32 = -17;
+
 #[inline(always)]
 pub fn remove_flow(key: &FlowKey) {
+    if trace::is_on() {
+        trace::step(steps::REMOVE_FLOW, key);
+        return;
+    }
     // An absent row is what we want.
     let _absent: Result<(), i32> = CONNTRACK.remove(key);
     let _absent: Result<(), i32> = CONNTRACK_OLD.remove(key);
@@ -145,6 +172,10 @@ pub fn remove_flow(key: &FlowKey) {
 
 #[inline(always)]
 pub fn count(reason: DropReason) {
+    if trace::is_on() {
+        trace::step(steps::DROP, &(reason as u32));
+        return;
+    }
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: the pointer is this CPU's own slot, aligned and valid while the program runs.
         unsafe { *counter += 1 }
@@ -155,12 +186,18 @@ pub fn count(reason: DropReason) {
 #[inline(always)]
 pub fn client(key: &AffinityKey) -> Option<Affinity> {
     // SAFETY: copied at once, see the module's head.
-    unsafe { AFFINITY.get(key) }.copied()
+    let row = unsafe { AFFINITY.get(key) };
+    trace::look_up(steps::CLIENT, key, row);
+    row.copied()
 }
 
 /// Remembers a client's backend. A full map forgets whoever was not seen for the longest time.
 #[inline(always)]
 pub fn keep_client(key: &AffinityKey, affinity: &Affinity) {
+    if trace::is_on() {
+        trace::look_up(steps::KEEP_CLIENT, key, Some(affinity));
+        return;
+    }
     // Without memory the client is not remembered and chooses anew next time.
     let _full: Result<(), i32> = AFFINITY.insert(key, affinity, 0);
 }
@@ -168,6 +205,9 @@ pub fn keep_client(key: &AffinityKey, affinity: &Affinity) {
 /// Notes that a remembered client opened another connection.
 #[inline(always)]
 pub fn use_client(key: &AffinityKey, now_s: u32) {
+    if trace::is_on() {
+        return;
+    }
     if let Some(affinity) = AFFINITY.get_ptr_mut(key) {
         // SAFETY: the row stays writable for the program's run (RCU); an aligned store of one integer.
         unsafe { (*affinity).last_used = now_s }
@@ -176,20 +216,27 @@ pub fn use_client(key: &AffinityKey, now_s: u32) {
 
 #[inline(always)]
 pub fn is_member(key: &MemberKey) -> bool {
-    MEMBERS.get_ptr(key).is_some()
+    let row = MEMBERS.get_ptr(key);
+    // SAFETY: a row of one integer; see the module's head.
+    trace::look_up(steps::MEMBER, key, row.map(|row| unsafe { &*row }));
+    row.is_some()
 }
 
 /// Whether a range of the service holds the address.
 #[inline(always)]
 pub fn in_source_range(client: SourceRange) -> bool {
     // The whole key: 32 bits of service, 128 of address.
-    SOURCE_RANGES.get(Key::new(160, client)).is_some()
+    let row = SOURCE_RANGES.get(Key::new(160, client));
+    trace::look_up(steps::SOURCE_RANGE, &client, row);
+    row.is_some()
 }
 
 #[inline(always)]
 pub fn netns(cookie: u64) -> Option<Netns> {
     // SAFETY: copied at once, see the module's head.
-    unsafe { NETNS.get(cookie) }.copied()
+    let row = unsafe { NETNS.get(cookie) };
+    trace::look_up(steps::NETNS, &cookie, row);
+    row.copied()
 }
 
 /// Remembers on the socket that `backend` stands for `service`.

@@ -16,7 +16,7 @@ use ebpf_common::{
 use crate::{
     count, helpers, maps,
     packet::{self, Ipv4, Transport},
-    route, service,
+    route, service, trace,
 };
 
 /// A packet to an address of this node: to a node port, or for the host's stack.
@@ -143,19 +143,19 @@ fn open(
                 }
                 return Ok(flow);
             }
-            Err(EEXIST) => attempt += 1,
+            Err(maps::EEXIST) => attempt += 1,
             Err(_) => return Err(DropReason::ConntrackFull),
         }
     }
     Err(DropReason::PortsExhausted)
 }
 
-/// The helper's result for a row that exists.
-const EEXIST: i32 = -17;
-
 /// Ages the flow's row; writes only what changes, since the row is shared between CPUs.
 #[inline(always)]
 fn touch(flow: &mut Flow, tcp_flags: u8) {
+    if trace::is_on() {
+        return;
+    }
     let mut seen = flow.seen | SEEN_REPLY;
     if tcp_flags & TCP_FIN != 0 {
         seen |= SEEN_FIN;

@@ -21,6 +21,7 @@ pub mod packet;
 mod pod;
 pub mod service;
 pub mod socket;
+pub mod trace;
 pub mod tunnel;
 pub mod verdict;
 
@@ -78,6 +79,13 @@ pub mod maps {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Per socket: which backend stands for which service ([`crate::service::SocketTranslation`]).
     pub const SOCKETS: &str = "SOCKETS";
+
+    /// What a traced run noted ([`crate::trace::Step`]); each copy of the programs has its own.
+    pub const TRACE: &str = "TRACE";
+    /// How many steps it noted.
+    pub const TRACE_LENGTH: &str = "TRACE_LENGTH";
+    /// The constant in read-only data that makes a copy of the programs trace.
+    pub const TRACING: &str = "TRACING";
 
     /// 65,536 frontends: the upstream limit of services a cluster is tested with is 10,000, each
     /// with a few ports. Not preallocated, so an empty map costs only its buckets (16 B each). This
