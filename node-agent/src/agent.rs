@@ -36,8 +36,10 @@ use crate::{
         spec::{NodeContext, parse_resolv_conf},
         tree,
     },
+    metrics,
     model::{LocalEndpoint, PodNetwork},
     overlay,
+    readers::Readers,
     sys::cgroup::{self, CgroupError},
     table::Table,
     watch::{self as sources, Sources},
@@ -233,6 +235,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         endpoints: base.endpoints.clone(),
         pods: base.pods.clone(),
         not_ready,
+        readers: start_readers(&base, &network, &mut tasks),
     };
     tasks.spawn(async move {
         if let Err(error) = debug::serve(&socket, views).await {
@@ -242,6 +245,23 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         std::future::pending().await
     });
     Ok((base, network, tasks))
+}
+
+/// Readers of the kernel's maps, and the door for metrics.
+fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Arc<Readers>> {
+    let reporter = network.dataplane.as_ref()?.reporter();
+    let pins = dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip)).pins?;
+    let readers = Readers::new(&pins, base.sources.services.clone(), Some(reporter));
+    let readers = Arc::new(readers);
+    let (address, served) = (base.config.metrics_address, Arc::clone(&readers));
+    tasks.spawn(async move {
+        if let Err(error) = metrics::serve(address, served).await {
+            warn!(%error, %address, "metrics are not served");
+        }
+        // Metrics are no reason to end the agent.
+        std::future::pending().await
+    });
+    Some(readers)
 }
 
 /// The given address, or the one from which packets to the server would be sent.

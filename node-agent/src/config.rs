@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -113,6 +113,9 @@ pub struct RunArgs {
     /// vxlan, l3 or auto [default: vxlan].
     #[arg(long)]
     pub overlay: Option<String>,
+    /// Where Prometheus asks for metrics [default: 127.0.0.1:10249, kube-proxy's].
+    #[arg(long)]
+    pub metrics_address: Option<SocketAddr>,
     /// `host:port` of a registry without TLS; may be repeated.
     #[arg(long)]
     pub insecure_registry: Option<Vec<String>>,
@@ -132,6 +135,7 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub overlay: OverlayMode,
+    pub metrics_address: SocketAddr,
     pub insecure_registries: Vec<String>,
 }
 
@@ -181,6 +185,7 @@ impl RunArgs {
             cluster_dns: self.cluster_dns.or(file.cluster_dns),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             overlay: self.overlay.or(file.overlay),
+            metrics_address: self.metrics_address.or(file.metrics_address),
             insecure_registry: self.insecure_registry.or(file.insecure_registry),
         }
     }
@@ -221,10 +226,14 @@ impl RunArgs {
             cluster_dns: self.cluster_dns.unwrap_or_else(default_dns),
             cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".to_owned()),
             overlay: overlay.map_err(ConfigError::Value)?,
+            metrics_address: self.metrics_address.unwrap_or(METRICS_ADDRESS),
             insecure_registries: self.insecure_registry.unwrap_or_default(),
         })
     }
 }
+
+/// Where metrics are served unless something else is said: loopback, kube-proxy's port.
+const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
 fn parse_server(server: String) -> Result<String, ConfigError> {
     let uri: Option<http::Uri> = server.parse().ok();
@@ -272,6 +281,7 @@ impl fmt::Display for Config {
             OverlayMode::Auto => "auto",
         };
         writeln!(f, "overlay: {overlay}")?;
+        writeln!(f, "metrics_address: {}", self.metrics_address)?;
         write!(f, "insecure_registry: [{}]", list(self.insecure_registries.clone()))
     }
 }

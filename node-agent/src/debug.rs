@@ -1,13 +1,17 @@
-//! Looking into a running agent: a unix socket that answers one word with one JSON value.
+//! Looking into a running agent: a unix socket that answers one line with one JSON value. A line is a
+//! word, and for some `name=value` words after it.
 //!
-//! One task; inputs are the tables, outputs the answers. The reading side is `node-agent status` and
-//! its like.
+//! One task; inputs are the tables and the kernel's maps, outputs the answers. The reading side is
+//! `node-agent status` and its like. The socket is root's.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufRead as _, BufReader, Write as _},
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     os::unix::net::UnixStream,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,13 +23,15 @@ use tokio::{
 };
 
 use crate::{
+    dataplane::Report,
     kubelet::Directory,
     model::{LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    readers::{self, Readers},
     table::Table,
 };
 
 /// Longest question.
-const MAX_QUESTION_BYTES: u64 = 64;
+const MAX_QUESTION_BYTES: u64 = 512;
 /// How long the reading side waits.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,6 +46,8 @@ pub struct Views {
     pub pods: Directory,
     /// Why the node is not ready, if it is not.
     pub not_ready: watch::Receiver<Option<String>>,
+    /// Reads what the kernel knows; `None` without the dataplane.
+    pub readers: Option<Arc<Readers>>,
 }
 
 /// Answers questions until cancelled. A stale socket of an earlier agent is replaced.
@@ -52,6 +60,7 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     loop {
         let (stream, _) = listener.accept().await?;
         let mut stream = tokio::io::BufStream::new(stream);
@@ -62,7 +71,7 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
         if tokio::time::timeout(PATIENCE, read).await.is_err() {
             continue;
         }
-        let mut answer = answer(question.trim(), &views).to_string();
+        let mut answer = answer(question.trim(), &views).await.to_string();
         answer.push('\n');
         let write = async {
             stream.write_all(answer.as_bytes()).await?;
@@ -74,9 +83,24 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
     }
 }
 
-fn answer(question: &str, views: &Views) -> Value {
+async fn answer(line: &str, views: &Views) -> Value {
+    let mut words = line.split_whitespace();
+    let question = words.next().unwrap_or_default();
+    if readers::QUESTIONS.contains(&question) {
+        let Some(readers) = &views.readers else {
+            return json!({"error": "this agent runs no dataplane"});
+        };
+        let pairs = words.map(|word| word.split_once('=').unwrap_or((word, "")));
+        let arguments: BTreeMap<&str, &str> = pairs.collect();
+        let answer = readers.answer(question, &arguments).await;
+        return answer.unwrap_or_else(|error| json!({"error": error}));
+    }
     match question {
         "status" => {
+            let report = match &views.readers {
+                Some(readers) => readers.report().await,
+                None => None,
+            };
             let not_ready = views.not_ready.borrow().clone();
             json!({
                 "node": views.node,
@@ -89,11 +113,13 @@ fn answer(question: &str, views: &Views) -> Value {
                 "endpoints": views.endpoints.len(),
                 "pods": views.pods.list().len(),
                 "synced": views.services.is_synced() && views.nodes.is_synced(),
+                "dataplane": report.as_ref().map(Report::json),
+                "traffic": report.as_ref().map(|report| report.status_text()),
             })
         }
         "services" => {
             let rows = views.services.changes_since(0).upserts;
-            let row = |(key, row): &(ObjectKey, std::sync::Arc<ServiceRow>)| {
+            let row = |(key, row): &(ObjectKey, Arc<ServiceRow>)| {
                 let ports: Vec<String> = row.ports.iter().map(port).collect();
                 json!({
                     "service": key.to_string(),
@@ -107,10 +133,13 @@ fn answer(question: &str, views: &Views) -> Value {
         }
         "endpoints" => {
             let rows = views.endpoints.changes_since(0).upserts;
-            let row = |(ip, row): &(IpAddr, std::sync::Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
+            let row = |(ip, row): &(IpAddr, Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
             Value::Array(rows.iter().map(row).collect())
         }
-        _ => json!({"error": "there are status, services, endpoints"}),
+        _ => {
+            let names = readers::QUESTIONS.join(", ");
+            json!({"error": format!("there are status, services, endpoints, {names}")})
+        }
     }
 }
 
@@ -132,6 +161,9 @@ pub fn ask(socket: &Path, question: &str) -> io::Result<Value> {
     serde_json::from_str(&line).map_err(io::Error::from)
 }
 
+/// Fields of `status` that are more than a line: told in whole sentences, or in JSON only.
+const LONG: [&str; 2] = ["dataplane", "traffic"];
+
 /// An answer for people: a line a field, or a line a row.
 #[must_use]
 pub fn text(value: &Value) -> String {
@@ -148,7 +180,10 @@ pub fn text(value: &Value) -> String {
     };
     match value {
         Value::Object(fields) => {
-            fields.iter().map(|(name, value)| format!("{name:<12} {}\n", plain(value))).collect()
+            let short = fields.iter().filter(|(name, _)| !LONG.contains(&name.as_str()));
+            let lines = short.map(|(name, value)| format!("{name:<12} {}\n", plain(value)));
+            let traffic = fields.get("traffic").and_then(Value::as_str).unwrap_or_default();
+            lines.chain([traffic.to_owned()]).collect()
         }
         Value::Array(rows) => {
             let line = |row: &Value| {
@@ -180,6 +215,7 @@ mod tests {
             endpoints: Table::new(),
             pods: Directory::default(),
             not_ready,
+            readers: None,
         };
         let path = socket.clone();
         let server = tokio::spawn(async move { serve(&path, views).await });

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain};
+use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, readers};
 
 /// The Orlop node agent.
 #[derive(Debug, Parser)]
@@ -41,6 +41,23 @@ enum Command {
     Services(ReadArgs),
     /// Show the pods of this node as the packet path knows them.
     Endpoints(ReadArgs),
+    /// Show the flows that are translated per packet.
+    Conntrack {
+        #[command(flatten)]
+        read: ReadArgs,
+        /// Only flows of this client: ADDRESS or ADDRESS:PORT.
+        #[arg(long)]
+        src: Option<String>,
+        /// Only flows to this service address or backend: ADDRESS or ADDRESS:PORT.
+        #[arg(long)]
+        dst: Option<String>,
+        /// Only flows of this service: NAME or NAMESPACE/NAME.
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// Show why packets were dropped and connections refused, how often, and how often since the
+    /// last time this was asked.
+    Drops(ReadArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -79,9 +96,13 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&chain(&error), 1),
         },
-        Command::Status(args) => read("status", &args),
-        Command::Services(args) => read("services", &args),
-        Command::Endpoints(args) => read("endpoints", &args),
+        Command::Status(args) => read("status", &[], &args),
+        Command::Services(args) => read("services", &[], &args),
+        Command::Endpoints(args) => read("endpoints", &[], &args),
+        Command::Conntrack { read: args, src, dst, service } => {
+            read("conntrack", &[("src", src), ("dst", dst), ("service", service)], &args)
+        }
+        Command::Drops(args) => read("drops", &[], &args),
     }
 }
 
@@ -112,18 +133,24 @@ fn run(args: RunArgs, file: Option<&Path>, print_config: bool) -> ExitCode {
     }
 }
 
-fn read(what: &str, args: &ReadArgs) -> ExitCode {
+fn read(what: &str, arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
     let socket = args.run_dir.join("agent.sock");
-    let value = match debug::ask(&socket, what) {
+    let given = arguments.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let words: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
+    let value = match debug::ask(&socket, format!("{what} {}", words.join(" ")).trim_end()) {
         Ok(value) => value,
         Err(error) => {
             let message = format!("the agent does not answer at {}: {error}", socket.display());
             return fail(&message, IMPOSSIBLE);
         }
     };
-    match args.output {
-        Output::Json => print(&format!("{value:#}\n")),
-        Output::Text => print(&debug::text(&value)),
+    if let Some(error) = value["error"].as_str() {
+        return fail(error, WRONG_INPUT);
+    }
+    match (args.output, readers::columns(what), value.as_array()) {
+        (Output::Json, _, _) => print(&format!("{value:#}\n")),
+        (Output::Text, Some(columns), Some(rows)) => print(&readers::table(rows, columns)),
+        (Output::Text, _, _) => print(&debug::text(&value)),
     }
 }
 

@@ -401,6 +401,7 @@ impl Runner {
             .collect();
         Report {
             sockets: self.config.cgroup.clone(),
+            hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
             pins: self.config.pins.clone(),
             services: status::services(&self.model, self.observed.as_ref()),

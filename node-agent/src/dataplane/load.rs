@@ -241,6 +241,13 @@ impl Programs {
         Ok((programs, maps))
     }
 
+    /// The socket programs that this kernel has hooks for.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<&'static str> {
+        let names = CGROUP_HOOKS.iter().map(|(name, _)| *name);
+        names.filter(|name| !self.missing.contains(name)).collect()
+    }
+
     /// Socket programs that run nowhere since this kernel has no hook for them; the packet path
     /// serves what they would have translated.
     #[must_use]

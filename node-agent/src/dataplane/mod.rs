@@ -4,9 +4,12 @@
 //! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
 
 mod apply;
+pub mod flows;
 pub mod gc;
 pub mod load;
+pub mod look;
 pub mod maps;
+pub mod metrics;
 pub mod model;
 mod object;
 pub mod plan;

@@ -26,6 +26,8 @@ use crate::model::{FarEnd, LocalEndpoint, ObjectKey};
 pub struct Report {
     /// The cgroup whose sockets are translated.
     pub sockets: Option<PathBuf>,
+    /// The socket programs that run there.
+    pub hooks: Vec<&'static str>,
     pub tc: Option<TcPath>,
     pub pins: Option<PathBuf>,
     pub services: Vec<ServiceReport>,
@@ -107,6 +109,15 @@ fn backend(backend: &Backend) -> String {
 }
 
 impl Report {
+    /// The programs that run and the path that each serves, for metrics.
+    #[must_use]
+    pub fn programs(&self) -> Vec<(&'static str, String)> {
+        let sockets = if self.sockets.is_some() { self.hooks.as_slice() } else { &[] };
+        let sockets = sockets.iter().map(|name| ("socket", (*name).to_owned()));
+        let tc = self.tc.map(|path| ("packet", tc_name(path).to_owned()));
+        sockets.chain(tc).collect()
+    }
+
     /// `node-agent status`: which path each kind of traffic takes, how much is programmed, and what
     /// is wrong.
     #[must_use]
@@ -271,6 +282,7 @@ mod tests {
     fn report() -> Report {
         Report {
             sockets: Some("/sys/fs/cgroup".into()),
+            hooks: vec!["cg_connect4"],
             tc: Some(TcPath::Clsact),
             pins: None,
             services: vec![ServiceReport {

@@ -1,0 +1,133 @@
+//! Reading the pinned maps beside the dataplane's own task, for people and for metrics.
+//!
+//! Effects; nothing here writes. A reader opens a map by its pin each time, so that it also sees the
+//! connection table that took the place of a smaller one.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+};
+use ebpf_common::{
+    ABI_VERSION,
+    conntrack::{Flow, FlowKey},
+    maps as names,
+    verdict::DropReason,
+};
+
+/// A folder of pinned maps.
+#[derive(Clone, Debug)]
+pub struct Look {
+    folder: PathBuf,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    pub map: &'static str,
+    pub rows: u64,
+    pub max: u64,
+}
+
+/// Maps that can get full and whose rows are worth counting.
+const COUNTED: [&str; 9] = [
+    names::SERVICES,
+    names::BACKENDS,
+    names::MEMBERS,
+    names::ENDPOINTS,
+    names::NODE_ADDRS,
+    names::NETNS,
+    names::DEVICES,
+    names::CONNTRACK,
+    names::MAGLEV,
+];
+
+impl Look {
+    /// The maps below `pins`, as [`super::DataplaneConfig::pins`] has it.
+    #[must_use]
+    pub fn below(pins: &Path) -> Self {
+        Self { folder: pins.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// Every row of the connection table, also of the smaller one that it took over from.
+    ///
+    /// # Errors
+    ///
+    /// When the maps are not there, or what the kernel says to reading.
+    pub fn flows(&self) -> io::Result<BTreeMap<FlowKey, Flow>> {
+        let mut flows = BTreeMap::new();
+        for name in [names::CONNTRACK_OLD, names::CONNTRACK] {
+            let map: HashMap<_, FlowKey, Flow> = self.hash(name)?;
+            for row in map.iter() {
+                let (key, flow) = row.map_err(io::Error::other)?;
+                flows.insert(key, flow);
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Drops and refusals by reason since the maps were made, summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flows`].
+    pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
+        let map = Map::PerCpuArray(self.open(names::COUNTERS)?);
+        let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(io::Error::other)?;
+        let count = |(reason, index): (&DropReason, u32)| {
+            let values = counters.get(&index, 0).map_err(io::Error::other)?;
+            Ok((*reason, values.iter().sum()))
+        };
+        DropReason::ALL.iter().zip(0..).map(count).collect()
+    }
+
+    /// How full the maps are, by counting keys. Takes some 0.3 µs a row.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flows`].
+    pub fn fill(&self) -> io::Result<Vec<Fill>> {
+        COUNTED.iter().map(|name| self.fill_of(name)).collect()
+    }
+
+    fn fill_of(&self, map: &'static str) -> io::Result<Fill> {
+        let info = MapInfo::from_pin(self.folder.join(map)).map_err(io::Error::other)?;
+        let rows = match map {
+            names::SERVICES => self.rows::<[u8; 20], [u8; 20]>(map)?,
+            names::BACKENDS => self.rows::<[u8; 8], [u8; 20]>(map)?,
+            names::MEMBERS => self.rows::<[u8; 24], u32>(map)?,
+            names::ENDPOINTS => self.rows::<[u8; 16], [u8; 20]>(map)?,
+            names::NODE_ADDRS => self.rows::<[u8; 16], u32>(map)?,
+            names::NETNS => self.rows::<u64, [u8; 32]>(map)?,
+            names::DEVICES => self.rows::<u32, [u8; 44]>(map)?,
+            names::MAGLEV => self.rows::<[u8; 8], [u8; 128]>(map)?,
+            _ => self.rows::<FlowKey, Flow>(map)?,
+        };
+        Ok(Fill { map, rows, max: u64::from(info.max_entries()) })
+    }
+
+    fn rows<K: Pod, V: Pod>(&self, name: &str) -> io::Result<u64> {
+        let map: HashMap<_, K, V> = self.hash(name)?;
+        let mut count = 0;
+        for key in map.keys() {
+            let _key: K = key.map_err(io::Error::other)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn hash<K: Pod, V: Pod>(&self, name: &str) -> io::Result<HashMap<MapData, K, V>> {
+        HashMap::try_from(Map::HashMap(self.open(name)?)).map_err(io::Error::other)
+    }
+
+    fn open(&self, name: &str) -> io::Result<MapData> {
+        MapData::from_pin(self.folder.join(name)).map_err(|error: MapError| {
+            io::Error::other(format!("map {name} in {}: {error}", self.folder.display()))
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! What the dataplane counts, in Prometheus' text format (version 0.0.4).
+//!
+//! Pure: values in, text out.
+
+use std::fmt::Write as _;
+
+use ebpf_common::verdict::DropReason;
+
+use super::look::Fill;
+
+/// What a scrape shows.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub drops: Vec<(DropReason, u64)>,
+    pub fill: Vec<Fill>,
+    /// Attached programs by path: `("socket", "cg_connect4")`.
+    pub programs: Vec<(&'static str, String)>,
+    /// Rounds of programming so far, the time they took, and how many left something undone.
+    pub rounds: Rounds,
+}
+
+/// How long writing takes from a change in the tables to the last row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rounds {
+    pub count: u64,
+    pub failed: u64,
+    pub total_us: u64,
+    pub last_us: u64,
+}
+
+impl Metrics {
+    /// The text of a scrape.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let name = "dataplane_dropped_total";
+        head(&mut out, name, "counter", "Packets dropped and connections refused, by reason.");
+        for (reason, count) in &self.drops {
+            sample(&mut out, name, &[("reason", reason.words())], count);
+        }
+        let name = "dataplane_map_rows";
+        head(&mut out, name, "gauge", "Rows in a map of the kernel.");
+        for fill in &self.fill {
+            sample(&mut out, name, &[("map", fill.map)], &fill.rows);
+        }
+        let name = "dataplane_map_max_rows";
+        head(&mut out, name, "gauge", "Rows for which a map of the kernel has room.");
+        for fill in &self.fill {
+            sample(&mut out, name, &[("map", fill.map)], &fill.max);
+        }
+        let name = "dataplane_program_attached";
+        head(&mut out, name, "gauge", "Programs that run, by the path that they serve.");
+        for (path, program) in &self.programs {
+            sample(&mut out, name, &[("path", path), ("program", program)], &1);
+        }
+        self.rounds.text(&mut out);
+        out
+    }
+}
+
+impl Rounds {
+    fn text(&self, out: &mut String) {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::as_conversions,
+            reason = "microseconds of 285 years fit into the mantissa"
+        )]
+        let seconds = |us: u64| us as f64 / 1e6;
+        let name = "dataplane_programming_seconds";
+        head(out, name, "summary", "Time from a change to the last row written.");
+        sample(out, "dataplane_programming_seconds_sum", &[], &seconds(self.total_us));
+        sample(out, "dataplane_programming_seconds_count", &[], &self.count);
+        let name = "dataplane_programming_last_seconds";
+        head(out, name, "gauge", "The same for the last change.");
+        sample(out, name, &[], &seconds(self.last_us));
+        let name = "dataplane_programming_failed_total";
+        head(out, name, "counter", "Rounds that left something to be tried again.");
+        sample(out, name, &[], &self.failed);
+    }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    // Writing to a string cannot fail.
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}").unwrap_or_default();
+}
+
+fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: &dyn std::fmt::Display) {
+    let pairs: Vec<String> = labels
+        .iter()
+        .map(|(label, value)| {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            format!("{label}=\"{value}\"")
+        })
+        .collect();
+    let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
+    writeln!(out, "{name}{labels} {value}").unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_names_reasons_maps_programs_and_times() {
+        let metrics = Metrics {
+            drops: vec![(DropReason::NoBackend, 3)],
+            fill: vec![Fill { map: "CONNTRACK", rows: 8, max: 131_072 }],
+            programs: vec![("socket", "a \"b\"".to_owned())],
+            rounds: Rounds { count: 2, failed: 1, total_us: 2_500_000, last_us: 1_000 },
+        };
+        let text = metrics.text();
+        for line in [
+            "# TYPE dataplane_dropped_total counter",
+            "dataplane_dropped_total{reason=\"service has no ready endpoint\"} 3",
+            "dataplane_map_rows{map=\"CONNTRACK\"} 8",
+            "dataplane_map_max_rows{map=\"CONNTRACK\"} 131072",
+            "dataplane_program_attached{path=\"socket\",program=\"a \\\"b\\\"\"} 1",
+            "dataplane_programming_seconds_sum 2.5",
+            "dataplane_programming_seconds_count 2",
+            "dataplane_programming_last_seconds 0.001",
+            "dataplane_programming_failed_total 1",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} not in\n{text}");
+        }
+    }
+}
