@@ -302,7 +302,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             OverlayMode::Auto => overlay::Mode::Auto,
         };
         let node_name = config.node_name.to_string();
-        let standard = overlay::OverlayConfig::new(&node_name, base.node_ip);
+        let standard = overlay::OverlayConfig::new(&node_name, vec![base.node_ip.into()]);
         let wanted = overlay::OverlayConfig { mode, ..standard };
         let handle = overlay::start(wanted, sources.nodes.clone()).map_err(AgentError::Overlay)?;
         (tunnels, device) = (handle.tunnels.clone(), handle.device.clone());

@@ -185,7 +185,7 @@ mod tests {
                 runtime.block_on(async {
                     let config = OverlayConfig {
                         mode: set_up.mode,
-                        ..OverlayConfig::new(&name(number), node_ip(number))
+                        ..OverlayConfig::new(&name(number), vec![node_ip(number).into()])
                     };
                     let overlay = overlay::start(config, cluster.nodes).unwrap();
                     let tables = Tables {

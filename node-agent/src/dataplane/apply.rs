@@ -180,6 +180,7 @@ impl Runner {
 
     fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {
         if let Some(device) = device
+            && device.ifindex != 0
             && self.attached.overlay != Some(device.ifindex)
         {
             for hook in [TcHook::ToOverlay, TcHook::FromOverlay] {

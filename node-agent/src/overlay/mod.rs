@@ -1,17 +1,14 @@
 //! The overlay: pods of other nodes through a VXLAN device or by routes.
 //!
-//! Task: `follow` reads the node table, owns device, address and routes, and writes the tunnel table
+//! Task: `follow` reads the node table, owns devices, addresses and routes, and writes the tunnel table
 //! and the device for the dataplane and the pod network for the CNI server. It ends with the [`Handle`].
+//! With [`Mode::Off`] only the host device is kept.
 
 mod apply;
+pub mod host;
 pub mod plan;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{sync::watch, task::JoinSet, time};
@@ -33,8 +30,9 @@ const RETRY: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct OverlayConfig {
     pub node_name: String,
-    /// The node's address on the network that connects nodes.
-    pub node_ip: Ipv4Addr,
+    /// The node's addresses on the network that connects nodes, the main one first, at most one of a
+    /// family.
+    pub node_ips: Vec<IpAddr>,
     pub mode: Mode,
     /// Name of the VXLAN device.
     pub device: String,
@@ -42,19 +40,26 @@ pub struct OverlayConfig {
     pub vni: u32,
     /// UDP port of the tunnel, the same on all nodes.
     pub port: u16,
+    /// The cluster's service ranges, at most one of a family.
+    pub service_cidrs: Vec<IpNet>,
+    /// Where the host device has its addresses from for a family without a pod CIDR.
+    pub link_cidrs: Vec<IpNet>,
 }
 
 impl OverlayConfig {
-    /// The usual numbers: device `orlop.vxlan`, VNI 1, port 8472 (Linux's default), mode `auto` off.
+    /// The usual numbers: VXLAN device `orlop.vxlan`, VNI 1, port 8472 (Linux's default), services in
+    /// 10.96.0.0/16.
     #[must_use]
-    pub fn new(node_name: &str, node_ip: Ipv4Addr) -> Self {
+    pub fn new(node_name: &str, node_ips: Vec<IpAddr>) -> Self {
         Self {
             node_name: node_name.to_owned(),
-            node_ip,
+            node_ips,
             mode: Mode::Vxlan,
             device: "orlop.vxlan".to_owned(),
             vni: 1,
             port: 8472,
+            service_cidrs: vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16).into()],
+            link_cidrs: plan::usual_link_cidrs(),
         }
     }
 }
@@ -77,10 +82,19 @@ pub struct OverlayDevice {
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     #[error("no device has the node address {node_ip}")]
-    NoUnderlay { node_ip: Ipv4Addr },
+    NoUnderlay { node_ip: IpAddr },
+    #[error("device {name} is somebody else's: it is no {wanted}; rename or remove it")]
+    Foreign { name: String, wanted: &'static str },
+    #[error("cannot make VXLAN device {name} at UDP port {port}, which another device may have")]
+    Vxlan {
+        name: String,
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot list devices")]
     Links(#[source] io::Error),
-    #[error("cannot make VXLAN device {name}")]
+    #[error("cannot set up device {name}")]
     Device {
         name: String,
         #[source]
@@ -88,7 +102,7 @@ pub enum OverlayError {
     },
     #[error("cannot set gateway address {gateway}")]
     Gateway {
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
         #[source]
         source: io::Error,
     },
@@ -115,8 +129,10 @@ pub struct Handle {
     pub device: watch::Receiver<Option<OverlayDevice>>,
     /// This node's pod CIDRs and the MTU of its pods, for the CNI server.
     pub network: watch::Receiver<Option<PodNetwork>>,
-    /// What is wrong at the moment, in words with causes.
+    /// What is wrong at the moment, in words with causes: this node cannot connect pods.
     pub trouble: watch::Receiver<Option<String>>,
+    /// What is wrong with single nodes or ranges, in words; the rest works.
+    pub conditions: watch::Receiver<Vec<String>>,
     tasks: JoinSet<()>,
 }
 
@@ -140,6 +156,7 @@ pub fn start(
     let (device_tx, device) = watch::channel(None);
     let (network_tx, network) = watch::channel(None);
     let (trouble_tx, trouble) = watch::channel(None);
+    let (conditions_tx, conditions) = watch::channel(Vec::new());
     let tunnels = Table::new();
     let task = Follow {
         config,
@@ -149,10 +166,11 @@ pub fn start(
         device: device_tx,
         network: network_tx,
         trouble: trouble_tx,
+        conditions: conditions_tx,
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run());
-    Ok(Handle { tunnels, device, network, trouble, tasks })
+    Ok(Handle { tunnels, device, network, trouble, conditions, tasks })
 }
 
 struct Follow {
@@ -163,6 +181,7 @@ struct Follow {
     device: watch::Sender<Option<OverlayDevice>>,
     network: watch::Sender<Option<PodNetwork>>,
     trouble: watch::Sender<Option<String>>,
+    conditions: watch::Sender<Vec<String>>,
 }
 
 impl Follow {
@@ -190,26 +209,39 @@ impl Follow {
     }
 
     fn round(&mut self) -> Result<(), OverlayError> {
-        let delta = self.nodes.changes_since(0);
         let underlay = apply::prepare(&mut self.netlink, &self.config)?;
-        // Without the whole list a missing node may only be late: its routes stay.
-        if !delta.synced {
+        let delta = self.nodes.changes_since(0);
+        // Without the whole list a missing node may only be late: its routes stay. Where the overlay
+        // is off nobody's are.
+        if !delta.synced && self.config.mode != Mode::Off {
             return Ok(());
         }
         let rows: BTreeMap<_, _> = delta.upserts.into_iter().collect();
         let nodes = rows.iter().map(|(key, row)| (key, row.as_ref()));
-        let desired = plan::desired(nodes, &self.config.node_name, self.config.mode, underlay);
+        let desired = plan::desired(nodes, &self.place(), &underlay);
+        for condition in &desired.conditions {
+            if !self.conditions.borrow().contains(condition) {
+                tracing::warn!(condition, "overlay");
+            }
+        }
+        publish(&self.conditions, desired.conditions.clone());
         // Tunnels first: a route into the device without a tunnel drops packets.
-        let far = |(net, node): (&Ipv4Net, &Ipv4Addr)| {
-            (IpNet::V4(*net), FarEnd { node: IpAddr::V4(*node), routed: false })
-        };
-        self.tunnels.replace(desired.tunnels.iter().map(far).collect());
-        let device = apply::apply(&mut self.netlink, &self.config, underlay, &desired)?;
-        publish(&self.device, device);
-        let cidr = desired.pod_cidr.map(IpNet::V4);
-        let mtu = underlay.pod_mtu(self.config.mode);
-        publish(&self.network, cidr.map(|cidr| PodNetwork { cidrs: vec![cidr], mtu }));
+        self.tunnels.replace(desired.tunnels.clone());
+        let device = apply::apply(&mut self.netlink, &self.config, &underlay, &desired)?;
+        publish(&self.device, Some(device));
+        let (cidrs, mtu) = (desired.pod_cidrs, desired.pod_mtu);
+        publish(&self.network, (!cidrs.is_empty()).then_some(PodNetwork { cidrs, mtu }));
         Ok(())
+    }
+
+    fn place(&self) -> plan::Place {
+        let config = &self.config;
+        plan::Place {
+            name: config.node_name.clone(),
+            mode: config.mode,
+            service_cidrs: config.service_cidrs.clone(),
+            link_cidrs: config.link_cidrs.clone(),
+        }
     }
 }
 

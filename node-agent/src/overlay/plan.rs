@@ -1,17 +1,18 @@
-//! From nodes to tunnels and routes.
+//! From nodes to tunnels, routes and the addresses of this node.
 //!
-//! Pure. Every route of ours has the node's gateway address as preferred source; by that it is told
-//! from the routes of others, which are never touched.
+//! Pure. Routes of ours carry a protocol number of their own, by which they are told from the routes
+//! of others, which are never touched.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
-    model::{NodeRow, ObjectKey},
+    cni::ipam::gateway,
+    model::{FarEnd, NodeRow, ObjectKey},
     sys::netlink::{Owner, Route, Scope},
 };
 
@@ -22,91 +23,246 @@ pub enum Mode {
     Vxlan,
     /// Always by a route over the node's address; the network must carry pod addresses.
     L3,
-    /// By a route where the node is on the same network, through the tunnel elsewhere.
+    /// By a route where the node is on the same network, through the tunnel elsewhere; decided for
+    /// each node and family.
     Auto,
+    /// Somebody else connects pods; only the host device is ours.
+    Off,
 }
 
-/// What this node is, as far as the overlay needs it.
+/// Bytes that VXLAN adds: IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
+const fn vxlan_overhead(outer: IpAddr) -> u32 {
+    match outer {
+        IpAddr::V4(_) => 50,
+        IpAddr::V6(_) => 70,
+    }
+}
+
+/// Smallest link that IPv6 runs over (RFC 8200 section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of this node.
+    pub name: String,
+    pub mode: Mode,
+    /// The cluster's service ranges, at most one of a family.
+    pub service_cidrs: Vec<IpNet>,
+    /// Where the host device has its addresses from while no pod CIDR gives it one, at most one of a
+    /// family. The first host is this node's own.
+    pub link_cidrs: Vec<IpNet>,
+}
+
+/// An address of this node on the network that connects nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Underlay {
-    /// The node's address with the prefix of its network.
-    pub address: Ipv4Net,
+pub struct UnderlayAddress {
+    /// The address with the prefix of its network.
+    pub net: IpNet,
     /// The device that has it.
     pub device: u32,
-    /// The VXLAN device.
-    pub vxlan: u32,
-    /// Of the device that has the address, bytes.
+    /// Of that device, bytes.
     pub mtu: u32,
 }
 
-/// Bytes that VXLAN over IPv4 adds: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
-pub const VXLAN_OVERHEAD: u32 = 50;
-
-impl Underlay {
-    /// The largest packet of a pod that is sure to fit. With [`Mode::Auto`] a peer may come that is
-    /// reached through the tunnel.
-    #[must_use]
-    pub const fn pod_mtu(&self, mode: Mode) -> u32 {
-        match mode {
-            Mode::Vxlan | Mode::Auto => self.mtu.saturating_sub(VXLAN_OVERHEAD),
-            Mode::L3 => self.mtu,
-        }
-    }
+/// What this node's kernel has, as far as the overlay needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The main address first, at most one of a family.
+    pub addresses: Vec<UnderlayAddress>,
+    /// The VXLAN device, if there is one.
+    pub vxlan: Option<u32>,
+    /// The host device.
+    pub host: u32,
 }
 
 /// What should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// This node's pod CIDR.
-    pub pod_cidr: Option<Ipv4Net>,
-    /// The first host of the pod CIDR.
-    pub gateway: Option<Ipv4Addr>,
-    /// Pod CIDR, and the node's own address, to node, for peers through the tunnel.
-    pub tunnels: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// This node's pod CIDRs, at most one of a family, in the order of its Node object.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of the host device by family (IPv4, IPv6): the first host of the pod CIDR, or of the
+    /// link's range for a family without one.
+    pub gateways: [Option<IpAddr>; 2],
+    /// Pod CIDR to node for peers; for peers through the tunnel also the node's own addresses.
+    pub tunnels: BTreeMap<IpNet, FarEnd>,
     /// Routes by destination.
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
+    /// Largest packet of a pod that is sure to fit on every way to a peer.
+    pub pod_mtu: u32,
+    /// Largest packet that fits into the tunnel.
+    pub vxlan_mtu: u32,
+    /// What is wrong with the cluster, each about one object, in words. The rest works.
+    pub conditions: Vec<String>,
 }
 
-/// Decides for every node. Nodes without an IPv4 address or pod CIDR yet are not reachable yet; of
-/// two nodes with the same pod CIDR the first by name has it.
+/// Decides for every node. Nodes without an address or pod CIDR yet are not reachable yet.
 #[must_use]
 pub fn desired<'a>(
     nodes: impl Iterator<Item = (&'a ObjectKey, &'a NodeRow)>,
-    me: &str,
-    mode: Mode,
-    underlay: Underlay,
+    place: &Place,
+    underlay: &Underlay,
 ) -> Desired {
     let mut desired = Desired::default();
     let mut peers = BTreeMap::new();
     for (key, node) in nodes {
-        let Some(cidr) = node.pod_cidrs.iter().find_map(ipv4_net) else { continue };
-        if *key.name == *me {
-            desired.pod_cidr = Some(cidr);
-            desired.gateway = cidr.hosts().next();
-        } else if let Some(ip) = node.internal_ips.iter().find_map(ipv4) {
-            peers.entry(cidr).or_insert(ip);
+        if *key.name == *place.name {
+            desired.pod_cidrs = one_of_each_family(&node.pod_cidrs);
+        } else {
+            peers.insert(&*key.name, node);
         }
     }
-    let Some(gateway) = desired.gateway else { return desired };
-    for (cidr, node) in peers {
-        if Some(cidr) == desired.pod_cidr {
-            continue;
+    if place.mode == Mode::Off {
+        desired.pod_cidrs = Vec::new();
+        peers.clear();
+    }
+    let from_pods = || desired.pod_cidrs.iter().chain(&place.link_cidrs);
+    desired.gateways = [IpAddr::is_ipv4, IpAddr::is_ipv6]
+        .map(|family| from_pods().find(|cidr| family(&cidr.addr())).map(|cidr| gateway(*cidr)));
+    // Of two nodes with addresses in common the first by name has them.
+    let mut taken: Vec<(IpNet, &str)> =
+        desired.pod_cidrs.iter().map(|cidr| (*cidr, place.name.as_str())).collect();
+    for (name, node) in peers {
+        for cidr in one_of_each_family(&node.pod_cidrs) {
+            let overlaps =
+                |other: &IpNet| other.contains(&cidr.network()) || cidr.contains(&other.network());
+            if let Some((other, owner)) = taken.iter().find(|(other, _)| overlaps(other)) {
+                let text =
+                    format!("pod CIDR {cidr} of node {name} overlaps {other} of node {owner}");
+                desired.conditions.push(text);
+            } else {
+                taken.push((cidr, name));
+                reach(&mut desired, (name, node, cidr), place.mode, underlay);
+            }
         }
-        let on_link = underlay.address.contains(&node);
-        let tunnel = match mode {
-            Mode::Vxlan => true,
-            Mode::L3 => false,
-            Mode::Auto => !on_link,
-        };
-        if tunnel {
-            desired.tunnels.insert(cidr, node);
+    }
+    to_services(&mut desired, place, underlay);
+    size(&mut desired, place.mode, underlay);
+    desired
+}
+
+/// How pods of a CIDR of a peer are reached, if they can be.
+fn reach(
+    desired: &mut Desired,
+    (name, node, cidr): (&str, &NodeRow, IpNet),
+    mode: Mode,
+    underlay: &Underlay,
+) {
+    let Some(gateway) = gateway_for(desired, cidr) else { return };
+    if !desired.pod_cidrs.iter().any(|own| same_family(own.addr(), cidr.addr())) {
+        // No pod here has that family.
+        return;
+    }
+    let next_hop = node.internal_ips.iter().find(|ip| same_family(**ip, cidr.addr()));
+    let own = underlay.addresses.iter().find(|own| same_family(own.net.addr(), cidr.addr()));
+    let on_link =
+        next_hop.zip(own).filter(|(ip, own)| own.net.contains(*ip) && own.net.addr() != **ip);
+    let outer = underlay.addresses.iter().find_map(|own| {
+        node.internal_ips.iter().find(|ip| same_family(**ip, own.net.addr())).copied()
+    });
+    let tunnel = match mode {
+        Mode::Vxlan => true,
+        Mode::L3 | Mode::Off => false,
+        Mode::Auto => on_link.is_none(),
+    };
+    let route = Route {
+        destination: cidr,
+        gateway: None,
+        device: 0,
+        preferred_source: Some(gateway),
+        scope: Scope::Link,
+        owner: Owner::Orlop,
+    };
+    match (tunnel, on_link, outer, underlay.vxlan) {
+        (true, _, Some(outer), Some(vxlan)) => {
+            let far = FarEnd { node: outer, routed: false };
+            desired.tunnels.insert(cidr, far);
             // Pods speak to the node itself through the tunnel too: an underlay that filters by
             // source, or a strict rp_filter, would drop their addresses.
-            desired.tunnels.insert(Ipv4Net::from(node), node);
+            for own in node.internal_ips.iter().filter(|ip| same_family(**ip, cidr.addr())) {
+                desired.tunnels.insert(IpNet::from(*own), far);
+            }
+            desired.routes.insert(cidr, Route { device: vxlan, ..route });
         }
-        desired.routes.insert(cidr, route(cidr, node, gateway, underlay, tunnel));
+        (false, Some((ip, own)), ..) => {
+            desired.tunnels.insert(cidr, FarEnd { node: *ip, routed: true });
+            let (gateway, device) = (Some(*ip), own.device);
+            let route = Route { gateway, device, scope: Scope::Global, ..route };
+            desired.routes.insert(cidr, route);
+        }
+        (true, _, None, _) if !node.internal_ips.is_empty() => desired.conditions.push(format!(
+            "node {name} has no InternalIP of a family of this node's addresses, so pods of {cidr} \
+             are not reached"
+        )),
+        (false, None, ..) if !node.internal_ips.is_empty() => desired.conditions.push(format!(
+            "node {name} is not on this node's network for {cidr}, which overlay mode l3 needs; auto \
+             and vxlan do not"
+        )),
+        // A node that has not said its address yet.
+        _ => {}
     }
-    desired
+}
+
+/// Leads the node's own packets to services into the host device, also those to no service.
+fn to_services(desired: &mut Desired, place: &Place, underlay: &Underlay) {
+    for cidr in place.service_cidrs.iter().chain(&place.link_cidrs) {
+        let Some(gateway) = gateway_for(desired, *cidr) else { continue };
+        let inside = underlay.addresses.iter().find(|own| cidr.contains(&own.net.addr()));
+        if let Some(own) = inside {
+            let text = format!("range {cidr} contains the node's own address {}", own.net.addr());
+            desired.conditions.push(text);
+            continue;
+        }
+        let route = Route {
+            destination: *cidr,
+            gateway: None,
+            device: underlay.host,
+            preferred_source: Some(gateway),
+            scope: Scope::Link,
+            owner: Owner::Orlop,
+        };
+        desired.routes.insert(*cidr, route);
+    }
+}
+
+/// Sizes: what the smallest device between nodes leaves, less the tunnel where one may be needed.
+fn size(desired: &mut Desired, mode: Mode, underlay: &Underlay) {
+    let mtu = underlay.addresses.iter().map(|own| own.mtu).min().unwrap_or_default();
+    let main = underlay.addresses.first().map(|own| own.net.addr());
+    let tunnelled = desired.tunnels.values().filter(|far| !far.routed).map(|far| far.node);
+    let overhead = tunnelled.chain(main).map(vxlan_overhead).max().unwrap_or_default();
+    desired.vxlan_mtu = mtu.saturating_sub(overhead);
+    desired.pod_mtu = match mode {
+        // A peer may come that needs the tunnel.
+        Mode::Vxlan | Mode::Auto => desired.vxlan_mtu,
+        Mode::L3 | Mode::Off => mtu,
+    };
+    let ipv6 = desired.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6());
+    if ipv6 && desired.pod_mtu < IPV6_MIN_MTU {
+        desired.conditions.push(format!(
+            "the node's network has MTU {mtu}, which leaves pods {} bytes; IPv6 needs {IPV6_MIN_MTU}",
+            desired.pod_mtu
+        ));
+    }
+}
+
+/// The node's addresses by which pods and peers know it.
+fn gateway_for(desired: &Desired, cidr: IpNet) -> Option<IpAddr> {
+    desired.gateways.into_iter().flatten().find(|gateway| same_family(*gateway, cidr.addr()))
+}
+
+fn one_of_each_family(cidrs: &[IpNet]) -> Vec<IpNet> {
+    let mut kept: Vec<IpNet> = Vec::new();
+    for cidr in cidrs {
+        if !kept.iter().any(|other| same_family(other.addr(), cidr.addr())) {
+            kept.push(cidr.trunc());
+        }
+    }
+    kept
+}
+
+const fn same_family(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv4() == other.is_ipv4()
 }
 
 /// One write to the routing table.
@@ -118,15 +274,16 @@ pub enum RouteOp {
 
 /// Which routes to write. New ones come first: a destination that only moves is never without one.
 #[must_use]
-pub fn routes(desired: &Desired, observed: &[Route], vxlan: u32) -> Vec<RouteOp> {
-    let gateway = desired.gateway.map(IpAddr::V4);
-    let desired = &desired.routes;
-    let missing = desired.values().filter(|route| !observed.contains(route));
+pub fn routes(desired: &Desired, observed: &[Route], underlay: &Underlay) -> Vec<RouteOp> {
+    let wanted = &desired.routes;
+    let missing = wanted.values().filter(|route| !observed.contains(route));
     let surplus = observed.iter().filter(|route| {
-        let ours = route.device == vxlan
-            || route.owner == Owner::Orlop
-            || (route.preferred_source.is_some() && route.preferred_source == gateway);
-        ours && !desired.values().any(|wanted| same_place(wanted, route))
+        // Before routes were marked, ours were those into the tunnel and those from the gateway.
+        let unmarked = route.destination.addr().is_ipv4()
+            && (Some(route.device) == underlay.vxlan
+                || (route.preferred_source.is_some()
+                    && route.preferred_source == desired.gateways[0]));
+        (route.owner == Owner::Orlop || unmarked) && !wanted.contains_key(&route.destination)
     });
     missing
         .map(|route| RouteOp::Replace(*route))
@@ -134,143 +291,16 @@ pub fn routes(desired: &Desired, observed: &[Route], vxlan: u32) -> Vec<RouteOp>
         .collect()
 }
 
-/// Replacing the one replaces the other: same destination in the same table.
-fn same_place(one: &Route, other: &Route) -> bool {
-    one.destination == other.destination
-}
-
-fn route(
-    cidr: Ipv4Net,
-    node: Ipv4Addr,
-    gateway: Ipv4Addr,
-    underlay: Underlay,
-    tunnel: IsTunnel,
-) -> Route {
-    let route = Route {
-        destination: IpNet::V4(cidr),
-        gateway: None,
-        device: underlay.vxlan,
-        preferred_source: Some(gateway.into()),
-        scope: Scope::Link,
-        owner: Owner::Orlop,
-    };
-    if tunnel {
-        return route;
-    }
-    Route { gateway: Some(node.into()), device: underlay.device, scope: Scope::Global, ..route }
-}
-
-type IsTunnel = bool;
-
-const fn ipv4(address: &IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    }
-}
-
-const fn ipv4_net(net: &IpNet) -> Option<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Some(*net),
-        IpNet::V6(_) => None,
-    }
+/// The usual range of the host device's addresses where no pod CIDR gives one: the end of what
+/// link-local addresses leave free beside the pods' gateway and cluster DNS, and a local range.
+#[must_use]
+pub fn usual_link_cidrs() -> Vec<IpNet> {
+    vec![
+        IpNet::new_assert(Ipv4Addr::new(169, 254, 21, 0).into(), 29),
+        IpNet::new_assert(Ipv6Addr::new(0xfd6f, 0x726c, 0x6f70, 0, 0, 0, 0, 0).into(), 125),
+    ]
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UNDERLAY: fn() -> Underlay =
-        || Underlay { address: "192.168.0.1/24".parse().unwrap(), device: 2, vxlan: 9, mtu: 1500 };
-
-    fn node(ip: &str, cidr: &str) -> NodeRow {
-        NodeRow {
-            internal_ips: vec![ip.parse().unwrap()],
-            pod_cidrs: cidr.parse().ok().into_iter().collect(),
-            ready: true,
-            labels: BTreeMap::new(),
-        }
-    }
-
-    fn decide(mode: Mode, nodes: &[(&str, &str, &str)]) -> Desired {
-        let rows: BTreeMap<ObjectKey, NodeRow> = nodes
-            .iter()
-            .map(|(name, ip, cidr)| (ObjectKey::new("", name), node(ip, cidr)))
-            .collect();
-        desired(rows.iter(), "a", mode, UNDERLAY())
-    }
-
-    const NODES: &[(&str, &str, &str)] = &[
-        ("a", "192.168.0.1", "10.244.0.0/24"),
-        ("b", "192.168.0.2", "10.244.1.0/24"),
-        ("c", "192.168.9.3", "10.244.2.0/24"),
-        ("new", "192.168.0.4", "none yet"),
-    ];
-
-    #[test]
-    fn each_mode_reaches_every_peer_that_has_a_range() {
-        for (mode, tunnels) in [(Mode::Vxlan, 4), (Mode::L3, 0), (Mode::Auto, 2)] {
-            let desired = decide(mode, NODES);
-            assert_eq!(desired.gateway, Some(Ipv4Addr::new(10, 244, 0, 1)));
-            assert_eq!((desired.routes.len(), desired.tunnels.len()), (2, tunnels), "{mode:?}");
-            for (cidr, route) in &desired.routes {
-                let through = desired.tunnels.contains_key(cidr);
-                assert_eq!(route.device, if through { 9 } else { 2 });
-                assert_eq!(route.gateway.is_none(), through);
-                assert_eq!(route.preferred_source, desired.gateway.map(IpAddr::V4));
-            }
-        }
-        let auto = decide(Mode::Auto, NODES);
-        assert!(auto.tunnels.contains_key(&"10.244.2.0/24".parse().unwrap()), "c is not on-link");
-    }
-
-    #[test]
-    fn without_a_range_of_its_own_a_node_reaches_nobody() {
-        let desired = decide(Mode::Vxlan, &[("a", "192.168.0.1", ""), NODES[1]]);
-        assert_eq!(desired, Desired::default());
-    }
-
-    /// Carries a plan out on a list as the kernel would.
-    fn apply(table: &mut Vec<Route>, ops: &[RouteOp]) {
-        for op in ops {
-            match op {
-                RouteOp::Replace(route) => {
-                    table.retain(|old| !same_place(old, route));
-                    table.push(*route);
-                }
-                RouteOp::Delete(route) => table.retain(|old| old != route),
-            }
-        }
-    }
-
-    #[test]
-    fn the_plan_is_complete_idempotent_minimal_and_leaves_others_alone() {
-        let foreign = Route {
-            destination: "172.16.0.0/16".parse().unwrap(),
-            gateway: Some("192.168.0.254".parse().unwrap()),
-            device: 2,
-            preferred_source: None,
-            scope: Scope::Global,
-            owner: Owner::Other,
-        };
-        let mut table = vec![foreign];
-        let moved: Vec<_> =
-            [NODES[0], ("b", "192.168.0.2", "10.244.7.0/24"), NODES[2]].into_iter().collect();
-        for mode in [Mode::Vxlan, Mode::Auto, Mode::L3, Mode::Vxlan] {
-            for nodes in [NODES, &moved, &NODES[..1], &NODES[..2]] {
-                let desired = decide(mode, nodes);
-                let wanted = &desired.routes;
-                let unchanged = table.iter().filter(|route| wanted.values().any(|w| w == *route));
-                let unchanged: Vec<Route> = unchanged.copied().collect();
-                let ops = routes(&desired, &table, 9);
-                for kept in unchanged {
-                    assert!(!ops.contains(&RouteOp::Replace(kept)));
-                }
-                apply(&mut table, &ops);
-                assert!(table.contains(&foreign));
-                assert_eq!(table.len(), wanted.len() + 1, "{mode:?}");
-                assert_eq!(routes(&desired, &table, 9), vec![]);
-            }
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

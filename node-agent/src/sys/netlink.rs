@@ -37,6 +37,17 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     pub mtu: u32,
     pub up: bool,
+    pub kind: LinkKind,
+    /// Interface index of a veth's other end when that is in the same namespace.
+    pub peer: Option<u32>,
+}
+
+/// What made a device, as far as we make some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Veth,
+    Vxlan,
+    Other,
 }
 
 /// One end of a veth pair to be made.
@@ -144,10 +155,34 @@ impl Netlink {
     /// # Errors
     /// When there is no such device or the kernel refuses.
     pub fn set_up(&mut self, index: u32) -> io::Result<()> {
+        self.set_flags(index, LinkFlags::Up)
+    }
+
+    /// Brings a device up on which no neighbour is ever asked for: whatever is sent has the device's
+    /// own address as its destination.
+    ///
+    /// # Errors
+    /// When there is no such device or the kernel refuses.
+    pub fn set_up_without_arp(&mut self, index: u32) -> io::Result<()> {
+        self.set_flags(index, LinkFlags::Up | LinkFlags::Noarp)
+    }
+
+    fn set_flags(&mut self, index: u32, flags: LinkFlags) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = flags;
+        message.header.change_mask = flags;
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Gives a device another MAC address.
+    ///
+    /// # Errors
+    /// When there is no such device or the kernel refuses.
+    pub fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
@@ -164,7 +199,7 @@ impl Netlink {
 
     /// Sends one request and collects its answers up to the kernel's end mark: the acknowledgement,
     /// the end of the dump, or the one answer of a plain request.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
@@ -224,14 +259,28 @@ fn link_from(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        kind: LinkKind::Other,
+        peer: None,
     };
+    let mut elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Veth)) => {
+                link.kind = LinkKind::Veth;
+            }
+            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Vxlan)) => {
+                link.kind = LinkKind::Vxlan;
+            }
             _ => {}
         }
+    }
+    if elsewhere || link.kind != LinkKind::Veth {
+        link.peer = None;
     }
     link
 }

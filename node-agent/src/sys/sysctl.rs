@@ -98,6 +98,12 @@ pub fn forward_ipv6() -> Result<(), SettingError> {
     set(FORWARDING, "1")
 }
 
+/// Whether the namespace's kernel speaks IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    path("ipv6/conf/all").exists()
+}
+
 fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(name)
 }

@@ -1,14 +1,38 @@
 //! The VXLAN device, and what else the overlay asks of rtnetlink.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel sends attributes and messages that we do not ask about"
+)]
+
 use std::io;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::netlink::Netlink;
+
+/// Settings of a VXLAN device, as far as packets depend on them. They cannot be changed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// UDP port that it listens on.
+    pub port: u16,
+    /// Far ends come with each packet.
+    pub collect_metadata: bool,
+    /// It notes who sent from where.
+    pub learning: bool,
+}
+
+impl Vxlan {
+    /// What [`Netlink::add_vxlan`] makes.
+    #[must_use]
+    pub const fn ours(port: u16) -> Self {
+        Self { port, collect_metadata: true, learning: false }
+    }
+}
 
 impl Netlink {
     /// Makes a VXLAN device whose far ends come with each packet, and brings it up. It learns
@@ -33,6 +57,20 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// The settings of a VXLAN device; `None` when the name is no VXLAN device.
+    ///
+    /// # Errors
+    /// When the kernel refuses or the socket fails.
+    pub fn vxlan(&mut self, name: &str) -> io::Result<Option<Vxlan>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let answers = match self.ask(RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            other => other?,
+        };
+        Ok(answers.iter().find_map(vxlan_from))
+    }
+
     /// Sets a device's MTU.
     ///
     /// # Errors
@@ -43,4 +81,26 @@ impl Netlink {
         message.attributes.push(LinkAttribute::Mtu(mtu));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
+}
+
+fn vxlan_from(answer: &RouteNetlinkMessage) -> Option<Vxlan> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    let settings = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(settings)) => Some(settings),
+        _ => None,
+    })?;
+    let mut vxlan = Vxlan { port: 0, collect_metadata: false, learning: false };
+    for setting in settings {
+        match setting {
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::CollectMetadata(on) => vxlan.collect_metadata = *on,
+            InfoVxlan::Learning(on) => vxlan.learning = *on,
+            _ => {}
+        }
+    }
+    Some(vxlan)
 }
