@@ -23,12 +23,26 @@ struct Bench {
     more_services: &'static [u32],
 }
 
-const BENCHES: [Bench; 1] = [Bench {
-    name: "lb",
-    peers: &["direct", "iptables", "nftables"],
-    services: [&[1, 1000], &[1, 1000, 10_000]],
-    more_services: &[100_000],
-}];
+const BENCHES: [Bench; 3] = [
+    Bench {
+        name: "lb",
+        peers: &["direct", "iptables", "nftables"],
+        services: [&[1, 1000], &[1, 1000, 10_000]],
+        more_services: &[100_000],
+    },
+    Bench {
+        name: "programming",
+        peers: &["iptables", "nftables"],
+        services: [&[1000, 10_000], &[1000, 10_000, 50_000]],
+        more_services: &[],
+    },
+    Bench {
+        name: "overlay",
+        peers: &["direct", "kernel-vxlan"],
+        services: [&[], &[]],
+        more_services: &[],
+    },
+];
 
 /// Services that the service network and the maps have room for.
 const SERVICES_MAX: u32 = 100_000;
@@ -36,7 +50,7 @@ const SERVICES_MAX: u32 = 100_000;
 /// What was asked for.
 #[derive(Debug, clap::Args)]
 pub struct Wish {
-    /// What to measure: lb.
+    /// What to measure: lb, programming or overlay.
     pub name: String,
     /// Peers to measure beside Orlop; default: all that the machine has.
     #[arg(long, value_delimiter = ',')]
@@ -47,6 +61,9 @@ pub struct Wish {
     /// Writes the rows here as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Draws them here as SVG.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
     /// Fewer rounds and services.
     #[arg(long)]
     pub quick: bool,
@@ -68,9 +85,11 @@ pub fn bench(paths: &Paths, wish: &Wish) -> Result<()> {
     // measured is mostly the kernel.
     let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "vm", "--quiet"]);
     cargo.args(["--package", "tests", "--bin", "bench", "--"]).args(&flags);
-    if let Some(json) = &wish.json {
-        // The program runs in the workspace's root, the path is meant from here.
-        cargo.arg("--json").arg(std::path::absolute(json)?);
+    for (flag, path) in [("--json", &wish.json), ("--svg", &wish.svg)] {
+        if let Some(path) = path {
+            // The program runs in the workspace's root, the path is meant from here.
+            cargo.arg(flag).arg(std::path::absolute(path)?);
+        }
     }
     run(cargo.current_dir(&paths.root))
 }
@@ -135,7 +154,8 @@ mod tests {
     use super::*;
 
     fn wish(name: &str) -> Wish {
-        Wish { name: name.into(), against: None, services: None, json: None, quick: false }
+        let (against, services, json, svg) = (None, None, None, None);
+        Wish { name: name.into(), against, services, json, svg, quick: false }
     }
 
     #[test]
@@ -153,7 +173,7 @@ mod tests {
     #[test]
     fn wrong_names_and_numbers_are_refused_with_what_would_be_right() {
         let refused = |wish: Wish| flags(&wish).unwrap_err().to_string();
-        assert!(refused(wish("speed")).contains("there are lb"));
+        assert!(refused(wish("speed")).contains("there are lb, programming, overlay"));
         let peer = Wish { against: Some(vec!["ipvs".into()]), ..wish("lb") };
         assert!(refused(peer).contains("there are direct, iptables, nftables"));
         let none = Wish { services: Some(vec![0]), ..wish("lb") };

@@ -98,7 +98,11 @@ impl Node {
         let (_pod_ifindex, pod_mac) = link(inside, "eth0")?;
         let gateway = ["neigh", "add", "169.254.1.1", "lladdr", &host_mac, "dev", "eth0"];
         ip(&[&["-n", inside], gateway.as_slice(), &["nud", "permanent"]].concat())?;
-        exec(inside, &["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"], None)?;
+        // Else closed connections take up the ports within seconds, and most of the time that is
+        // measured goes into the search for a free one.
+        for setting in ["ip_local_port_range=1024 65535", "tcp_max_tw_buckets=64"] {
+            exec(inside, &["sysctl", "-qw", &format!("net.ipv4.{setting}")], None)?;
+        }
         pod.host_ifindex = host_ifindex;
         pod.macs = (host_mac, pod_mac);
         Ok(pod)

@@ -4,15 +4,16 @@
 use std::net::SocketAddrV4;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
+    chart::{Bar, Chart, Content, Panel, Series},
     hosts::{self, Cgroup, ETHERNET_MTU, Node},
     kube_proxy::{self, iptables, nftables},
-    measure::{self, Effort, Ends},
+    measure::{self, Effort, Ends, float},
     orlop,
     output::{Output, progress},
-    report::{self, Lane, Parameters},
+    report::{self, Lane, Parameters, Row},
     traffic::{SERVER_PORT, Worker},
 };
 
@@ -55,7 +56,15 @@ pub fn run(wish: &Wish) -> Result<()> {
     for (subject, services) in plan(wish)? {
         let services_given = if subject == "direct" { 0 } else { services };
         progress(&format!("set up {subject} with {services_given} services"));
-        let (ground, end) = set_up(subject, services)?;
+        let (ground, end) = match set_up(subject, services) {
+            Ok(made) => made,
+            // More than the others have: the rest is worth measuring without it.
+            Err(error) if wish.more_services.contains(&services) => {
+                progress(&format!("  failed: {error:#}"));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let parameters = Parameters::from([
             ("services", json!(services_given)),
             ("endpoints", json!(ENDPOINTS)),
@@ -70,7 +79,60 @@ pub fn run(wish: &Wish) -> Result<()> {
     let samples = measure::rounds(&lanes, &mut ends, effort)?;
     drop(ends);
     drop(grounds);
-    wish.output.finish("lb", &report::rows(&lanes, &samples))
+    let rows = report::rows(&lanes, &samples);
+    wish.output.finish("lb", &rows, |note| chart(&rows, note))
+}
+
+/// Latency by the number of services, and what an established connection does at the largest number
+/// that all subjects have.
+fn chart(rows: &[Row], note: &str) -> Chart {
+    let services = |row: &Row| row.parameters.get("services").and_then(Value::as_u64).unwrap_or(0);
+    let mut series: Vec<Series> = Vec::new();
+    for row in rows.iter().filter(|row| row.metric == "crr_p50") {
+        let point = (float(services(row)).max(1.0), row.median);
+        match series.iter_mut().find(|one| one.subject == row.subject) {
+            Some(one) => one.points.push(point),
+            None => {
+                let (name, subject) = (row.subject.to_owned(), row.subject);
+                let across = subject == "direct";
+                series.push(Series { name, across, subject, points: vec![point] });
+            }
+        }
+    }
+    let log_y = {
+        let medians = || series.iter().flat_map(|one| one.points.iter().map(|(_, y)| *y));
+        medians().fold(0.0, f64::max) > 8.0 * medians().fold(f64::MAX, f64::min)
+    };
+    let common = rows.iter().filter(|row| row.subject == "nftables").map(services).max();
+    let bars = |metric: &str| -> Vec<Bar> {
+        let wanted = |row: &&Row| {
+            let at = services(row);
+            row.metric == metric && (at == 0 || common.is_none_or(|common| at == common))
+        };
+        let bar =
+            |row: &Row| Bar { name: row.subject.into(), subject: row.subject, value: row.median };
+        rows.iter().filter(wanted).map(bar).collect()
+    };
+    let at = common.map_or_else(String::new, |count| format!(" at {count} services"));
+    let x_title = "services (direct: none)".to_owned();
+    Chart {
+        title: "Two pods of one node: directly, and through a Service".to_owned(),
+        note: format!("cargo xtask bench lb · {note}"),
+        panels: vec![
+            Panel {
+                title: "connect + request + reply, p50, µs (lower is better)".to_owned(),
+                content: Content::Lines { x_title, log_y, series },
+            },
+            Panel {
+                title: format!("throughput, bit/s{at} (higher is better)"),
+                content: Content::Bars(bars("throughput")),
+            },
+            Panel {
+                title: format!("CPU of one connection, µs{at} (lower is better)"),
+                content: Content::Bars(bars("cpu_per_transaction")),
+            },
+        ],
+    }
 }
 
 /// Subjects and numbers of services, `direct` first.

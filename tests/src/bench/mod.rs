@@ -5,11 +5,16 @@
 //! `traffic` the client and server processes (effects), `measure` the rounds (effects), `report` turns samples into
 //! rows and ratios (pure), `chart` rows into a picture (pure).
 
+pub mod chart;
 pub mod hosts;
 pub mod kube_proxy;
 pub mod lb;
 pub mod measure;
 pub mod orlop;
 pub mod output;
+pub mod overlay;
+pub mod program;
+pub mod programming;
 pub mod report;
+pub mod tool;
 pub mod traffic;

@@ -26,7 +26,7 @@ use tokio::{sync::watch, time};
 use super::{hosts::Pod, kube_proxy};
 
 /// Programming the largest quick set takes far less.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// The node's address, which nothing has.
 const NODE_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 1);
 
@@ -113,12 +113,12 @@ pub struct Filled {
 
 /// Fills tables as the watches would; services and slices are left to be marked synced.
 #[must_use]
-pub fn fill(all: &[kube_proxy::Service], pods: Vec<LocalEndpoint>) -> Filled {
+pub fn fill(all: impl Iterator<Item = kube_proxy::Service>, pods: Vec<LocalEndpoint>) -> Filled {
     let (services, slices, endpoints) = (Table::new(), Table::new(), Table::new());
     for service in all {
-        let key = key(service);
-        slices.upsert(key.clone(), slice(service));
-        services.upsert(key, row(service));
+        let key = key(&service);
+        slices.upsert(key.clone(), slice(&service));
+        services.upsert(key, row(&service));
     }
     for pod in pods {
         endpoints.upsert(pod.ip, pod);
@@ -151,7 +151,7 @@ pub async fn node(flags: NodeFlags) -> Result<()> {
     let real: Vec<SocketAddrV4> = flags.real.into_iter().collect();
     let pods = flags.pods.iter().map(|flag| endpoint(flag)).collect::<Result<_>>()?;
     let all = kube_proxy::services(flags.services, flags.endpoints, &real).0;
-    let Filled { tables, overlay: _no_overlay } = fill(&all, pods);
+    let Filled { tables, overlay: _no_overlay } = fill(all.into_iter(), pods);
     tables.services.mark_synced();
     tables.slices.mark_synced();
     let revision = *tables.endpoints.subscribe().borrow();

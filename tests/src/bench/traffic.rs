@@ -291,7 +291,10 @@ pub fn say(line: &str) -> Result<()> {
 }
 
 /// User and system time of this process so far.
-fn cpu_ns() -> Result<u64> {
+///
+/// # Errors
+/// When `/proc` does not tell.
+pub fn cpu_ns() -> Result<u64> {
     let stat = std::fs::read_to_string("/proc/self/schedstat").context("read schedstat")?;
     let main: u64 = stat.split(' ').next().and_then(|n| n.parse().ok()).context("a number")?;
     let mut sum = main;

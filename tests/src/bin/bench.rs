@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use tests::bench::{lb, orlop, traffic};
+use tests::bench::{lb, orlop, overlay, program, programming, traffic};
 
 #[derive(Parser)]
 struct Flags {
@@ -16,10 +16,18 @@ struct Flags {
 enum Role {
     /// Traffic through services on one node.
     Lb(lb::Wish),
+    /// From the list of services to the last write.
+    Programming(programming::Wish),
+    /// Traffic between two nodes.
+    Overlay(overlay::Wish),
+    /// A child that is one of two nodes.
+    OverlayNode(overlay::NodeFlags),
     /// A child that echoes.
     Server,
     /// A child that is a node's dataplane.
     Node(orlop::NodeFlags),
+    /// A child that is a dataplane to be programmed.
+    Program(orlop::NodeFlags),
     /// A child that asks.
     Client {
         #[arg(long)]
@@ -32,6 +40,10 @@ enum Role {
 fn main() -> Result<()> {
     match Flags::parse().role {
         Role::Lb(wish) => lb::run(&wish),
+        Role::Programming(wish) => programming::run(&wish),
+        Role::Overlay(wish) => overlay::run(&wish),
+        Role::OverlayNode(flags) => orlop::run(overlay::life(flags)),
+        Role::Program(flags) => orlop::run(program::life(flags)),
         Role::Node(flags) => orlop::run(orlop::node(flags)),
         Role::Server => traffic::server(traffic::SERVER_PORT),
         Role::Client { target, cgroup } => traffic::client(target, cgroup.as_deref()),

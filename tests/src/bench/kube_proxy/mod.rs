@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// Port of every service.
 const PORT: u16 = 80;
+/// Endpoints that a set may have altogether; addresses from there on belong to no set.
+pub const ENDPOINTS_MAX: u32 = 1_000_000;
 /// Port of the endpoints that nobody has.
 const ENDPOINT_PORT: u16 = 8080;
 
@@ -55,20 +57,24 @@ impl Service {
 #[must_use]
 pub fn services(count: u32, each: u32, real: &[SocketAddrV4]) -> (Vec<Service>, SocketAddrV4) {
     let middle = count / 2;
-    let all = (0..count)
-        .map(|number| Service {
-            number,
-            protocol: Protocol::Tcp,
-            address: address(number),
-            node_port: None,
-            endpoints: if number == middle && !real.is_empty() {
-                real.to_vec()
-            } else {
-                (0..each).map(|i| endpoint(number * each + i)).collect()
-            },
-        })
-        .collect();
+    let mut all: Vec<Service> = (0..count).map(|number| service(number, each)).collect();
+    let measured = all.iter_mut().find(|one| one.number == middle && !real.is_empty());
+    if let Some(measured) = measured {
+        measured.endpoints = real.to_vec();
+    }
     (all, address(middle))
+}
+
+/// One service of a set, with endpoints that nobody has.
+#[must_use]
+pub fn service(number: u32, each: u32) -> Service {
+    Service {
+        number,
+        protocol: Protocol::Tcp,
+        address: address(number),
+        node_port: None,
+        endpoints: (0..each).map(|i| endpoint(number * each + i)).collect(),
+    }
 }
 
 fn address(number: u32) -> SocketAddrV4 {
