@@ -7,7 +7,7 @@ use crate::maps;
 /// Leave the packet to the next program or the stack (`TC_ACT_UNSPEC`, `TCX_NEXT`).
 pub const PASS: i32 = -1;
 /// Drop the packet (`TC_ACT_SHOT`, `TCX_DROP`).
-const DROP: i32 = 2;
+pub const DROP: i32 = 2;
 
 /// Counts a drop and gives its verdict.
 #[inline(always)]

@@ -4,12 +4,17 @@
 use core::{mem::offset_of, ptr};
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_F_ZERO_CSUM_TX, bpf_fib_lookup, bpf_sock_addr, bpf_tunnel_key},
+    EbpfContext,
+    bindings::{
+        BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_fib_lookup, bpf_sock_addr,
+        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_tunnel_key,
+    },
     helpers::generated,
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_common::{TCP, UDP, addr::Addr, service::Peer, trace as steps, verdict::DropReason};
+use ebpf_common::{
+    TCP, UDP, addr::Addr, conntrack::FlowKey, service::Peer, trace as steps, verdict::DropReason,
+};
 
 use crate::trace;
 
@@ -21,8 +26,16 @@ const ECONNREFUSED: i32 = 111;
 const TUNNEL_TTL: u8 = 64;
 /// `AF_INET`.
 const AF_INET: u8 = 2;
+/// `AF_INET6`.
+const AF_INET6: u8 = 10;
+/// `BPF_FIB_LKUP_RET_NOT_FWDED`: the destination is this machine or several.
+const FIB_NOT_FORWARDED: i64 = 4;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour's MAC is not yet.
 const FIB_NO_NEIGHBOUR: i64 = 7;
+/// `BPF_F_CURRENT_NETNS`: the namespace of the packet's device.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// `BPF_TCP_LISTEN`.
+const TCP_LISTEN: u32 = 10;
 
 #[inline(always)]
 pub fn random() -> u32 {
@@ -62,47 +75,105 @@ pub fn redirect_neigh(ifindex: u32) -> i32 {
     unsafe { generated::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// Sets the tunnel's far end for a collect-metadata device. `node` in network order.
+/// Sets the tunnel's far end for a collect-metadata device.
 #[inline(always)]
-pub fn set_tunnel_key(ctx: &TcContext, vni: u32, node: [u8; 4]) -> Result<(), DropReason> {
+pub fn set_tunnel_key(ctx: &TcContext, vni: u32, node: &Addr) -> Result<(), DropReason> {
     // SAFETY: a structure of integers, for which zero bytes are a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    trace::step(steps::TUNNEL_KEY, &(Addr::v4(node), vni));
+    trace::step(steps::TUNNEL_KEY, &(*node, vni));
     key.tunnel_id = vni;
     key.tunnel_ttl = TUNNEL_TTL;
-    // The helper converts from host order.
-    key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(node);
+    let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+    if node.is_v4() {
+        // The helper converts from host order.
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node.words()[3]);
+    } else {
+        key.__bindgen_anon_1.remote_ipv6 = node.words();
+        flags |= u64::from(BPF_F_TUNINFO_IPV6);
+    }
     // Up to the label: a length that every kernel accepts (bpf_skb_set_tunnel_key, net/core/filter.c).
     let length = offset_of!(bpf_tunnel_key, tunnel_label) as u32;
     // SAFETY: the context is this program's own, the key outlives the call and has `length` bytes.
-    let result = unsafe {
-        generated::bpf_skb_set_tunnel_key(
-            ctx.skb.skb,
-            &raw mut key,
-            length,
-            u64::from(BPF_F_ZERO_CSUM_TX),
-        )
-    };
+    let result =
+        unsafe { generated::bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, length, flags) };
     if result == 0 { Ok(()) } else { Err(DropReason::TunnelKey) }
 }
 
-/// The device by which `dst` is reached.
-#[inline(always)]
-pub fn route(ctx: &TcContext, src: [u8; 4], dst: [u8; 4]) -> Result<u32, DropReason> {
+/// The device by which `dst` is reached from a packet that came in by `ifindex`; 0 for this node itself.
+#[inline(never)]
+pub fn route<C: EbpfContext>(
+    ctx: &C,
+    ifindex: u32,
+    src: &Addr,
+    dst: &Addr,
+) -> Result<u32, DropReason> {
     // SAFETY: a structure of integers, for which zero bytes are a value.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    query.family = AF_INET;
-    query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
-    query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
-    query.ifindex = ifindex(ctx);
+    query.ifindex = ifindex;
+    if dst.is_v4() {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = src.words()[3];
+        query.__bindgen_anon_4.ipv4_dst = dst.words()[3];
+    } else {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = src.words();
+        query.__bindgen_anon_4.ipv6_dst = dst.words();
+    }
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is this program's own; the query outlives the call and has that length.
     let result = unsafe { generated::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, length, 0) };
-    if result == 0 || result as i64 == FIB_NO_NEIGHBOUR {
-        Ok(query.ifindex)
-    } else {
-        Err(DropReason::NoRoute)
+    match i64::from(result) {
+        0 | FIB_NO_NEIGHBOUR => {
+            trace::look_up(steps::ROUTE, dst, Some(&query.ifindex));
+            Ok(query.ifindex)
+        }
+        FIB_NOT_FORWARDED => Ok(0),
+        _ => {
+            trace::look_up::<_, u32>(steps::ROUTE, dst, None);
+            Err(DropReason::NoRoute)
+        }
     }
+}
+
+/// Whether a socket of this node speaks to what a packet of `key` comes from, or, for UDP, may.
+#[inline(never)]
+pub fn has_socket<C: EbpfContext>(ctx: &C, key: &FlowKey) -> bool {
+    let v4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+        saddr: key.src.words()[3],
+        daddr: key.dst.words()[3],
+        sport: u16::from_ne_bytes(key.sport),
+        dport: u16::from_ne_bytes(key.dport),
+    };
+    // A key begins as the kernel's tuple of IPv6 does: addresses, then ports.
+    let (tuple, size) = if key.dst.is_v4() {
+        (ptr::from_ref(&v4).cast::<bpf_sock_tuple>(), 12)
+    } else {
+        (ptr::from_ref(key).cast::<bpf_sock_tuple>(), 36)
+    };
+    let tuple = tuple.cast_mut();
+    if key.proto == TCP {
+        // SAFETY: the context is this program's own, the tuple outlives the call and has that size.
+        let socket =
+            unsafe { generated::bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) };
+        if socket.is_null() {
+            return false;
+        }
+        // A listener would only meet a connection that the far end opens from the same port.
+        // SAFETY: the kernel has found the socket and holds it for us.
+        let state = unsafe { (*socket).state };
+        // SAFETY: given back once.
+        let _zero = unsafe { generated::bpf_sk_release(socket.cast()) };
+        return state != TCP_LISTEN;
+    }
+    // SAFETY: as above.
+    let socket =
+        unsafe { generated::bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: given back once.
+    let _zero = unsafe { generated::bpf_sk_release(socket.cast()) };
+    true
 }
 
 /// Whether the packet's destination MAC is the device's own.
@@ -128,6 +199,16 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
+/// A zero that neither the compiler nor the verifier knows to be one.
+#[inline(always)]
+pub fn blind(ctx: &TcContext) -> u32 {
+    let length = || {
+        // SAFETY: a field of this program's context.
+        unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).len) }
+    };
+    length() ^ length()
+}
+
 /// The `EtherType`, network order.
 #[inline(always)]
 pub fn ether_type(ctx: &TcContext) -> [u8; 2] {
@@ -136,11 +217,52 @@ pub fn ether_type(ctx: &TcContext) -> [u8; 2] {
     (protocol as u16).to_ne_bytes()
 }
 
-/// Incremental checksum difference between two pairs of addresses.
+/// What the ones' complement sum of a region goes up by when `old` becomes `new`. Both are a
+/// multiple of four bytes long.
 #[inline(always)]
-pub fn address_diff(old: &mut [u32; 2], new: &mut [u32; 2]) -> u64 {
-    // SAFETY: both arrays outlive the call and have eight bytes.
-    unsafe { generated::bpf_csum_diff(old.as_mut_ptr(), 8, new.as_mut_ptr(), 8, 0) as u64 }
+pub fn difference<T>(old: &T, new: &T) -> u32 {
+    let (old, new) = (ptr::from_ref(old).cast_mut().cast(), ptr::from_ref(new).cast_mut().cast());
+    let length = size_of::<T>() as u32;
+    // SAFETY: both regions outlive the call, have that length and are only read.
+    unsafe { generated::bpf_csum_diff(old, length, new, length, 0) as u32 }
+}
+
+/// Adds to the sum that a device took of the whole packet, if it did.
+#[inline(always)]
+pub fn sum_again(ctx: &TcContext, difference: u32) {
+    // SAFETY: the context is this program's own. The error says that there is no such sum.
+    let _none = unsafe { generated::bpf_csum_update(ctx.skb.skb, difference) };
+}
+
+/// The device by which the packet came to this machine; 0 for what the machine itself sends.
+#[inline(always)]
+pub fn came_by(ctx: &TcContext) -> u32 {
+    // SAFETY: a field of this program's context.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// Lets the packet come in by a device of this machine.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    trace::step(steps::REDIRECT, &[ifindex, steps::INWARD]);
+    // SAFETY: plain integers; a wrong index drops the packet.
+    unsafe { generated::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// Cuts the packet to a length, or fills it up.
+#[inline(always)]
+pub fn set_length(ctx: &TcContext, length: u32) -> Result<(), DropReason> {
+    // SAFETY: the context is this program's own.
+    let result = unsafe { generated::bpf_skb_change_tail(ctx.skb.skb, length, 0) };
+    if result == 0 { Ok(()) } else { Err(DropReason::Rewrite) }
+}
+
+/// Makes room before the packet.
+#[inline(always)]
+pub fn add_head(ctx: &TcContext, length: u32) -> Result<(), DropReason> {
+    // SAFETY: the context is this program's own.
+    let result = unsafe { generated::bpf_skb_change_head(ctx.skb.skb, length, 0) };
+    if result == 0 { Ok(()) } else { Err(DropReason::Rewrite) }
 }
 
 /// Where the program wants to go, or where its datagram came from. `V6` is the hook's family: each

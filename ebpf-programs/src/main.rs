@@ -12,17 +12,25 @@ mod cg_recvmsg6;
 mod cg_sendmsg4;
 mod cg_sendmsg6;
 mod count;
+mod fragment;
+mod frame;
 mod helpers;
+mod icmp;
 mod maps;
 mod nat;
 mod packet;
+mod refuse;
+mod rewrite;
 mod route;
 mod service;
 mod socket;
+mod tc_from_host;
 mod tc_from_overlay;
 mod tc_from_pod;
 mod tc_from_underlay;
 mod tc_to_overlay;
+mod tc_to_pod;
+mod tc_to_underlay;
 mod trace;
 
 #[cfg(not(test))]

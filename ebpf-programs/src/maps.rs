@@ -19,7 +19,7 @@ use ebpf_common::{
     config::Config,
     conntrack::{Flow, FlowKey},
     device::Device,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, HAS_FLOWS},
     fragment::{Fragment, FragmentKey},
     maglev::{MaglevBlock, MaglevKey},
     maps::{
@@ -31,7 +31,7 @@ use ebpf_common::{
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation, SourceRange},
     trace as steps,
     tunnel::Tunnel,
-    verdict::{DROP_REASONS, DropReason},
+    verdict::{Budget, DROP_REASONS, DropReason},
 };
 
 use crate::trace;
@@ -78,6 +78,8 @@ static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BP
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+#[map]
+static REFUSALS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS, 0);
 #[btf_map]
@@ -133,16 +135,43 @@ pub fn tunnel(addr: &Addr) -> Option<Tunnel> {
     row.copied()
 }
 
-/// A flow's row. Fields written through it are single integers that only age the flow; a trace does
-/// not write them.
+/// A flow's row, in the table or in the one before it grew.
 #[inline(always)]
-pub fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+pub fn flow(key: &FlowKey) -> Option<&'static Flow> {
     let row = CONNTRACK.get_ptr_mut(key).or_else(|| CONNTRACK_OLD.get_ptr_mut(key));
-    // SAFETY: the row stays readable and writable for the program's run (RCU); several CPUs may age
-    // it at once, each by aligned stores of whole integers.
-    let row = row.map(|flow| unsafe { &mut *flow });
-    trace::look_up(steps::FLOW, key, row.as_deref());
+    // SAFETY: the row stays readable for the program's run (RCU); another CPU may age it meanwhile,
+    // by aligned stores of whole integers.
+    let row = row.map(|flow| unsafe { &*flow });
+    trace::look_up(steps::FLOW, key, row);
     row
+}
+
+/// Notes a packet of a flow; writes only what changes, since the row is shared between CPUs.
+#[inline(always)]
+pub fn touch(flow: &'static Flow, seen: u8, now_s: u32) {
+    if trace::is_on() {
+        return;
+    }
+    let row = core::ptr::from_ref(flow).cast_mut();
+    if flow.seen & seen != seen {
+        // SAFETY: `flow` hands out rows of maps only, which programs may write.
+        unsafe { (*row).seen = flow.seen | seen };
+    }
+    if flow.last_seen != now_s {
+        // SAFETY: as above.
+        unsafe { (*row).last_seen = now_s };
+    }
+}
+
+/// Remembers where in its set a flow's backend was found.
+#[inline(always)]
+pub fn set_slot(flow: &'static Flow, slot: u32) {
+    if trace::is_on() {
+        return;
+    }
+    let row = core::ptr::from_ref(flow).cast_mut();
+    // SAFETY: `flow` hands out rows of maps only, which programs may write.
+    unsafe { (*row).slot = slot };
 }
 
 /// Inserts a row that must not exist yet.
@@ -152,6 +181,9 @@ pub fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
         let is_free = CONNTRACK.get_ptr(key).is_none();
         trace::look_up(steps::ADD_FLOW, key, is_free.then_some(flow));
         return if is_free { Ok(()) } else { Err(EEXIST) };
+    }
+    if CONNTRACK_OLD.get_ptr(key).is_some() {
+        return Err(EEXIST);
     }
     CONNTRACK.insert(key, flow, u64::from(BPF_NOEXIST))
 }
@@ -168,6 +200,60 @@ pub fn remove_flow(key: &FlowKey) {
     // An absent row is what we want.
     let _absent: Result<(), i32> = CONNTRACK.remove(key);
     let _absent: Result<(), i32> = CONNTRACK_OLD.remove(key);
+}
+
+/// Notes that what is delivered to a pod of this node may be an answer to be translated.
+#[inline(always)]
+pub fn mark_flows(addr: &Addr) {
+    if trace::is_on() {
+        return;
+    }
+    if let Some(row) = ENDPOINTS.get_ptr_mut(addr) {
+        // SAFETY: the row stays readable and writable for the program's run (RCU).
+        let flags = unsafe { (*row).flags };
+        if flags & HAS_FLOWS == 0 {
+            // SAFETY: as above; an aligned store of one integer.
+            unsafe { (*row).flags = flags | HAS_FLOWS };
+        }
+    }
+}
+
+#[inline(always)]
+pub fn device(ifindex: u32) -> Option<Device> {
+    // SAFETY: copied at once, see the module's head.
+    let row = unsafe { DEVICES.get(ifindex) };
+    trace::look_up(steps::DEVICE, &ifindex, row);
+    row.copied()
+}
+
+/// The ports of a fragmented packet whose first fragment was seen.
+#[inline(always)]
+pub fn fragment(key: &FragmentKey) -> Option<Fragment> {
+    // SAFETY: copied at once, see the module's head.
+    let row = unsafe { FRAGMENTS.get(key) };
+    trace::look_up(steps::FRAGMENT, key, row);
+    row.copied()
+}
+
+#[inline(always)]
+pub fn remember_fragment(key: &FragmentKey, fragment: &Fragment) {
+    if trace::is_on() {
+        trace::look_up(steps::KEEP_FRAGMENT, key, Some(fragment));
+        return;
+    }
+    // Without memory its later fragments are dropped and counted.
+    let _full: Result<(), i32> = FRAGMENTS.insert(key, fragment, 0);
+}
+
+/// Takes one out of this second's budget of answers that tell of refusals.
+#[inline(always)]
+pub fn may_refuse(now_s: u32) -> bool {
+    if trace::is_on() {
+        return true;
+    }
+    let Some(budget) = REFUSALS.get_ptr_mut(0) else { return false };
+    // SAFETY: the pointer is this CPU's own row, valid while the program runs.
+    unsafe { &mut *budget }.take(now_s)
 }
 
 #[inline(always)]

@@ -1,173 +1,463 @@
-//! Node ports from outside: the client's packet goes to a backend with the node's gateway address
-//! as source, and the answer comes back here and is turned around.
+//! Flows that are translated per packet: finding a packet's flow, opening one, and what both say of
+//! the packet's way.
+//!
+//! Everything here is generic over the frame, so that tc and XDP decide alike.
 
-use aya_ebpf::programs::TcContext;
 use ebpf_common::{
-    TCP,
+    SCTP, TCP, UDP,
+    addr::Addr,
     config::Config,
     conntrack::{
-        FORWARD, Flow, FlowKey, REVERSE, SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
+        FLOW_FROM_POD, FLOW_LOCAL, FLOW_MASQUERADE, FLOW_TO_HOST, FORWARD, Flow, FlowKey, REVERSE,
+        SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
     },
-    packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    service::{Backend, Service},
+    packet::{TCP_FIN, TCP_RST},
+    service::{BackendKey, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, choose, mix},
     verdict::DropReason,
 };
 
 use crate::{
-    count, helpers, maps,
-    packet::{self, Ipv4, Transport},
-    route, service, trace,
+    fragment,
+    frame::Frame,
+    helpers, icmp, maps,
+    packet::{ERROR, FLOW, Packet, WHOLE},
+    rewrite, service,
 };
 
-/// A packet to an address of this node: to a node port, or for the host's stack.
-#[inline(always)]
-pub fn to_node(ctx: &TcContext, config: &Config, ip: &Ipv4) -> Result<i32, DropReason> {
-    let Some(transport) = packet::transport(ctx, ip)? else { return Ok(count::PASS) };
-    if !config.is_node_port(u16::from_be_bytes(transport.dport)) {
-        return Ok(count::PASS);
-    }
-    node_port(ctx, config, ip, &transport)
+/// Where a packet to a service comes from.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// Inside the cluster.
+    Inside,
+    /// This node's own stack, by the host device.
+    Host,
+    /// Outside.
+    Outside,
 }
 
-/// A packet to a node port. What no service answers is left to the host's stack, which refuses it in
-/// the words of the protocol (RST, port unreachable).
-#[inline(always)]
-fn node_port(
-    ctx: &TcContext,
-    config: &Config,
-    ip: &Ipv4,
-    transport: &Transport,
-) -> Result<i32, DropReason> {
-    let key = packet::flow_key(ip, transport);
-    let is_new = ip.proto == TCP && transport.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    if let Some(flow) = maps::flow(&key) {
-        if is_new && flow.is_closing() {
-            // The client uses its port again: the old flow is over.
-            let reverse = flow.opposite(ip.proto);
-            maps::remove_flow(&reverse);
-            maps::remove_flow(&key);
-        } else {
-            touch(flow, transport.flags);
-            let flow = *flow;
-            return send(ctx, config, ip, transport, flow);
+/// What was found about a packet, by a function that the verifier follows on its own.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is translated; the flow says where it goes.
+    Translated,
+    /// Nothing is known about it.
+    Unknown,
+    /// It is to be dropped and has been counted.
+    Dropped,
+    /// Its sender is to be told that nobody answers; it has been counted.
+    Refused,
+}
+
+impl Step {
+    /// Whether it was translated, or why it may not go on, which is counted.
+    #[inline(always)]
+    pub fn of(found: Result<bool, DropReason>) -> Self {
+        match found {
+            Ok(true) => Self::Translated,
+            Ok(false) => Self::Unknown,
+            Err(reason) => {
+                maps::count(reason);
+                match reason {
+                    DropReason::NoBackend | DropReason::UnknownService => Self::Refused,
+                    _ => Self::Dropped,
+                }
+            }
         }
     }
-    if ip.proto == TCP && !is_new {
-        return Ok(count::PASS);
-    }
-    let Some(found) = service::node_port(&ip.dst(), transport.dport, ip.proto) else {
-        return Ok(count::PASS);
-    };
-    if found.count == 0 {
-        maps::count(DropReason::NoBackend);
-        return Ok(count::PASS);
-    }
-    let backend = service::pick(found, helpers::random())?;
-    if maps::is_node_address(&backend.addr) {
-        return Err(DropReason::BackendOnThisNode);
-    }
-    let flow = open(ctx, config, &key, &found, &backend)?;
-    send(ctx, config, ip, transport, flow)
 }
 
-/// A packet to the gateway address: the answer of a backend, or the node's own traffic.
+/// Slots of a set that are searched for a backend that has another slot than it had: when one leaves,
+/// the last takes its place. Beyond it a flow is taken for one whose backend has left.
+const SLOTS: u32 = 128;
+
+/// Translates a packet of a known flow, or an error about one, and copies out the flow's row.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, config: &Config, ip: &Ipv4) -> Result<i32, DropReason> {
-    let Some(transport) = packet::transport(ctx, ip)? else { return Ok(count::PASS) };
-    let Some(flow) = maps::flow(&packet::flow_key(ip, &transport)) else { return Ok(count::PASS) };
-    touch(flow, transport.flags);
-    let flow = *flow;
-    packet::translate(ctx, ip, &transport, &flow)?;
-    route::forward(ctx, config, &flow.src, &flow.dst, flow.ifindex)
+pub fn follow<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
+    match packet.kind {
+        FLOW => known(frame, packet, flow),
+        ERROR => icmp::follow(frame, packet, flow),
+        _ => Step::Unknown,
+    }
+}
+
+#[inline(never)]
+fn known<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
+    Step::of(try_known(frame, packet, flow))
 }
 
 #[inline(always)]
-fn send(
-    ctx: &TcContext,
+fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result<bool, DropReason> {
+    if packet.fragment != WHOLE {
+        fragment::resolve(packet)?;
+    }
+    let Some(flow) = maps::flow(&packet.key) else { return Ok(false) };
+    if is_over(packet, flow) {
+        close(packet, flow);
+        return Ok(false);
+    }
+    maps::touch(flow, seen(packet.flags), helpers::now_s());
+    *out = *flow;
+    rewrite::translate(frame, packet, out)?;
+    Ok(true)
+}
+
+/// Whether a packet that has a row begins something new all the same.
+#[inline(always)]
+fn is_over(packet: &Packet, flow: &'static Flow) -> bool {
+    if packet.is_syn() {
+        // The client uses its port again.
+        return flow.is_closing()
+            || maps::flow(&flow.opposite(TCP)).is_some_and(|other| other.is_closing());
+    }
+    packet.key.proto == UDP && flow.direction == FORWARD && flow.set != 0 && !is_member(flow)
+}
+
+/// Whether the flow's backend still is in its set. Datagrams have no connection that could end, so
+/// their flow moves when the backend goes; TCP's drains.
+#[inline(never)]
+fn is_member(flow: &'static Flow) -> bool {
+    let mut key = BackendKey { set: flow.set, slot: flow.slot };
+    if is_at(&key, flow) {
+        return true;
+    }
+    key.slot = 0;
+    while key.slot < SLOTS {
+        if is_at(&key, flow) {
+            maps::set_slot(flow, key.slot);
+            return true;
+        }
+        key.slot += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn is_at(key: &BackendKey, flow: &Flow) -> bool {
+    maps::backend(key).is_some_and(|backend| backend.addr == flow.dst && backend.port == flow.dport)
+}
+
+/// Ends a flow: both rows go.
+#[inline(always)]
+fn close(packet: &Packet, flow: &Flow) {
+    let other = flow.opposite(packet.key.proto);
+    maps::remove_flow(&other);
+    maps::remove_flow(&packet.key);
+}
+
+/// What a packet says about its flow's state.
+#[inline(always)]
+const fn seen(flags: u8) -> u8 {
+    let mut seen = SEEN_REPLY;
+    if flags & TCP_FIN != 0 {
+        seen |= SEEN_FIN;
+    }
+    if flags & TCP_RST != 0 {
+        seen |= SEEN_RST;
+    }
+    seen
+}
+
+/// Opens a flow for a packet to a service, whose row it fills in, and translates the packet.
+/// [`Step::Unknown`]: its destination is no service.
+#[inline(always)]
+pub fn open_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from: From) -> Step {
+    match find_service(frame, packet, flow, from) {
+        Step::Translated => {}
+        other => return other,
+    }
+    let back = if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE };
+    open(frame, packet, flow, back)
+}
+
+/// Fills in what a new flow to a service is translated to, but for the source port.
+#[inline(never)]
+fn find_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from: From) -> Step {
+    let Some(config) = maps::config() else { return Step::Unknown };
+    Step::of(try_find_service(frame, config, packet, flow, from))
+}
+
+#[inline(always)]
+fn try_find_service<F: Frame>(
+    frame: &F,
     config: &Config,
-    ip: &Ipv4,
-    transport: &Transport,
-    flow: Flow,
-) -> Result<i32, DropReason> {
-    packet::translate(ctx, ip, transport, &flow)?;
-    route::forward(ctx, config, &flow.src, &flow.dst, 0)
+    packet: &Packet,
+    flow: &mut Flow,
+    from: From,
+) -> Result<bool, DropReason> {
+    let key = &packet.key;
+    if packet.kind != FLOW || !matches!(key.proto, TCP | UDP | SCTP) {
+        return if config.is_service_address(&key.dst) {
+            Err(DropReason::ServiceAddress)
+        } else {
+            Ok(false)
+        };
+    }
+    if key.proto == TCP && !packet.is_syn() && maps::is_node_address(&key.dst) {
+        // A connection of the node itself, whose ports may lie anywhere; or of nobody, as its stack
+        // will say.
+        return Ok(false);
+    }
+    let scope = if from == From::Outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL };
+    let found = service::frontend(config, &key.dst, key.dport, key.proto, scope)?;
+    let Some(service) = found else { return Ok(false) };
+    if packet.flags & TCP_RST != 0 {
+        return Err(DropReason::NoFlow);
+    }
+    if !service::admits(&service, &key.src) {
+        return Err(DropReason::SourceRange);
+    }
+    choose_backend(key, &service, flow)?;
+    if key.proto == SCTP && flow.dport != key.dport {
+        return Err(DropReason::SctpPort);
+    }
+    choose_source(frame, config, key, flow, from)?;
+    Ok(true)
 }
 
-/// Makes both halves of a flow: the reverse one first, since it is what holds the port.
 #[inline(always)]
-fn open(
-    ctx: &TcContext,
+fn choose_backend(key: &FlowKey, service: &Service, flow: &mut Flow) -> Result<(), DropReason> {
+    // What a datagram's sender sends in a row belongs together, also beyond the life of its flow.
+    let random = if key.proto == TCP { helpers::random() } else { flow_hash(key) };
+    let backend = service::choose(service, &key.src, random)?;
+    flow.dst = backend.addr;
+    flow.dport = backend.port;
+    flow.service = service.service;
+    flow.set = service.set;
+    // A guess where affinity chose; the flow's next packet finds the slot.
+    flow.slot = choose(random, service.count).unwrap_or(0);
+    Ok(())
+}
+
+/// A number that is the same for all packets of a flow.
+#[inline(always)]
+fn flow_hash(key: &FlowKey) -> u32 {
+    let (src, dst) = (key.src.words(), key.dst.words());
+    let addresses = src[0] ^ src[1] ^ src[2] ^ src[3] ^ (dst[2] ^ dst[3]).rotate_left(16);
+    let ports = u32::from_ne_bytes([key.sport[0], key.sport[1], key.dport[0], key.dport[1]]);
+    mix(u64::from(addresses) << 32 | u64::from(ports))
+}
+
+/// Decides under which source address the backend sees the client, such that its answer comes back to
+/// this node: the client's own wherever that is so.
+#[inline(always)]
+fn choose_source<F: Frame>(
+    frame: &F,
     config: &Config,
     key: &FlowKey,
-    service: &Service,
-    backend: &Backend,
-) -> Result<Flow, DropReason> {
-    let now = helpers::now_s();
+    flow: &mut Flow,
+    from: From,
+) -> Result<(), DropReason> {
+    flow.src = key.src;
+    if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
+        // Between two addresses of its own the node's stack would answer past the programs: it is
+        // the service's address that asks.
+        flow.src = key.dst;
+        flow.flags |= FLOW_TO_HOST;
+        return Ok(());
+    }
+    if flow.dst == key.src {
+        // A pod that reached itself under its own address would answer itself.
+        flow.src = config.gateway_for(&key.src);
+        return Ok(());
+    }
+    if maps::endpoint(&flow.dst).is_some() {
+        return Ok(());
+    }
+    if maps::is_node_address(&flow.dst) {
+        flow.flags |= FLOW_LOCAL;
+        return Ok(());
+    }
+    if let Some(tunnel) = maps::tunnel(&flow.dst) {
+        let is_node = tunnel.node == flow.dst;
+        if maps::endpoint(&key.src).is_some() || (!is_node && from == From::Host) {
+            flow.flags |= FLOW_FROM_POD;
+            return Ok(());
+        }
+        if !is_node {
+            flow.src = config.gateway_for(&key.src);
+            return Ok(());
+        }
+    }
+    masquerade_source(frame, key, flow)
+}
+
+/// The address of the device by which the packet leaves. Without one the source stays.
+#[inline(always)]
+fn masquerade_source<F: Frame>(
+    frame: &F,
+    key: &FlowKey,
+    flow: &mut Flow,
+) -> Result<(), DropReason> {
+    // What has no route is the stack's to answer.
+    flow.ifindex = frame.route(&key.src, &flow.dst).unwrap_or(0);
+    if let Some(device) = maps::device(flow.ifindex) {
+        let [v4, v6] = device.addr;
+        let addr = if flow.dst.is_v4() { v4 } else { v6 };
+        if !addr.is_zero() {
+            flow.src = addr;
+            flow.flags |= FLOW_MASQUERADE;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a flow for a pod's packet to the outside. [`Step::Unknown`]: the way out has no address of
+/// this node.
+#[inline(always)]
+pub fn masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
+    match find_masquerade(frame, packet, flow) {
+        Step::Translated => open(frame, packet, flow, FLOW_MASQUERADE),
+        other => other,
+    }
+}
+
+#[inline(never)]
+fn find_masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
+    let key = &packet.key;
+    flow.dst = key.dst;
+    flow.dport = key.dport;
+    let found = masquerade_source(frame, key, flow).and_then(|()| {
+        if flow.flags & FLOW_MASQUERADE == 0 {
+            return Ok(false);
+        }
+        if packet.kind != FLOW || packet.flags & TCP_RST != 0 {
+            return Err(DropReason::NoFlow);
+        }
+        Ok(true)
+    });
+    Step::of(found)
+}
+
+/// Gives a connection of the node itself another source port where its own has been given to a pod's.
+#[inline(always)]
+pub fn evade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
+    let key = &packet.key;
+    flow.src = key.src;
+    flow.dst = key.dst;
+    flow.dport = key.dport;
+    flow.flags = FLOW_MASQUERADE | FLOW_LOCAL;
+    open(frame, packet, flow, FLOW_MASQUERADE | FLOW_LOCAL)
+}
+
+/// Whether the 4-tuple of a packet that the node itself sends belongs to a pod's connection.
+#[inline(always)]
+pub fn is_taken(key: &FlowKey) -> bool {
+    let FlowKey { src, dst, sport, dport, proto, .. } = *key;
+    let answer =
+        FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, reserved: [0; 3] };
+    maps::flow(&answer).is_some_and(|row| row.flags & FLOW_MASQUERADE != 0)
+}
+
+/// Makes both rows of a flow and translates the packet. `flow` has everything but its port; `flags`
+/// are those of the reverse row.
+#[inline(never)]
+fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
+    let opened = insert(frame, &packet.key, flow, flags);
+    Step::of(opened.and_then(|()| rewrite::translate(frame, packet, flow)).map(|()| true))
+}
+
+/// Inserts both rows, the reverse one first, since it is what holds the port.
+#[inline(always)]
+fn insert<F: Frame>(
+    frame: &F,
+    key: &FlowKey,
+    flow: &mut Flow,
+    flags: u16,
+) -> Result<(), DropReason> {
     let random = helpers::random();
-    let ifindex = helpers::ifindex(ctx);
-    let client_port = u16::from_be_bytes(key.sport);
+    flow.last_seen = helpers::now_s();
+    flow.direction = FORWARD;
+    let tries = if key.proto == SCTP { 1 } else { SNAT_TRIES };
+    let mut attempt = 0;
+    while attempt < SNAT_TRIES {
+        if attempt >= tries {
+            break;
+        }
+        flow.sport = port(key, flow, random, attempt);
+        match insert_reverse(frame, key, flow, flags) {
+            0 => return insert_forward(key, flow),
+            maps::EEXIST => {}
+            _ => return Err(DropReason::ConntrackFull),
+        }
+        attempt += 1;
+    }
+    Err(DropReason::PortsExhausted)
+}
+
+/// Inserts the row of answers; gives the kernel's error number, `EEXIST` also where a socket of this
+/// node has the port.
+#[inline(never)]
+fn insert_reverse<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
+    let reverse = flow.opposite(key.proto);
+    if flow.flags & FLOW_MASQUERADE != 0
+        && matches!(key.proto, TCP | UDP)
+        && frame.has_socket(&reverse)
+    {
+        return maps::EEXIST;
+    }
     let back = Flow {
         src: key.dst,
         dst: key.src,
         sport: key.dport,
         dport: key.sport,
-        ifindex,
-        last_seen: now,
+        ifindex: frame.ifindex(),
+        last_seen: flow.last_seen,
         direction: REVERSE,
         seen: 0,
-        flags: 0,
-        service: service.service,
-        set: service.set,
+        flags,
+        service: flow.service,
+        set: flow.set,
+        slot: flow.slot,
     };
-    let mut attempt = 0;
-    while attempt < SNAT_TRIES {
-        let flow = Flow {
-            src: config.gateway_for(&key.dst),
-            dst: backend.addr,
-            sport: snat_port(client_port, random, attempt).to_be_bytes(),
-            dport: backend.port,
-            ifindex,
-            last_seen: now,
-            direction: FORWARD,
-            seen: 0,
-            flags: 0,
-            service: service.service,
-            set: service.set,
-        };
-        let reverse = flow.opposite(key.proto);
-        match maps::insert_flow(&reverse, &back) {
-            Ok(()) => {
-                if maps::insert_flow(key, &flow).is_err() {
-                    maps::remove_flow(&reverse);
-                    return Err(DropReason::ConntrackFull);
-                }
-                return Ok(flow);
-            }
-            Err(maps::EEXIST) => attempt += 1,
-            Err(_) => return Err(DropReason::ConntrackFull),
-        }
+    match maps::insert_flow(&reverse, &back) {
+        Ok(()) => 0,
+        Err(error) => error,
     }
-    Err(DropReason::PortsExhausted)
 }
 
-/// Ages the flow's row; writes only what changes, since the row is shared between CPUs.
+/// Inserts the row of questions when that of answers is there.
+#[inline(never)]
+fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
+    if let Err(error) = maps::insert_flow(key, flow) {
+        maps::remove_flow(&flow.opposite(key.proto));
+        // Another CPU may have opened it for the packet before this one.
+        let row = if error == maps::EEXIST { maps::flow(key) } else { None };
+        *flow = *row.ok_or(DropReason::ConntrackFull)?;
+    }
+    if flow.src == key.src {
+        maps::mark_flows(&key.src);
+    }
+    Ok(())
+}
+
+/// The port for a try. The gateway address is also the node's own, whose connections it must not meet;
+/// SCTP's port cannot be changed.
 #[inline(always)]
-fn touch(flow: &mut Flow, tcp_flags: u8) {
-    if trace::is_on() {
-        return;
+fn port(key: &FlowKey, flow: &Flow, random: u32, attempt: u32) -> [u8; 2] {
+    let keeps = flow.src == key.src || flow.flags & FLOW_MASQUERADE != 0 || key.proto == SCTP;
+    if attempt == 0 && keeps {
+        return key.sport;
     }
-    let mut seen = flow.seen | SEEN_REPLY;
-    if tcp_flags & TCP_FIN != 0 {
-        seen |= SEEN_FIN;
-    }
-    if tcp_flags & TCP_RST != 0 {
-        seen |= SEEN_RST;
-    }
-    if seen != flow.seen {
-        flow.seen = seen;
-    }
-    let now = helpers::now_s();
-    if now != flow.last_seen {
-        flow.last_seen = now;
+    snat_port(u16::from_be_bytes(key.sport), random, attempt).to_be_bytes()
+}
+
+/// A row to be filled in.
+#[inline(always)]
+pub const fn new_flow() -> Flow {
+    Flow {
+        src: Addr::ANY_V6,
+        dst: Addr::ANY_V6,
+        sport: [0; 2],
+        dport: [0; 2],
+        ifindex: 0,
+        last_seen: 0,
+        direction: FORWARD,
+        seen: 0,
+        flags: 0,
+        service: 0,
+        set: 0,
+        slot: 0,
     }
 }

@@ -1,19 +1,107 @@
-//! Bounds-checked reading and writing of headers: the one place with pointers into packets.
+//! Reading of headers: one form of a packet for both families.
 #![expect(unsafe_code, reason = "packet memory is reached through raw pointers")]
 
-use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    programs::TcContext,
-};
 use ebpf_common::{
-    TCP, UDP,
+    ICMP, ICMPV6, SCTP, TCP, UDP,
     addr::Addr,
-    conntrack::{Flow, FlowKey},
-    packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, checksum_after_ttl, is_fragment},
+    conntrack::FlowKey,
+    packet::{
+        ETH_IPV4, ETH_IPV6, ETH_LEN, IPV4_LEN, IPV6_LEN, Icmp, checksum_after_ttl, fragment_offset,
+        is_fragment, sctp_flags,
+    },
     verdict::DropReason,
 };
 
-use crate::helpers;
+use crate::frame::Frame;
+
+/// Not IP: no field says anything.
+pub const NOT_IP: u8 = 0;
+/// No flow can be told from it: another protocol.
+pub const OTHER: u8 = 1;
+/// It belongs to the flow of its key. An echo has its identifier as port of who asks.
+pub const FLOW: u8 = 2;
+/// An ICMP error about another packet.
+pub const ERROR: u8 = 3;
+
+/// It is whole.
+pub const WHOLE: u8 = 0;
+/// The first of its fragments, with the transport's header.
+pub const FIRST: u8 = 1;
+/// Another fragment, without the transport's header; the key's ports are not known yet.
+pub const LATER: u8 = 2;
+
+/// IPv6 extension headers that are followed. Real packets have one or two; each costs every packet's
+/// path a step.
+const EXTENSIONS: u32 = 6;
+/// Hop-by-hop options, routing, fragment, destination options (RFC 8200, section 4.1).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
+/// What is known of a packet.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    /// Whose it is, as the connection table has it.
+    pub key: FlowKey,
+    /// Offset of the transport's header.
+    pub l4: u32,
+    /// Identification that its fragments share.
+    pub id: u32,
+    /// Hops it may still go.
+    pub ttl: u8,
+    /// What it says about its connection, as TCP's flags.
+    pub flags: u8,
+    /// [`NOT_IP`], [`OTHER`], [`FLOW`], [`ERROR`].
+    pub kind: u8,
+    /// [`WHOLE`], [`FIRST`], [`LATER`].
+    pub fragment: u8,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub const fn new() -> Self {
+        let key = FlowKey {
+            src: Addr::ANY_V6,
+            dst: Addr::ANY_V6,
+            sport: [0; 2],
+            dport: [0; 2],
+            proto: 0,
+            reserved: [0; 3],
+        };
+        Self { key, l4: 0, id: 0, ttl: 0, flags: 0, kind: NOT_IP, fragment: WHOLE }
+    }
+
+    /// Makes the verifier forget what it has learnt of the fields; `blind` is [`Frame::blind`].
+    #[inline(always)]
+    fn forget(&mut self, blind: u32) {
+        let [low, ..] = blind.to_ne_bytes();
+        self.key.src = self.key.src.combined(blind);
+        self.key.dst = self.key.dst.combined(blind);
+        for byte in [&mut self.key.proto, &mut self.flags, &mut self.kind, &mut self.fragment] {
+            *byte ^= low;
+        }
+        for [one, other] in [&mut self.key.sport, &mut self.key.dport] {
+            *one ^= low;
+            *other ^= low;
+        }
+        self.l4 ^= blind;
+        self.id ^= blind;
+    }
+
+    /// Whether it opens a connection of TCP.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        use ebpf_common::packet::{TCP_ACK, TCP_SYN};
+        self.key.proto == TCP && self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether the transport's header lies in it.
+    #[inline(always)]
+    pub const fn has_transport(&self) -> bool {
+        self.fragment != LATER
+    }
+}
 
 /// An IPv4 header without options, as it lies in the packet.
 #[repr(C)]
@@ -25,162 +113,208 @@ pub struct Ipv4 {
     id: [u8; 2],
     fragment: [u8; 2],
     pub ttl: u8,
-    pub proto: u8,
-    checksum: [u8; 2],
+    proto: u8,
+    pub checksum: [u8; 2],
     src: [u8; 4],
     dst: [u8; 4],
 }
 const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && align_of::<Ipv4>() == 1);
 
-/// What the two transports with ports have in common.
+/// An IPv6 header as it lies in the packet.
+#[repr(C, packed(2))]
 #[derive(Clone, Copy)]
-pub struct Transport {
-    pub sport: [u8; 2],
-    pub dport: [u8; 2],
-    /// TCP's flags; 0 for UDP.
-    pub flags: u8,
-    /// Offset of the header in the packet.
-    pub offset: usize,
+struct Ipv6 {
+    version: u8,
+    label: [u8; 3],
+    length: [u8; 2],
+    next: u8,
+    hops: u8,
+    src: [u32; 4],
+    dst: [u32; 4],
+}
+const _: () = assert!(size_of::<Ipv6>() == IPV6_LEN);
+
+/// Reads a packet's headers. What is not IP is no error.
+#[inline(never)]
+pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
+    match frame.ether_type()? {
+        ETH_IPV4 => parse_v4(frame, packet)?,
+        ETH_IPV6 => parse_v6(frame, packet)?,
+        _ => {}
+    }
+    packet.forget(frame.blind());
+    Ok(())
 }
 
-impl Ipv4 {
-    #[inline(always)]
-    pub const fn src(&self) -> Addr {
-        Addr::v4(self.src)
-    }
-
-    #[inline(always)]
-    pub const fn dst(&self) -> Addr {
-        Addr::v4(self.dst)
-    }
-
-    /// Bytes of the header with its options.
-    #[inline(always)]
-    const fn header_len(&self) -> usize {
-        ((self.version_length & 0x0f) as usize) * 4
-    }
-}
-
-/// The packet's IPv4 header; `None` for another protocol.
 #[inline(always)]
-pub fn ipv4(ctx: &TcContext) -> Result<Option<Ipv4>, DropReason> {
-    if helpers::ether_type(ctx) != ETH_IPV4 {
-        return Ok(None);
-    }
-    let mut header = at::<Ipv4>(ctx, ETH_LEN);
-    if header.is_none() {
-        // The header is not in the linear part yet.
-        ctx.pull_data((ETH_LEN + IPV4_LEN) as u32).map_err(|_errno| DropReason::Malformed)?;
-        header = at::<Ipv4>(ctx, ETH_LEN);
-    }
-    // SAFETY: `at` has checked that the whole header lies inside the packet; alignment is 1.
-    let header = unsafe { *header.ok_or(DropReason::Malformed)? };
-    if header.version_length >> 4 != 4 || header.header_len() < IPV4_LEN {
+fn parse_v4<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
+    let header = header::<F, Ipv4>(frame)?;
+    let length = u32::from(header.version_length & 0x0f) * 4;
+    if header.version_length >> 4 != 4 || length < IPV4_LEN as u32 {
         return Err(DropReason::Malformed);
     }
-    Ok(Some(header))
+    packet.key.src = Addr::v4(header.src);
+    packet.key.dst = Addr::v4(header.dst);
+    packet.key.proto = header.proto;
+    packet.ttl = header.ttl;
+    packet.l4 = ETH_LEN as u32 + length;
+    packet.kind = OTHER;
+    if is_fragment(header.fragment) {
+        packet.id = u32::from_ne_bytes([header.id[0], header.id[1], 0, 0]);
+        packet.fragment = if fragment_offset(header.fragment) == 0 { FIRST } else { LATER };
+    }
+    transport(frame, packet)
 }
 
-/// Ports and flags; `None` for fragments and for protocols without ports.
 #[inline(always)]
-pub fn transport(ctx: &TcContext, ip: &Ipv4) -> Result<Option<Transport>, DropReason> {
-    if is_fragment(ip.fragment) || (ip.proto != TCP && ip.proto != UDP) {
-        return Ok(None);
+fn parse_v6<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
+    let header = header::<F, Ipv6>(frame)?;
+    if header.version >> 4 != 6 {
+        return Err(DropReason::Malformed);
     }
-    let offset = ETH_LEN + ip.header_len();
-    let ports: [u8; 4] = ctx.load(offset).map_err(|_errno| DropReason::Malformed)?;
-    let flags = if ip.proto == TCP {
-        ctx.load(offset + 13).map_err(|_errno| DropReason::Malformed)?
+    packet.key.src = Addr::from_words(header.src);
+    packet.key.dst = Addr::from_words(header.dst);
+    packet.ttl = header.hops;
+    packet.kind = OTHER;
+    packet.l4 = (ETH_LEN + IPV6_LEN) as u32;
+    let mut next = header.next;
+    if matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+        next = extensions(frame, packet, next)?;
+    }
+    packet.key.proto = next;
+    transport(frame, packet)
+}
+
+/// Steps over extension headers; gives the transport's protocol.
+#[inline(always)]
+fn extensions<F: Frame>(frame: &F, packet: &mut Packet, first: u8) -> Result<u8, DropReason> {
+    let mut next = first;
+    let mut step = 0;
+    while step < EXTENSIONS {
+        // All begin with the next header's number and their own length in units of eight bytes.
+        let header: [u8; 8] = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => frame.load(packet.l4 as usize)?,
+            _ => return Ok(next),
+        };
+        if next == FRAGMENT {
+            packet.id = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+            let word = u16::from_be_bytes([header[2], header[3]]);
+            // Offset zero and no more to come is a whole packet (RFC 6946).
+            packet.fragment = match (word & 0xfff8, word & 1) {
+                (0, 0) => WHOLE,
+                (0, _) => FIRST,
+                _ => LATER,
+            };
+            packet.l4 += 8;
+            if packet.fragment == LATER {
+                return Ok(header[0]);
+            }
+        } else {
+            packet.l4 += (u32::from(header[1]) + 1) * 8;
+        }
+        next = header[0];
+        step += 1;
+    }
+    Err(DropReason::Extensions)
+}
+
+/// Ports and flags.
+#[inline(always)]
+fn transport<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
+    let offset = packet.l4 as usize;
+    let proto = packet.key.proto;
+    if !matches!(proto, TCP | UDP | SCTP | ICMP | ICMPV6) {
+        return Ok(());
+    }
+    if !packet.has_transport() {
+        packet.kind = FLOW;
+        return Ok(());
+    }
+    if proto == ICMP || proto == ICMPV6 {
+        return echo(frame, packet);
+    }
+    if proto == UDP {
+        // The whole header: a piece of one is no packet.
+        let header: [u16; 4] = frame.load(offset)?;
+        packet.key.sport = header[0].to_ne_bytes();
+        packet.key.dport = header[1].to_ne_bytes();
     } else {
-        0
-    };
-    Ok(Some(Transport { sport: [ports[0], ports[1]], dport: [ports[2], ports[3]], flags, offset }))
+        // Up to TCP's flags, and to the type of SCTP's first chunk.
+        let header: [u16; 7] = frame.load(offset)?;
+        packet.key.sport = header[0].to_ne_bytes();
+        packet.key.dport = header[1].to_ne_bytes();
+        let [chunk, flags] = header[6].to_ne_bytes();
+        packet.flags = if proto == TCP { flags } else { sctp_flags(chunk) };
+    }
+    packet.kind = FLOW;
+    Ok(())
 }
 
-/// The connection table's key for a packet.
 #[inline(always)]
-pub fn flow_key(ip: &Ipv4, transport: &Transport) -> FlowKey {
-    FlowKey {
-        src: ip.src(),
-        dst: ip.dst(),
-        sport: transport.sport,
-        dport: transport.dport,
-        proto: ip.proto,
-        reserved: [0; 3],
+fn echo<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
+    let header: [u8; 8] = frame.load(packet.l4 as usize)?;
+    let id = [header[4], header[5]];
+    match Icmp::of(packet.key.proto, header[0]) {
+        Icmp::Request => {
+            packet.key.sport = id;
+            packet.kind = FLOW;
+        }
+        Icmp::Reply => {
+            packet.key.dport = id;
+            packet.kind = FLOW;
+        }
+        Icmp::Error => packet.kind = ERROR,
+        Icmp::Other => {}
     }
+    Ok(())
+}
+
+/// A copy of the header that follows Ethernet's.
+#[inline(always)]
+fn header<F: Frame, T: Copy>(frame: &F) -> Result<T, DropReason> {
+    let mut header = frame.at::<T>(ETH_LEN);
+    if header.is_none() {
+        // The header is not in the linear part yet.
+        frame.pull((ETH_LEN + size_of::<T>()) as u32)?;
+        header = frame.at::<T>(ETH_LEN);
+    }
+    let header = header.ok_or(DropReason::Malformed)?;
+    // SAFETY: `at` has checked that the whole header lies inside the packet; both kinds of header
+    // may lie at any even address, and 14 bytes after the frame's start is one.
+    Ok(unsafe { header.read() })
 }
 
 /// The frame's source MAC.
 #[inline(always)]
-pub fn source_mac(ctx: &TcContext) -> Result<[u8; 6], DropReason> {
-    let mac = at::<[u8; 6]>(ctx, 6).ok_or(DropReason::Malformed)?;
+pub fn source_mac<F: Frame>(frame: &F) -> Result<[u8; 6], DropReason> {
+    let mac = frame.at::<[u8; 6]>(6).ok_or(DropReason::Malformed)?;
     // SAFETY: `at` has checked that the bytes lie inside the packet; alignment is 1.
     Ok(unsafe { *mac })
 }
 
 /// Writes both MACs.
 #[inline(always)]
-pub fn set_macs(ctx: &TcContext, dst: [u8; 6], src: [u8; 6]) -> Result<(), DropReason> {
-    let macs = at::<[[u8; 6]; 2]>(ctx, 0).ok_or(DropReason::Malformed)?;
+pub fn set_macs<F: Frame>(frame: &F, dst: [u8; 6], src: [u8; 6]) -> Result<(), DropReason> {
+    let macs = frame.at::<[[u8; 6]; 2]>(0).ok_or(DropReason::Malformed)?;
     // SAFETY: `at` has checked that the bytes lie inside the packet; alignment is 1.
     unsafe { *macs = [dst, src] };
     Ok(())
 }
 
-/// One hop less. The caller has seen to it that the TTL is above 1.
+/// One hop less. The caller has seen to it that the packet may still go more than one.
 #[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext) -> Result<(), DropReason> {
-    let header = at::<Ipv4>(ctx, ETH_LEN).ok_or(DropReason::Malformed)?;
-    // SAFETY: `at` has checked that the whole header lies inside the packet; alignment is 1.
-    let header = unsafe { &mut *header };
-    header.ttl = header.ttl.wrapping_sub(1);
-    header.checksum = checksum_after_ttl(header.checksum);
-    Ok(())
-}
-
-/// Replaces addresses and ports, and keeps both checksums exact, also where the device is still to
-/// finish them.
-#[inline(always)]
-pub fn translate(
-    ctx: &TcContext,
-    ip: &Ipv4,
-    transport: &Transport,
-    flow: &Flow,
-) -> Result<(), DropReason> {
-    let failed = |_errno| DropReason::Rewrite;
-    let mut old = [u32::from_ne_bytes(ip.src), u32::from_ne_bytes(ip.dst)];
-    let mut new =
-        [u32::from_ne_bytes(flow.src.v4_octets()), u32::from_ne_bytes(flow.dst.v4_octets())];
-    let addresses = helpers::address_diff(&mut old, &mut new);
-    let old_ports = [transport.sport, transport.dport];
-    let new_ports = [flow.sport, flow.dport];
-    // A UDP checksum of zero means none and stays so.
-    let (checksum, zero) = if ip.proto == TCP {
-        (transport.offset + 16, 0)
-    } else {
-        (transport.offset + 6, u64::from(BPF_F_MARK_MANGLED_0))
-    };
-    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero;
-    ctx.l4_csum_replace(checksum, 0, addresses, pseudo).map_err(failed)?;
-    let (from, to) = (word(old_ports), word(new_ports));
-    ctx.l4_csum_replace(checksum, from, to, zero | 4).map_err(failed)?;
-    ctx.l3_csum_replace(ETH_LEN + 10, 0, addresses, 0).map_err(failed)?;
-    ctx.store(ETH_LEN + 12, &new, 0).map_err(failed)?;
-    ctx.store(transport.offset, &new_ports, 0).map_err(failed)
-}
-
-/// Both ports as the word that lies in the packet.
-#[inline(always)]
-fn word(ports: [[u8; 2]; 2]) -> u64 {
-    u64::from(u32::from_ne_bytes([ports[0][0], ports[0][1], ports[1][0], ports[1][1]]))
-}
-
-/// A pointer to a `T` at a constant offset if it lies wholly in the packet's linear part.
-#[inline(always)]
-fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data() + offset;
-    if start + size_of::<T>() > ctx.data_end() {
-        return None;
+pub fn decrement_ttl<F: Frame>(frame: &F, packet: &Packet) -> Result<(), DropReason> {
+    if packet.key.src.is_v4() {
+        let header = frame.at::<Ipv4>(ETH_LEN).ok_or(DropReason::Malformed)?;
+        // SAFETY: `at` has checked that the whole header lies inside the packet; alignment is 1.
+        let header = unsafe { &mut *header };
+        header.ttl = header.ttl.wrapping_sub(1);
+        header.checksum = checksum_after_ttl(header.checksum);
+        return Ok(());
     }
-    Some(start as *mut T)
+    // The hop limit is the eighth byte.
+    let hops = frame.at::<u8>(ETH_LEN + 7).ok_or(DropReason::Malformed)?;
+    // SAFETY: `at` has checked that the byte lies inside the packet.
+    unsafe { *hops = (*hops).wrapping_sub(1) };
+    Ok(())
 }

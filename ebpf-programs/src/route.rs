@@ -1,45 +1,74 @@
-//! Where a packet goes next, without the host's stack.
+//! Where a packet goes next in tc, without the host's stack.
 
 use aya_ebpf::programs::TcContext;
-use ebpf_common::{addr::Addr, config::Config, endpoint::Endpoint, verdict::DropReason};
+use ebpf_common::{
+    config::Config,
+    conntrack::{FLOW_FROM_POD, FLOW_LOCAL, FLOW_TO_HOST, Flow},
+    endpoint::Endpoint,
+    tunnel::ROUTED,
+    verdict::DropReason,
+};
 
-use crate::{helpers, maps, packet};
+use crate::{count, frame::Frame as _, helpers, maps, packet, packet::Packet};
 
 /// Into a pod of this node.
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, endpoint: &Endpoint) -> Result<i32, DropReason> {
+pub fn deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> Result<i32, DropReason> {
     helpers::mark_for_host(ctx)?;
     packet::set_macs(ctx, endpoint.pod_mac, endpoint.host_mac)?;
-    packet::decrement_ttl(ctx)?;
+    packet::decrement_ttl(ctx, packet)?;
     Ok(helpers::redirect_peer(endpoint.ifindex))
 }
 
 /// To the VXLAN device; its own program finds the far end.
 #[inline(always)]
-pub fn to_overlay(ctx: &TcContext, config: &Config) -> Result<i32, DropReason> {
-    packet::decrement_ttl(ctx)?;
+pub fn to_overlay(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<i32, DropReason> {
+    packet::decrement_ttl(ctx, packet)?;
     Ok(helpers::redirect(config.vxlan_ifindex))
 }
 
-/// To wherever a translated packet's new destination is: a pod here, a pod of another node, or out
-/// of the device `out` (0: the one that the routing table names).
+/// To this node's own stack, as if it came by the host device.
 #[inline(always)]
-pub fn forward(
-    ctx: &TcContext,
-    config: &Config,
-    src: &Addr,
-    dst: &Addr,
-    out: u32,
-) -> Result<i32, DropReason> {
-    if let Some(endpoint) = maps::endpoint(dst) {
-        return deliver(ctx, &endpoint);
+fn to_host(ctx: &TcContext, config: &Config) -> Result<i32, DropReason> {
+    let Some(device) = maps::device(config.host_ifindex) else { return Ok(count::PASS) };
+    packet::set_macs(ctx, device.mac, [0; 6])?;
+    Ok(helpers::redirect_in(config.host_ifindex))
+}
+
+/// To wherever a translated packet's new destination is: this node itself, a pod here, a pod of
+/// another node, or out of the flow's device.
+#[inline(never)]
+pub fn forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
+    match try_forward(ctx, packet, flow) {
+        Ok(verdict) => verdict,
+        Err(reason) => count::drop(reason),
     }
-    // A row for a node's own address is for pods only: between nodes the underlay is shorter.
-    let tunnel = maps::tunnel(dst).filter(|tunnel| tunnel.node != *dst);
-    if config.vxlan_ifindex != 0 && tunnel.is_some() {
-        return to_overlay(ctx, config);
+}
+
+#[inline(always)]
+fn try_forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, DropReason> {
+    let config = maps::config().ok_or(DropReason::NoRoute)?;
+    if flow.flags & FLOW_LOCAL != 0 {
+        return Ok(count::PASS);
     }
-    let out = if out == 0 { helpers::route(ctx, src.v4_octets(), dst.v4_octets())? } else { out };
-    packet::decrement_ttl(ctx)?;
+    if flow.flags & FLOW_TO_HOST != 0 {
+        return to_host(ctx, config);
+    }
+    if let Some(endpoint) = maps::endpoint(&flow.dst) {
+        return deliver(ctx, packet, &endpoint);
+    }
+    if config.vxlan_ifindex != 0
+        && let Some(tunnel) = maps::tunnel(&flow.dst)
+        && tunnel.flags & ROUTED == 0
+        // A row for a node's own address is for pods only: between nodes the underlay is shorter.
+        && (tunnel.node != flow.dst || flow.flags & FLOW_FROM_POD != 0)
+    {
+        return to_overlay(ctx, config, packet);
+    }
+    let mut out = flow.ifindex;
+    if out == 0 {
+        out = ctx.route(&flow.src, &flow.dst)?;
+    }
+    packet::decrement_ttl(ctx, packet)?;
     Ok(helpers::redirect_neigh(out))
 }

@@ -1,9 +1,14 @@
 //! What other nodes send through the tunnel: ingress of the VXLAN device.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ebpf_common::verdict::DropReason;
+use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
 
-use crate::{count, helpers, maps, nat, packet, route};
+use crate::{
+    count, helpers, maps,
+    nat::{self, From, Step},
+    packet::{self, NOT_IP, Packet},
+    refuse, route,
+};
 
 #[classifier]
 pub fn tc_from_overlay(ctx: TcContext) -> i32 {
@@ -17,20 +22,34 @@ pub fn tc_from_overlay(ctx: TcContext) -> i32 {
 fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     // The far end does not know this device's MAC; what came through the tunnel is ours.
     helpers::mark_for_host(ctx)?;
-    let Some(ip) = packet::ipv4(ctx)? else { return Ok(count::PASS) };
-    if ip.ttl <= 1 {
+    let mut packet = Packet::new();
+    packet::parse(ctx, &mut packet)?;
+    if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
-    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
-        return route::deliver(ctx, &endpoint);
+    let endpoint = maps::endpoint(&packet.key.dst);
+    if let Some(endpoint) = endpoint
+        && endpoint.flags & HAS_FLOWS == 0
+    {
+        return route::deliver(ctx, &packet, &endpoint);
     }
-    let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if config.is_gateway(&ip.dst()) {
-        return nat::answer(ctx, config, &ip);
+    let mut flow = nat::new_flow();
+    match nat::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => {}
+        Step::Dropped | Step::Refused => return Ok(count::DROP),
+    }
+    if let Some(endpoint) = endpoint {
+        return route::deliver(ctx, &packet, &endpoint);
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
-    if maps::is_node_address(&ip.dst()) {
-        return nat::to_node(ctx, config, &ip);
+    if !maps::is_node_address(&packet.key.dst) {
+        return Ok(count::PASS);
     }
-    Ok(count::PASS)
+    match nat::open_service(ctx, &packet, &mut flow, From::Inside) {
+        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => Ok(count::PASS),
+        Step::Dropped => Ok(count::DROP),
+        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+    }
 }

@@ -1,9 +1,20 @@
 //! What a pod sends: ingress of the host's end of its veth pair.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ebpf_common::verdict::DropReason;
+use ebpf_common::{
+    config::{Config, MASQUERADE_V4, MASQUERADE_V6},
+    endpoint::HAS_FLOWS,
+    packet::is_group,
+    tunnel::ROUTED,
+    verdict::DropReason,
+};
 
-use crate::{count, maps, nat, packet, route};
+use crate::{
+    count, maps,
+    nat::{self, From, Step},
+    packet::{self, NOT_IP, Packet},
+    refuse, route,
+};
 
 #[classifier]
 pub fn tc_from_pod(ctx: TcContext) -> i32 {
@@ -15,23 +26,59 @@ pub fn tc_from_pod(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
-    let Some(ip) = packet::ipv4(ctx)? else { return Ok(count::PASS) };
-    // The stack answers an expired TTL.
-    if ip.ttl <= 1 {
+    let mut packet = Packet::new();
+    packet::parse(ctx, &mut packet)?;
+    // The stack answers expired hops, and speaks with neighbours.
+    if packet.kind == NOT_IP || packet.ttl <= 1 || is_group(&packet.key.dst) {
         return Ok(count::PASS);
     }
-    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
-        return route::deliver(ctx, &endpoint);
-    }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if config.is_gateway(&ip.dst()) {
-        return nat::answer(ctx, config, &ip);
+    let mut flow = nat::new_flow();
+    if !config.is_service_address(&packet.key.dst)
+        && let Some(endpoint) = maps::endpoint(&packet.key.dst)
+    {
+        if endpoint.flags & HAS_FLOWS != 0 {
+            // It may answer what that pod asked of a service.
+            match nat::follow(ctx, &mut packet, &mut flow) {
+                Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+                Step::Unknown => {}
+                Step::Dropped | Step::Refused => return Ok(count::DROP),
+            }
+        }
+        return route::deliver(ctx, &packet, &endpoint);
     }
-    if config.vxlan_ifindex != 0 && maps::tunnel(&ip.dst()).is_some() {
-        return route::to_overlay(ctx, config);
+    match nat::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => {}
+        Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
-    if config.is_service_address(&ip.dst()) {
-        return Err(DropReason::UnknownService);
+    if config.is_gateway(&packet.key.dst) {
+        return Ok(count::PASS);
     }
-    Ok(count::PASS)
+    if let Some(tunnel) = maps::tunnel(&packet.key.dst) {
+        if config.vxlan_ifindex == 0 || tunnel.flags & ROUTED != 0 {
+            return Ok(count::PASS);
+        }
+        return route::to_overlay(ctx, config, &packet);
+    }
+    match nat::open_service(ctx, &packet, &mut flow, From::Inside) {
+        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => {}
+        Step::Dropped => return Ok(count::DROP),
+        Step::Refused => return Ok(refuse::answer(ctx, &packet)),
+    }
+    if !is_masqueraded(config, &packet) || maps::is_node_address(&packet.key.dst) {
+        return Ok(count::PASS);
+    }
+    match nat::masquerade(ctx, &packet, &mut flow) {
+        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => Ok(count::PASS),
+        Step::Dropped | Step::Refused => Ok(count::DROP),
+    }
+}
+
+#[inline(always)]
+const fn is_masqueraded(config: &Config, packet: &Packet) -> bool {
+    let flag = if packet.key.dst.is_v4() { MASQUERADE_V4 } else { MASQUERADE_V6 };
+    config.flags & flag != 0
 }

@@ -1,9 +1,15 @@
-//! What comes in by the node's network devices: node ports, and pods of nodes reached by routes.
+//! What comes in by the node's network devices: services for clients outside, answers to what pods
+//! asked outside, and pods of nodes reached by routes.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ebpf_common::verdict::DropReason;
+use ebpf_common::{UDP, endpoint::HAS_FLOWS, verdict::DropReason};
 
-use crate::{count, helpers, maps, nat, packet, route};
+use crate::{
+    count, helpers, maps,
+    nat::{self, From, Step},
+    packet::{self, NOT_IP, Packet},
+    refuse, route,
+};
 
 #[classifier]
 pub fn tc_from_underlay(ctx: TcContext) -> i32 {
@@ -22,19 +28,44 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         }
         return Ok(count::PASS);
     }
-    let Some(ip) = packet::ipv4(ctx)? else { return Ok(count::PASS) };
-    if ip.ttl <= 1 {
+    let mut packet = Packet::new();
+    packet::parse(ctx, &mut packet)?;
+    if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
     let Some(config) = maps::config() else { return Ok(count::PASS) };
-    if maps::is_node_address(&ip.dst()) {
-        return nat::to_node(ctx, config, &ip);
+    // The tunnel's own packets are most of what comes here.
+    if packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port {
+        return Ok(count::PASS);
     }
-    if config.is_gateway(&ip.dst()) {
-        return nat::answer(ctx, config, &ip);
+    let endpoint = maps::endpoint(&packet.key.dst);
+    if let Some(endpoint) = endpoint
+        && endpoint.flags & HAS_FLOWS == 0
+    {
+        return route::deliver(ctx, &packet, &endpoint);
     }
-    if let Some(endpoint) = maps::endpoint(&ip.dst()) {
-        return route::deliver(ctx, &endpoint);
+    let mut flow = nat::new_flow();
+    match nat::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => {}
+        Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
-    Ok(count::PASS)
+    if let Some(endpoint) = endpoint {
+        return route::deliver(ctx, &packet, &endpoint);
+    }
+    match nat::open_service(ctx, &packet, &mut flow, origin(&packet)) {
+        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => Ok(count::PASS),
+        Step::Dropped => Ok(count::DROP),
+        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+    }
+}
+
+/// Pods of nodes that are reached by routes are inside; nodes themselves are clients like others.
+#[inline(always)]
+fn origin(packet: &Packet) -> From {
+    match maps::tunnel(&packet.key.src) {
+        Some(tunnel) if tunnel.node != packet.key.src => From::Inside,
+        _ => From::Outside,
+    }
 }

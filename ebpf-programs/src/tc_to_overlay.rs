@@ -3,7 +3,11 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
-use crate::{count, helpers, maps, packet};
+use crate::{
+    count, helpers, maps,
+    nat::{self, Step},
+    packet::{self, NOT_IP, Packet},
+};
 
 #[classifier]
 pub fn tc_to_overlay(ctx: TcContext) -> i32 {
@@ -15,9 +19,20 @@ pub fn tc_to_overlay(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn try_to_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
-    let ip = packet::ipv4(ctx)?.ok_or(DropReason::NoTunnel)?;
-    let tunnel = maps::tunnel(&ip.dst()).ok_or(DropReason::NoTunnel)?;
+    let mut packet = Packet::new();
+    packet::parse(ctx, &mut packet)?;
+    if packet.kind == NOT_IP {
+        return Err(DropReason::NoTunnel);
+    }
+    // Of what the node itself sends some answers a pod elsewhere that asked a service.
+    if helpers::came_by(ctx) == 0 {
+        let mut flow = nat::new_flow();
+        if nat::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
+            return Ok(count::DROP);
+        }
+    }
+    let tunnel = maps::tunnel(&packet.key.dst).ok_or(DropReason::NoTunnel)?;
     let config = maps::config().ok_or(DropReason::NoTunnel)?;
-    helpers::set_tunnel_key(ctx, config.vni, tunnel.node.v4_octets())?;
+    helpers::set_tunnel_key(ctx, config.vni, &tunnel.node)?;
     Ok(count::PASS)
 }

@@ -3,7 +3,7 @@
 //! A flow has two rows, one per direction. The reverse row is inserted first and only if it is free,
 //! so that a translated port can never be shared; the map is no LRU, so no half is ever evicted.
 
-use crate::{TCP, UDP, addr::Addr};
+use crate::{ICMP, ICMPV6, SCTP, TCP, UDP, addr::Addr};
 
 /// One direction of a flow, as the packet shows it. Network order.
 #[repr(C)]
@@ -36,6 +36,18 @@ pub const SEEN_RST: u8 = 2;
 /// The backend has answered (on the reverse row: it has sent anything at all).
 pub const SEEN_REPLY: u8 = 4;
 
+/// What this row translates is for this node's own stack, which is to see it come in by the host
+/// device: an answer to the node's own question.
+pub const FLOW_TO_HOST: u16 = 1;
+/// What this row translates is for this node's own stack as it came in.
+pub const FLOW_LOCAL: u16 = 2;
+/// The port on the far side is one of a device's own address: the node's own connections must not
+/// meet it. On both rows.
+pub const FLOW_MASQUERADE: u16 = 4;
+/// What this row translates goes by the tunnel table also where that leads to a node itself, since
+/// the source is a pod.
+pub const FLOW_FROM_POD: u16 = 8;
+
 /// What becomes of a packet of this direction.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +60,8 @@ pub struct Flow {
     pub sport: [u8; 2],
     /// New destination port.
     pub dport: [u8; 2],
-    /// Interface by which the client's packets came in: the way out for answers.
+    /// Interface by which what this row translates leaves when it is for neither a pod nor this node;
+    /// on the reverse row the one by which the client's packets came in. 0: ask the routing table.
     pub ifindex: u32,
     /// Seconds of the monotonic clock when the last packet was seen.
     pub last_seen: u32,
@@ -62,8 +75,10 @@ pub struct Flow {
     pub service: u32,
     /// [`crate::service::Service::set`] from which the backend was chosen; 0 for none.
     pub set: u32,
+    /// Where in the set the backend was seen last.
+    pub slot: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 56 && align_of::<Flow>() == 4);
+const _: () = assert!(size_of::<Flow>() == 60 && align_of::<Flow>() == 4);
 
 impl Flow {
     /// The key of the other direction: what answers to a packet translated by this row look like.
@@ -117,6 +132,8 @@ pub const fn snat_port(client_port: u16, random: u32, attempt: u32) -> u16 {
 /// Sources: RFC 5382 section 5 asks for at least 2 h 4 min for an established TCP connection and
 /// 4 min for a half-open or closing one; RFC 4787 section 4.3 for at least 2 min for UDP, more than
 /// 2 min once answers came. Closing flows are dropped sooner since both ends have agreed.
+/// SCTP sends a heartbeat every 30 s (RFC 9260, HB.interval), of which seven may be lost. An echo is
+/// answered within seconds or not at all.
 #[must_use]
 pub const fn idle_limit_s(proto: u8, forward_seen: u8, reverse_seen: u8) -> u32 {
     let either = forward_seen | reverse_seen;
@@ -126,6 +143,11 @@ pub const fn idle_limit_s(proto: u8, forward_seen: u8, reverse_seen: u8) -> u32 
         TCP if either & SEEN_FIN != 0 => 240,
         TCP if reverse_seen & SEEN_REPLY == 0 => 60,
         TCP => 7_440,
+        SCTP if either & SEEN_RST != 0 => 10,
+        SCTP if either & SEEN_FIN != 0 => 30,
+        SCTP if reverse_seen & SEEN_REPLY == 0 => 60,
+        SCTP => 210,
+        ICMP | ICMPV6 => 30,
         UDP if reverse_seen & SEEN_REPLY == 0 => 30,
         _ => 180,
     }
@@ -171,6 +193,9 @@ mod tests {
         assert_eq!(idle_limit_s(TCP, SEEN_FIN, SEEN_REPLY), 240);
         assert_eq!(idle_limit_s(TCP, SEEN_FIN, SEEN_FIN | SEEN_REPLY), 30);
         assert_eq!(idle_limit_s(TCP, SEEN_RST, SEEN_REPLY), 10);
+        assert_eq!(idle_limit_s(SCTP, 0, SEEN_REPLY), 210);
+        assert_eq!(idle_limit_s(SCTP, SEEN_FIN, SEEN_REPLY), 30);
+        assert_eq!(idle_limit_s(ICMP, 0, SEEN_REPLY), idle_limit_s(ICMPV6, 0, 0));
         assert_eq!(idle_limit_s(UDP, 0, 0), 30);
         assert_eq!(idle_limit_s(UDP, 0, SEEN_REPLY), 180);
     }

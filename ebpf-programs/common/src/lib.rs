@@ -77,6 +77,8 @@ pub mod maps {
     pub const DEVICES: &str = "DEVICES";
     /// [`crate::fragment::FragmentKey`] to [`crate::fragment::Fragment`], least recently used go first.
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Answers that tell of refusals in this second ([`crate::verdict::Budget`]), one row per CPU.
+    pub const REFUSALS: &str = "REFUSALS";
     /// Per socket: which backend stands for which service ([`crate::service::SocketTranslation`]).
     pub const SOCKETS: &str = "SOCKETS";
 

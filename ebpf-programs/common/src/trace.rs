@@ -73,3 +73,5 @@ pub const PLAIN: u32 = 0;
 pub const PEER: u32 = 1;
 /// To the next hop, which the kernel resolves.
 pub const NEIGHBOUR: u32 = 2;
+/// Into this node's own stack, as if it came in by the device.
+pub const INWARD: u32 = 3;

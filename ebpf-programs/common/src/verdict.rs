@@ -41,6 +41,43 @@ drop_reasons! {
     NoRoute = 10, "no route to the destination";
     BackendOnThisNode = 11, "node port backend in this node's own network";
     SourceRange = 12, "client is not in the service's source ranges";
+    NoFlow = 13, "packet of a connection that is not known";
+    FragmentLost = 14, "fragment before the first one of its packet";
+    SctpPort = 15, "SCTP service with a target port that is not its own port";
+    Extensions = 16, "more IPv6 extension headers than are followed";
+    RefusalLimit = 17, "refused without an answer, more than the answers allowed per second";
+    ServiceAddress = 18, "protocol without ports to a service address";
+}
+
+/// How many answers a CPU may send in a second to tell of refusals: enough for every client that
+/// means it, too few to be used against somebody whose address is forged (kube-proxy's rely on the
+/// kernel's own limit, which is 1,000 a second for the whole node: `icmp_msgs_per_sec`).
+pub const REFUSALS_PER_SECOND: u32 = 1_000;
+
+/// What a CPU has sent of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Second of the monotonic clock.
+    pub second: u32,
+    /// Answers sent in it.
+    pub sent: u32,
+}
+const _: () = assert!(size_of::<Budget>() == 8);
+
+impl Budget {
+    /// Takes one answer out of the budget of the second `now`; whether there was one left.
+    #[inline(always)]
+    pub const fn take(&mut self, now: u32) -> bool {
+        if self.second != now {
+            *self = Self { second: now, sent: 0 };
+        }
+        if self.sent >= REFUSALS_PER_SECOND {
+            return false;
+        }
+        self.sent += 1;
+        true
+    }
 }
 
 /// Number of counters.
@@ -50,6 +87,17 @@ pub const DROP_REASONS: u32 = DropReason::ALL.len() as u32;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_has_its_budget_and_the_next_one_anew() {
+        let mut budget = Budget::default();
+        for now in [7, 8] {
+            for _ in 0..REFUSALS_PER_SECOND {
+                assert!(budget.take(now));
+            }
+            assert!(!budget.take(now));
+        }
+    }
 
     #[test]
     fn counters_are_numbered_without_a_gap_and_every_reason_has_words_of_its_own() {

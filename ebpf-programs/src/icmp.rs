@@ -1,0 +1,157 @@
+//! ICMP errors about packets of flows: what they quote is turned back to what its sender had sent.
+
+use ebpf_common::{
+    ICMP, ICMPV6, SCTP, TCP, UDP,
+    addr::Addr,
+    conntrack::{Flow, FlowKey},
+    packet::{IPV4_LEN, IPV6_LEN, Icmp, add, checksum_after_change, is_fragment},
+    verdict::DropReason,
+};
+
+use crate::{
+    frame::{Frame, Sum},
+    helpers, maps,
+    nat::Step,
+    packet::Packet,
+    rewrite,
+};
+
+/// Bytes of an ICMP header, after which the quoted packet begins.
+const ICMP_LEN: usize = 8;
+
+/// A quoted packet.
+struct Quote {
+    /// The flow of answers to it.
+    answer: FlowKey,
+    /// Offset of its IP header.
+    l3: usize,
+    /// Offset of its transport's header.
+    l4: usize,
+}
+
+/// Translates an error about a packet of a known flow: the quoted packet was translated by one row,
+/// the other one turns it and the error back.
+#[inline(never)]
+pub fn follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
+    Step::of(try_follow(frame, packet, flow))
+}
+
+#[inline(always)]
+fn try_follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Result<bool, DropReason> {
+    let l3 = packet.l4 as usize + ICMP_LEN;
+    let quote = if packet.key.dst.is_v4() { quoted_v4(frame, l3)? } else { quoted_v6(frame, l3)? };
+    let Some(quote) = quote else { return Ok(false) };
+    let Some(row) = maps::flow(&quote.answer) else { return Ok(false) };
+    *flow = *row;
+    // Who sent the quoted packet's answer may have sent the error too; a router keeps its name.
+    if packet.key.src != quote.answer.src {
+        flow.src = packet.key.src;
+    }
+    let total = turn_back(frame, &quote, row)?;
+    let v6 = !flow.dst.is_v4();
+    let sum = Sum { at: packet.l4 as usize + 2, pseudo: false, zero_is_none: false, v6 };
+    frame.fold(sum, total)?;
+    let new = [flow.src, flow.dst];
+    let outer = helpers::difference(&[packet.key.src, packet.key.dst], &new);
+    if v6 {
+        frame.fold(Sum { pseudo: true, ..sum }, outer)?;
+    }
+    rewrite::set_addresses(frame, &new, outer)?;
+    Ok(true)
+}
+
+#[inline(always)]
+fn quoted_v4<F: Frame>(frame: &F, l3: usize) -> Result<Option<Quote>, DropReason> {
+    let header: [u8; IPV4_LEN] = frame.load(l3)?;
+    let length = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || length < IPV4_LEN {
+        return Err(DropReason::Malformed);
+    }
+    // A later fragment has no ports to go by.
+    if is_fragment([header[6] & 0x1f, header[7]]) {
+        return Ok(None);
+    }
+    let src = Addr::v4([header[12], header[13], header[14], header[15]]);
+    let dst = Addr::v4([header[16], header[17], header[18], header[19]]);
+    quote(frame, src, dst, header[9], (l3, l3 + length))
+}
+
+#[inline(always)]
+fn quoted_v6<F: Frame>(frame: &F, l3: usize) -> Result<Option<Quote>, DropReason> {
+    let header: [u32; 10] = frame.load(l3)?;
+    let src = Addr::from_words([header[2], header[3], header[4], header[5]]);
+    let dst = Addr::from_words([header[6], header[7], header[8], header[9]]);
+    // Extension headers are not followed here: such a packet's error is not translated.
+    let [_, _, next, _] = header[1].to_ne_bytes();
+    quote(frame, src, dst, next, (l3, l3 + IPV6_LEN))
+}
+
+/// Reads the ports; `None` for a packet without.
+#[inline(always)]
+fn quote<F: Frame>(
+    frame: &F,
+    src: Addr,
+    dst: Addr,
+    proto: u8,
+    (l3, l4): (usize, usize),
+) -> Result<Option<Quote>, DropReason> {
+    // RFC 792 promises eight bytes of the transport.
+    let head: [u8; 8] = frame.load(l4)?;
+    let (sport, dport) = match proto {
+        TCP | UDP | SCTP => ([head[0], head[1]], [head[2], head[3]]),
+        ICMP | ICMPV6 => match Icmp::of(proto, head[0]) {
+            Icmp::Request => ([head[4], head[5]], [0; 2]),
+            Icmp::Reply => ([0; 2], [head[4], head[5]]),
+            Icmp::Error | Icmp::Other => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    let answer =
+        FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, reserved: [0; 3] };
+    Ok(Some(Quote { answer, l3, l4 }))
+}
+
+/// Rewrites the quoted packet; gives what the sum of its bytes went up by.
+#[inline(always)]
+fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, DropReason> {
+    let answer = &quote.answer;
+    let v6 = !answer.dst.is_v4();
+    let new = [row.dst, row.src];
+    let addresses = helpers::difference(&[answer.dst, answer.src], &new);
+    let new_ports = [row.dport, row.sport];
+    let ports = helpers::difference(&[answer.dport, answer.sport], &new_ports);
+    // An IPv4 header sums up to the same as before, its checksum sees to that.
+    let mut total = if v6 { add(addresses, ports) } else { ports };
+    let (at, covers_addresses) = match answer.proto {
+        TCP => (quote.l4 + 16, true),
+        UDP => (quote.l4 + 6, true),
+        ICMP => (quote.l4 + 2, false),
+        ICMPV6 => (quote.l4 + 2, true),
+        _ => (0, false),
+    };
+    let covered = if covers_addresses { add(addresses, ports) } else { ports };
+    // TCP's checksum lies beyond the eight bytes that are sure to be quoted.
+    if at != 0
+        && let Ok(old) = frame.load::<[u8; 2]>(at)
+        && (answer.proto != UDP || old != [0; 2])
+    {
+        let mut changed = checksum_after_change(old, covered);
+        if answer.proto == UDP && changed == [0; 2] {
+            changed = [0xff; 2];
+        }
+        frame.store(at, &changed)?;
+        total = add(total, !covered);
+    }
+    match answer.proto {
+        ICMP | ICMPV6 => frame.store(quote.l4 + 4, &rewrite::identifier(new_ports))?,
+        _ => frame.store(quote.l4, &new_ports)?,
+    }
+    if v6 {
+        frame.store(quote.l3 + 8, &[new[0].words(), new[1].words()])?;
+    } else {
+        let old: [u8; 2] = frame.load(quote.l3 + 10)?;
+        frame.store(quote.l3 + 10, &checksum_after_change(old, addresses))?;
+        frame.store(quote.l3 + 12, &[new[0].words()[3], new[1].words()[3]])?;
+    }
+    Ok(total)
+}

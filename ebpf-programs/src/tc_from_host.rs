@@ -1,0 +1,42 @@
+//! What this node itself sends to services: ingress of the host device's far end, into which the
+//! service addresses are routed.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use ebpf_common::verdict::DropReason;
+
+use crate::{
+    count,
+    nat::{self, From, Step},
+    packet::{self, NOT_IP, Packet},
+    refuse, route,
+};
+
+#[classifier]
+pub fn tc_from_host(ctx: TcContext) -> i32 {
+    match try_from_host(&ctx) {
+        Ok(verdict) => verdict,
+        Err(reason) => count::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_from_host(ctx: &TcContext) -> Result<i32, DropReason> {
+    let mut packet = Packet::new();
+    packet::parse(ctx, &mut packet)?;
+    if packet.kind == NOT_IP || packet.ttl <= 1 {
+        return Ok(count::PASS);
+    }
+    let mut flow = nat::new_flow();
+    match nat::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+        Step::Unknown => {}
+        Step::Dropped | Step::Refused => return Ok(count::DROP),
+    }
+    match nat::open_service(ctx, &packet, &mut flow, From::Host) {
+        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+        // Nothing but service addresses is routed here; what else comes must not go round.
+        Step::Unknown => Err(DropReason::UnknownService),
+        Step::Dropped => Ok(count::DROP),
+        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+    }
+}
