@@ -15,6 +15,7 @@ use crate::{
     netns::Netns,
     service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     tunnel::Tunnel,
+    verdict::Budget,
 };
 
 macro_rules! pod {
@@ -29,4 +30,4 @@ macro_rules! pod {
 
 pod!(Addr, Affinity, AffinityKey, MemberKey, Config, Flow, FlowKey, Device, Endpoint, Fragment);
 pod!(FragmentKey, MaglevBlock, MaglevKey, Netns, Backend, BackendKey, Service, ServiceKey);
-pod!(SourceRange, Tunnel);
+pod!(SourceRange, Tunnel, Budget);

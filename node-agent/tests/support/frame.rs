@@ -1,81 +1,228 @@
-//! Packets as bytes, with right checksums.
+//! Packets of both families as bytes, with right checksums.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-/// A frame with IPv4 and TCP or UDP in it, written out with right checksums.
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const SCTP: u8 = 132;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
+
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const RST: u8 = 4;
+
+/// A frame with IP and a transport in it, written out with right checksums.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) dst_mac: [u8; 6],
     pub(crate) src_mac: [u8; 6],
     pub(crate) ttl: u8,
     pub(crate) proto: u8,
-    pub(crate) src: (Ipv4Addr, u16),
-    pub(crate) dst: (Ipv4Addr, u16),
-    pub(crate) tcp_flags: u8,
+    pub(crate) src: (IpAddr, u16),
+    pub(crate) dst: (IpAddr, u16),
+    /// TCP's flags; type of an ICMP message, which has its code and rest in the payload.
+    pub(crate) flags: u8,
     pub(crate) payload: Vec<u8>,
     /// UDP without a checksum.
     pub(crate) unchecked: bool,
+    /// From which byte of the transport's packet on, how many, and whether more follow.
+    pub(crate) fragment: Option<(usize, usize, bool)>,
+    /// IPv6 extension headers by number, each of eight bytes.
+    pub(crate) extensions: Vec<u8>,
 }
 
-pub(crate) const SYN: u8 = 2;
-pub(crate) const ACK: u8 = 16;
-pub(crate) const FIN: u8 = 1;
+pub(crate) type End<'a> = (&'a str, u16);
 
 impl Frame {
-    pub(crate) fn tcp(src: (&str, u16), dst: (&str, u16)) -> Self {
+    pub(crate) fn new(proto: u8, src: End<'_>, dst: End<'_>) -> Self {
         Self {
             dst_mac: [0; 6],
             src_mac: [2, 0, 0, 0, 0, 9],
             ttl: 64,
-            proto: 6,
+            proto,
             src: (src.0.parse().unwrap(), src.1),
             dst: (dst.0.parse().unwrap(), dst.1),
-            tcp_flags: SYN,
+            flags: if proto == TCP { SYN } else { 0 },
             payload: b"hello, world".to_vec(),
             unchecked: false,
+            fragment: None,
+            extensions: Vec::new(),
         }
     }
 
-    pub(crate) fn udp(src: (&str, u16), dst: (&str, u16)) -> Self {
-        Self { proto: 17, ..Self::tcp(src, dst) }
+    pub(crate) fn tcp(src: End<'_>, dst: End<'_>) -> Self {
+        Self::new(TCP, src, dst)
+    }
+
+    pub(crate) fn udp(src: End<'_>, dst: End<'_>) -> Self {
+        Self::new(UDP, src, dst)
+    }
+
+    /// An echo request of the family of `src`, whose port is its identifier.
+    pub(crate) fn ping(src: End<'_>, dst: &str) -> Self {
+        let frame = Self::new(ICMP, src, (dst, 0));
+        if frame.src.0.is_ipv4() {
+            Self { flags: 8, ..frame }
+        } else {
+            Self { proto: ICMPV6, flags: 128, ..frame }
+        }
+    }
+
+    /// The answer to this echo request, or the answer of this frame's receiver.
+    pub(crate) fn answer(&self) -> Self {
+        let flags = match (self.proto, self.flags) {
+            (ICMP, _) => 0,
+            (ICMPV6, _) => 129,
+            (TCP, SYN) => SYN | ACK,
+            (_, flags) => flags,
+        };
+        Self { src: self.dst, dst: self.src, flags, ..self.clone() }
+    }
+
+    /// An ICMP error that `from` sends to the sender of `about`: unreachable, or too big.
+    pub(crate) fn error(from: &str, about: &Self, quoted: usize) -> Self {
+        let about_bytes = about.bytes();
+        let quote = &about_bytes[14..about_bytes.len().min(14 + quoted)];
+        let (proto, kind, head): (u8, u8, [u8; 7]) = if about.src.0.is_ipv4() {
+            // Fragmentation needed, with the next hop's MTU.
+            (ICMP, 3, [4, 0, 0, 0, 0, 5, 120])
+        } else {
+            (ICMPV6, 2, [0, 0, 0, 0, 0, 5, 120])
+        };
+        Self {
+            src: (from.parse().unwrap(), 0),
+            dst: (about.src.0, 0),
+            proto,
+            flags: kind,
+            payload: [&head[..], quote].concat(),
+            fragment: None,
+            extensions: Vec::new(),
+            unchecked: false,
+            ..Self::new(TCP, (from, 0), (from, 0))
+        }
+    }
+
+    /// Whether its payload quotes a packet.
+    fn is_error(&self) -> bool {
+        matches!((self.proto, self.flags), (ICMP, 3 | 11) | (ICMPV6, 1..=4))
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let transport = self.transport();
-        let length = u16::try_from(20 + transport.len()).unwrap();
-        let mut ip = vec![0x45, 0];
-        ip.extend(length.to_be_bytes());
-        ip.extend([0x12, 0x34, 0x40, 0, self.ttl, self.proto, 0, 0]);
-        ip.extend(self.src.0.octets());
-        ip.extend(self.dst.0.octets());
-        let sum = checksum(&ip);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        [&self.dst_mac[..], &self.src_mac, &[8, 0], &ip, &transport].concat()
+        let whole = self.transport();
+        let (body, fragment) = match self.fragment {
+            Some((from, length, more)) => {
+                (&whole[from..(from + length).min(whole.len())], Some((from, more)))
+            }
+            None => (&whole[..], None),
+        };
+        let ip = match (self.src.0, self.dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let length = u16::try_from(20 + body.len()).unwrap();
+                let word = fragment.map_or(0x4000, |(from, more)| {
+                    u16::try_from(from / 8).unwrap() | if more { 0x2000 } else { 0 }
+                });
+                let mut ip = vec![0x45, 0];
+                ip.extend(length.to_be_bytes());
+                ip.extend([0x12, 0x34]);
+                ip.extend(word.to_be_bytes());
+                ip.extend([self.ttl, self.proto, 0, 0]);
+                ip.extend(src.octets());
+                ip.extend(dst.octets());
+                let sum = checksum(&ip);
+                ip[10..12].copy_from_slice(&sum.to_be_bytes());
+                [&[8, 0][..], &ip].concat()
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let extensions = self.chain(fragment);
+                let length = u16::try_from(extensions.len() + body.len()).unwrap();
+                let first = self.extensions.first().copied();
+                let next = first.or(fragment.map(|_| 44)).unwrap_or(self.proto);
+                let mut ip = vec![0x60, 0, 0, 0];
+                ip.extend(length.to_be_bytes());
+                ip.extend([next, self.ttl]);
+                ip.extend(src.octets());
+                ip.extend(dst.octets());
+                ip.extend(extensions);
+                [&[0x86, 0xdd][..], &ip].concat()
+            }
+            _ => unreachable!("two families in one packet"),
+        };
+        [&self.dst_mac[..], &self.src_mac, &ip, body].concat()
+    }
+
+    /// IPv6's extension headers.
+    fn chain(&self, fragment: Option<(usize, bool)>) -> Vec<u8> {
+        let mut kinds = self.extensions.clone();
+        kinds.extend(fragment.map(|_| 44));
+        let next = kinds.iter().skip(1).copied().chain([self.proto]);
+        let mut bytes = Vec::new();
+        for (kind, next) in kinds.iter().zip(next) {
+            if *kind == 44 {
+                let (from, more) = fragment.unwrap();
+                let word = u16::try_from(from).unwrap() | u16::from(more);
+                bytes.extend([next, 0]);
+                bytes.extend(word.to_be_bytes());
+                bytes.extend([0, 0, 0x12, 0x34]);
+            } else {
+                // Padding of four bytes (RFC 8200, section 4.2).
+                bytes.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+            }
+        }
+        bytes
     }
 
     fn transport(&self) -> Vec<u8> {
         let ports = [self.src.1.to_be_bytes(), self.dst.1.to_be_bytes()].concat();
-        let (mut bytes, at) = if self.proto == 6 {
-            let rest = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.tcp_flags, 0xff, 0xff, 0, 0, 0, 0];
-            ([&ports[..], &rest].concat(), 16)
-        } else {
-            let length = u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes();
-            ([&ports[..], &length, &[0, 0]].concat(), 6)
+        let (mut bytes, at) = match self.proto {
+            TCP => {
+                let rest = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0];
+                ([&ports[..], &rest].concat(), 16)
+            }
+            UDP => {
+                let length = u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes();
+                ([&ports[..], &length, &[0, 0]].concat(), 6)
+            }
+            // Verification tag, checksum (of its own kind, not looked at), and an INIT chunk.
+            SCTP => ([&ports[..], &[0; 4], &[7; 4], &[1, 0, 0, 4]].concat(), 0),
+            ICMP | ICMPV6 if self.is_error() => (vec![self.flags, self.payload[0], 0, 0], 2),
+            ICMP | ICMPV6 => {
+                let [high, low] = (self.src.1 | self.dst.1).to_be_bytes();
+                (vec![self.flags, 0, 0, 0, high, low, 0, 1], 2)
+            }
+            _ => (Vec::new(), 0),
         };
-        bytes.extend(&self.payload);
-        if self.unchecked {
+        bytes.extend(self.payload.iter().skip(usize::from(self.is_error())));
+        if self.unchecked || at == 0 {
             return bytes;
         }
-        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
-        let pseudo = [&self.src.0.octets()[..], &self.dst.0.octets(), &[0, self.proto], &length];
-        let sum = checksum(&[&pseudo.concat()[..], &bytes].concat());
+        let sum = if self.proto == ICMP {
+            checksum(&bytes)
+        } else {
+            checksum(&[&self.pseudo(bytes.len())[..], &bytes].concat())
+        };
         bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         bytes
+    }
+
+    fn pseudo(&self, length: usize) -> Vec<u8> {
+        let length = u16::try_from(length).unwrap().to_be_bytes();
+        match (self.src.0, self.dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                [&src.octets()[..], &dst.octets(), &[0, self.proto], &length].concat()
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let tail = [0, 0, length[0], length[1], 0, 0, 0, self.proto];
+                [&src.octets()[..], &dst.octets(), &tail].concat()
+            }
+            _ => unreachable!("two families in one packet"),
+        }
     }
 }
 
 /// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
