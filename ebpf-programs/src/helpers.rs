@@ -13,7 +13,12 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 use ebpf_common::{
-    TCP, UDP, addr::Addr, conntrack::FlowKey, service::Peer, trace as steps, verdict::DropReason,
+    TCP, UDP,
+    addr::Addr,
+    conntrack::{Flow, FlowKey},
+    service::Peer,
+    trace as steps,
+    verdict::DropReason,
 };
 
 use crate::trace;
@@ -217,13 +222,34 @@ pub fn ether_type(ctx: &TcContext) -> [u8; 2] {
     (protocol as u16).to_ne_bytes()
 }
 
-/// What the ones' complement sum of a region goes up by when `old` becomes `new`. Both are a
-/// multiple of four bytes long.
+/// What the ones' complement sum of a packet's addresses goes up by when it is translated. Both kinds
+/// of row begin with the two addresses; of IPv4-mapped ones only the last words differ, so that one
+/// length serves both families.
 #[inline(always)]
-pub fn difference<T>(old: &T, new: &T) -> u32 {
-    let (old, new) = (ptr::from_ref(old).cast_mut().cast(), ptr::from_ref(new).cast_mut().cast());
-    let length = size_of::<T>() as u32;
-    // SAFETY: both regions outlive the call, have that length and are only read.
+pub fn address_difference(key: &FlowKey, flow: &Flow) -> u32 {
+    const { assert!(offset_of!(FlowKey, sport) == 32 && offset_of!(Flow, sport) == 32) };
+    difference(ptr::from_ref(key).cast(), ptr::from_ref(flow).cast(), 32)
+}
+
+/// What the sum of its ports goes up by.
+#[inline(always)]
+pub fn port_difference(key: &FlowKey, flow: &Flow) -> u32 {
+    difference((&raw const key.sport).cast(), (&raw const flow.sport).cast(), 4)
+}
+
+/// The ones' complement sum of a region, which is a multiple of four bytes long.
+#[inline(always)]
+pub fn sum<T>(of: &T) -> u32 {
+    const { assert!(size_of::<T>().is_multiple_of(4)) };
+    let (of, length) = (ptr::from_ref(of).cast_mut().cast(), size_of::<T>() as u32);
+    // SAFETY: the region outlives the call, has that length and is only read; nothing is taken off.
+    unsafe { generated::bpf_csum_diff(ptr::null_mut(), 0, of, length, 0) as u32 }
+}
+
+#[inline(always)]
+fn difference(old: *const u32, new: *const u32, length: u32) -> u32 {
+    let (old, new) = (old.cast_mut(), new.cast_mut());
+    // SAFETY: called above only, with fields of that length side by side; they are only read.
     unsafe { generated::bpf_csum_diff(old, length, new, length, 0) as u32 }
 }
 

@@ -51,12 +51,11 @@ fn try_follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Result<b
     let v6 = !flow.dst.is_v4();
     let sum = Sum { at: packet.l4 as usize + 2, pseudo: false, zero_is_none: false, v6 };
     frame.fold(sum, total)?;
-    let new = [flow.src, flow.dst];
-    let outer = helpers::difference(&[packet.key.src, packet.key.dst], &new);
+    let outer = helpers::address_difference(&packet.key, flow);
     if v6 {
         frame.fold(Sum { pseudo: true, ..sum }, outer)?;
     }
-    rewrite::set_addresses(frame, &new, outer)?;
+    rewrite::set_addresses(frame, flow, outer)?;
     Ok(true)
 }
 
@@ -116,10 +115,10 @@ fn quote<F: Frame>(
 fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, DropReason> {
     let answer = &quote.answer;
     let v6 = !answer.dst.is_v4();
-    let new = [row.dst, row.src];
-    let addresses = helpers::difference(&[answer.dst, answer.src], &new);
+    // The quoted packet has source and destination the other way round; sums do not mind.
+    let addresses = helpers::address_difference(answer, row);
+    let ports = helpers::port_difference(answer, row);
     let new_ports = [row.dport, row.sport];
-    let ports = helpers::difference(&[answer.dport, answer.sport], &new_ports);
     // An IPv4 header sums up to the same as before, its checksum sees to that.
     let mut total = if v6 { add(addresses, ports) } else { ports };
     let (at, covers_addresses) = match answer.proto {
@@ -147,11 +146,13 @@ fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, Drop
         _ => frame.store(quote.l4, &new_ports)?,
     }
     if v6 {
-        frame.store(quote.l3 + 8, &[new[0].words(), new[1].words()])?;
+        frame.store(quote.l3 + 8, &row.dst)?;
+        frame.store(quote.l3 + 24, &row.src)?;
     } else {
         let old: [u8; 2] = frame.load(quote.l3 + 10)?;
         frame.store(quote.l3 + 10, &checksum_after_change(old, addresses))?;
-        frame.store(quote.l3 + 12, &[new[0].words()[3], new[1].words()[3]])?;
+        frame.store(quote.l3 + 12, &row.dst.v4_octets())?;
+        frame.store(quote.l3 + 16, &row.src.v4_octets())?;
     }
     Ok(total)
 }

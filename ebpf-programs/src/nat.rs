@@ -163,8 +163,8 @@ const fn seen(flags: u8) -> u8 {
 /// [`Step::Unknown`]: its destination is no service.
 #[inline(always)]
 pub fn open_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from: From) -> Step {
-    match find_service(frame, packet, flow, from) {
-        Step::Translated => {}
+    match find_service(packet, flow, from) {
+        Step::Translated => choose_source(frame, &packet.key, flow, from),
         other => return other,
     }
     let back = if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE };
@@ -173,14 +173,13 @@ pub fn open_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from:
 
 /// Fills in what a new flow to a service is translated to, but for the source port.
 #[inline(never)]
-fn find_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from: From) -> Step {
+fn find_service(packet: &Packet, flow: &mut Flow, from: From) -> Step {
     let Some(config) = maps::config() else { return Step::Unknown };
-    Step::of(try_find_service(frame, config, packet, flow, from))
+    Step::of(try_find_service(config, packet, flow, from))
 }
 
 #[inline(always)]
-fn try_find_service<F: Frame>(
-    frame: &F,
+fn try_find_service(
     config: &Config,
     packet: &Packet,
     flow: &mut Flow,
@@ -212,7 +211,6 @@ fn try_find_service<F: Frame>(
     if key.proto == SCTP && flow.dport != key.dport {
         return Err(DropReason::SctpPort);
     }
-    choose_source(frame, config, key, flow, from)?;
     Ok(true)
 }
 
@@ -241,55 +239,46 @@ fn flow_hash(key: &FlowKey) -> u32 {
 
 /// Decides under which source address the backend sees the client, such that its answer comes back to
 /// this node: the client's own wherever that is so.
-#[inline(always)]
-fn choose_source<F: Frame>(
-    frame: &F,
-    config: &Config,
-    key: &FlowKey,
-    flow: &mut Flow,
-    from: From,
-) -> Result<(), DropReason> {
+#[inline(never)]
+fn choose_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
+    let gateway = maps::config().map_or(Addr::ANY_V6, |config| config.gateway_for(&key.src));
     flow.src = key.src;
     if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
         // Between two addresses of its own the node's stack would answer past the programs: it is
         // the service's address that asks.
         flow.src = key.dst;
         flow.flags |= FLOW_TO_HOST;
-        return Ok(());
+        return;
     }
     if flow.dst == key.src {
         // A pod that reached itself under its own address would answer itself.
-        flow.src = config.gateway_for(&key.src);
-        return Ok(());
+        flow.src = gateway;
+        return;
     }
     if maps::endpoint(&flow.dst).is_some() {
-        return Ok(());
+        return;
     }
     if maps::is_node_address(&flow.dst) {
         flow.flags |= FLOW_LOCAL;
-        return Ok(());
+        return;
     }
     if let Some(tunnel) = maps::tunnel(&flow.dst) {
         let is_node = tunnel.node == flow.dst;
         if maps::endpoint(&key.src).is_some() || (!is_node && from == From::Host) {
             flow.flags |= FLOW_FROM_POD;
-            return Ok(());
+            return;
         }
         if !is_node {
-            flow.src = config.gateway_for(&key.src);
-            return Ok(());
+            flow.src = gateway;
+            return;
         }
     }
-    masquerade_source(frame, key, flow)
+    masquerade_source(frame, key, flow);
 }
 
 /// The address of the device by which the packet leaves. Without one the source stays.
 #[inline(always)]
-fn masquerade_source<F: Frame>(
-    frame: &F,
-    key: &FlowKey,
-    flow: &mut Flow,
-) -> Result<(), DropReason> {
+fn masquerade_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow) {
     // What has no route is the stack's to answer.
     flow.ifindex = frame.route(&key.src, &flow.dst).unwrap_or(0);
     if let Some(device) = maps::device(flow.ifindex) {
@@ -300,7 +289,6 @@ fn masquerade_source<F: Frame>(
             flow.flags |= FLOW_MASQUERADE;
         }
     }
-    Ok(())
 }
 
 /// Opens a flow for a pod's packet to the outside. [`Step::Unknown`]: the way out has no address of
@@ -318,16 +306,15 @@ fn find_masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Ste
     let key = &packet.key;
     flow.dst = key.dst;
     flow.dport = key.dport;
-    let found = masquerade_source(frame, key, flow).and_then(|()| {
-        if flow.flags & FLOW_MASQUERADE == 0 {
-            return Ok(false);
-        }
-        if packet.kind != FLOW || packet.flags & TCP_RST != 0 {
-            return Err(DropReason::NoFlow);
-        }
-        Ok(true)
-    });
-    Step::of(found)
+    masquerade_source(frame, key, flow);
+    if flow.flags & FLOW_MASQUERADE == 0 {
+        return Step::Unknown;
+    }
+    if packet.kind != FLOW || packet.flags & TCP_RST != 0 {
+        maps::count(DropReason::NoFlow);
+        return Step::Dropped;
+    }
+    Step::Translated
 }
 
 /// Gives a connection of the node itself another source port where its own has been given to a pod's.

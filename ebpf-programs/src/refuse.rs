@@ -31,6 +31,7 @@ const UNREACHABLE_V6: [u8; 2] = [1, 4];
 
 /// Ethernet, IPv4 and ICMP before a quoted packet.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct HeadV4 {
     macs: [[u8; 6]; 2],
     kind: [u8; 2],
@@ -40,12 +41,13 @@ struct HeadV4 {
 const _: () = assert!(size_of::<HeadV4>() == ETH_LEN + IPV4_LEN + ICMP_LEN);
 
 /// Ethernet, IPv6 and ICMP before a quoted packet.
-#[repr(C)]
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
 struct HeadV6 {
     macs: [[u8; 6]; 2],
     kind: [u8; 2],
     ip: [u8; 8],
-    addresses: [[u8; 16]; 2],
+    addresses: [Addr; 2],
     icmp: [u8; ICMP_LEN],
 }
 const _: () = assert!(size_of::<HeadV6>() == ETH_LEN + IPV6_LEN + ICMP_LEN);
@@ -74,25 +76,25 @@ fn try_answer(ctx: &TcContext, packet: &Packet) -> Result<i32, DropReason> {
     if !maps::may_refuse(helpers::now_s()) {
         return Err(DropReason::RefusalLimit);
     }
-    let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
     if packet.key.dst.is_v4() {
-        answer_v4(ctx, packet, [from, to])?;
+        answer_v4(ctx, packet)?;
     } else {
-        answer_v6(ctx, packet, [from, to])?;
+        answer_v6(ctx, packet)?;
     }
     Ok(helpers::redirect(ctx.ifindex()))
 }
 
-#[inline(always)]
-fn answer_v4(ctx: &TcContext, packet: &Packet, macs: [[u8; 6]; 2]) -> Result<(), DropReason> {
+#[inline(never)]
+fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     const QUOTE: usize = IPV4_LEN + QUOTED;
     const LENGTH: [u8; 2] = ((IPV4_LEN + ICMP_LEN + QUOTE) as u16).to_be_bytes();
     helpers::set_length(ctx, (ETH_LEN + QUOTE) as u32)?;
     let quote: [u32; QUOTE / 4] = ctx.load(ETH_LEN).map_err(|_errno| DropReason::Rewrite)?;
     let [s0, s1, s2, s3] = packet.key.dst.v4_octets();
     let [d0, d1, d2, d3] = packet.key.src.v4_octets();
+    let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
     let mut head = HeadV4 {
-        macs,
+        macs: [from, to],
         kind: ETH_IPV4,
         ip: [
             0x45, 0, LENGTH[0], LENGTH[1], 0, 0, 0, 0, HOPS, ICMP, 0, 0, s0, s1, s2, s3, d0, d1,
@@ -100,37 +102,34 @@ fn answer_v4(ctx: &TcContext, packet: &Packet, macs: [[u8; 6]; 2]) -> Result<(),
         ],
         icmp: [UNREACHABLE_V4[0], UNREACHABLE_V4[1], 0, 0, 0, 0, 0, 0],
     };
-    let sum = helpers::difference(&[0_u8; IPV4_LEN], &head.ip);
+    let sum = helpers::sum(&head.ip);
     [head.ip[10], head.ip[11]] = checksum_after_change([0xff; 2], sum);
-    let sum = add(
-        helpers::difference(&[0_u32; QUOTE / 4], &quote),
-        helpers::difference(&[0_u8; ICMP_LEN], &head.icmp),
-    );
+    let sum = add(helpers::sum(&quote), helpers::sum(&head.icmp));
     [head.icmp[2], head.icmp[3]] = checksum_after_change([0xff; 2], sum);
     helpers::add_head(ctx, (IPV4_LEN + ICMP_LEN) as u32)?;
     ctx.store(0, &head, 0).map_err(|_errno| DropReason::Rewrite)
 }
 
-#[inline(always)]
-fn answer_v6(ctx: &TcContext, packet: &Packet, macs: [[u8; 6]; 2]) -> Result<(), DropReason> {
+#[inline(never)]
+fn answer_v6(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     const QUOTE: usize = IPV6_LEN + QUOTED;
     const LENGTH: [u8; 2] = ((ICMP_LEN + QUOTE) as u16).to_be_bytes();
     helpers::set_length(ctx, (ETH_LEN + QUOTE) as u32)?;
     let quote: [u32; QUOTE / 4] = ctx.load(ETH_LEN).map_err(|_errno| DropReason::Rewrite)?;
-    let addresses: [Addr; 2] = [packet.key.dst, packet.key.src];
     // The pseudo header: addresses, length, protocol.
     let pseudo = [0, 0, LENGTH[0], LENGTH[1], 0, 0, 0, ICMPV6];
     let icmp = [UNREACHABLE_V6[0], UNREACHABLE_V6[1], 0, 0, 0, 0, 0, 0];
-    let mut sum = helpers::difference(&[0_u32; QUOTE / 4], &quote);
-    sum = add(sum, helpers::difference(&[Addr::ANY_V6; 2], &addresses));
-    sum = add(sum, helpers::difference(&[0_u8; 8], &pseudo));
-    sum = add(sum, helpers::difference(&[0_u8; ICMP_LEN], &icmp));
+    let mut sum = add(helpers::sum(&quote), helpers::sum(&packet.key.dst));
+    sum = add(sum, helpers::sum(&packet.key.src));
+    sum = add(sum, helpers::sum(&pseudo));
+    sum = add(sum, helpers::sum(&icmp));
     let [c0, c1] = checksum_after_change([0xff; 2], sum);
+    let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
     let head = HeadV6 {
-        macs,
+        macs: [from, to],
         kind: ETH_IPV6,
         ip: [0x60, 0, 0, 0, LENGTH[0], LENGTH[1], ICMPV6, HOPS],
-        addresses: [addresses[0].octets(), addresses[1].octets()],
+        addresses: [packet.key.dst, packet.key.src],
         icmp: [icmp[0], icmp[1], c0, c1, 0, 0, 0, 0],
     };
     helpers::add_head(ctx, (IPV6_LEN + ICMP_LEN) as u32)?;

@@ -3,7 +3,6 @@
 
 use ebpf_common::{
     ICMP, ICMPV6, SCTP, TCP, UDP,
-    addr::Addr,
     conntrack::Flow,
     packet::{ETH_LEN, checksum_after_change},
     verdict::DropReason,
@@ -31,11 +30,8 @@ struct V4Tail {
 /// Replaces addresses and ports.
 #[inline(never)]
 pub fn translate<F: Frame>(frame: &F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
-    let old = [packet.key.src, packet.key.dst];
-    let new = [flow.src, flow.dst];
-    // Of IPv4-mapped addresses only the last words differ, so one length serves both families.
-    let addresses = helpers::difference(&old, &new);
-    set_addresses(frame, &new, addresses)?;
+    let addresses = helpers::address_difference(&packet.key, flow);
+    set_addresses(frame, flow, addresses)?;
     if !packet.has_transport() {
         return Ok(());
     }
@@ -43,7 +39,6 @@ pub fn translate<F: Frame>(frame: &F, packet: &Packet, flow: &Flow) -> Result<()
     let l4 = packet.l4 as usize;
     let old = [packet.key.sport, packet.key.dport];
     let new = [flow.sport, flow.dport];
-    let ports = if old == new { 0 } else { helpers::difference(&old, &new) };
     let (at, summed, zero_is_none) = match packet.key.proto {
         TCP => (l4 + 16, true, false),
         UDP => (l4 + 6, true, !v6),
@@ -59,6 +54,7 @@ pub fn translate<F: Frame>(frame: &F, packet: &Packet, flow: &Flow) -> Result<()
     if old == new {
         return Ok(());
     }
+    let ports = helpers::port_difference(&packet.key, flow);
     frame.fold(Sum { at, pseudo: false, zero_is_none, v6 }, ports)?;
     match packet.key.proto {
         // Of an echo's two "ports" one is its identifier, the other zero.
@@ -73,25 +69,21 @@ pub fn identifier(ports: [[u8; 2]; 2]) -> [u8; 2] {
     (u16::from_ne_bytes(ports[0]) | u16::from_ne_bytes(ports[1])).to_ne_bytes()
 }
 
-/// Writes source and destination into the IP header.
+/// Writes a flow's source and destination into the IP header.
 #[inline(always)]
-pub fn set_addresses<F: Frame>(
-    frame: &F,
-    new: &[Addr; 2],
-    difference: u32,
-) -> Result<(), DropReason> {
-    if new[0].is_v4() {
+pub fn set_addresses<F: Frame>(frame: &F, flow: &Flow, difference: u32) -> Result<(), DropReason> {
+    if flow.dst.is_v4() {
         let tail = frame.at::<V4Tail>(V4_CHECKSUM).ok_or(DropReason::Malformed)?;
         // SAFETY: `at` has checked that these bytes lie inside the packet; their place is even, and
         // more is not asked of it.
         let tail = unsafe { &mut *tail };
         tail.checksum = checksum_after_change(tail.checksum, difference);
-        tail.src = new[0].words()[3];
-        tail.dst = new[1].words()[3];
+        tail.src = flow.src.words()[3];
+        tail.dst = flow.dst.words()[3];
         return Ok(());
     }
     let addresses = frame.at::<[[u32; 4]; 2]>(V6_ADDRESSES).ok_or(DropReason::Malformed)?;
     // SAFETY: as above.
-    unsafe { addresses.write_unaligned([new[0].words(), new[1].words()]) };
+    unsafe { addresses.write_unaligned([flow.src.words(), flow.dst.words()]) };
     Ok(())
 }

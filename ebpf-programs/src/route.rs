@@ -12,8 +12,16 @@ use ebpf_common::{
 use crate::{count, frame::Frame as _, helpers, maps, packet, packet::Packet};
 
 /// Into a pod of this node.
+#[inline(never)]
+pub fn deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> i32 {
+    match try_deliver(ctx, packet, endpoint) {
+        Ok(verdict) => verdict,
+        Err(reason) => count::drop(reason),
+    }
+}
+
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> Result<i32, DropReason> {
+fn try_deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> Result<i32, DropReason> {
     helpers::mark_for_host(ctx)?;
     packet::set_macs(ctx, endpoint.pod_mac, endpoint.host_mac)?;
     packet::decrement_ttl(ctx, packet)?;
@@ -55,7 +63,7 @@ fn try_forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, Dro
         return to_host(ctx, config);
     }
     if let Some(endpoint) = maps::endpoint(&flow.dst) {
-        return deliver(ctx, packet, &endpoint);
+        return try_deliver(ctx, packet, endpoint);
     }
     if config.vxlan_ifindex != 0
         && let Some(tunnel) = maps::tunnel(&flow.dst)

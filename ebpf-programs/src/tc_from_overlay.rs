@@ -31,7 +31,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if let Some(endpoint) = endpoint
         && endpoint.flags & HAS_FLOWS == 0
     {
-        return route::deliver(ctx, &packet, &endpoint);
+        return Ok(route::deliver(ctx, &packet, endpoint));
     }
     let mut flow = nat::new_flow();
     match nat::follow(ctx, &mut packet, &mut flow) {
@@ -40,7 +40,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
     if let Some(endpoint) = endpoint {
-        return route::deliver(ctx, &packet, &endpoint);
+        return Ok(route::deliver(ctx, &packet, endpoint));
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
     if !maps::is_node_address(&packet.key.dst) {

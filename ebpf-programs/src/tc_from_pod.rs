@@ -45,7 +45,7 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
                 Step::Dropped | Step::Refused => return Ok(count::DROP),
             }
         }
-        return route::deliver(ctx, &packet, &endpoint);
+        return Ok(route::deliver(ctx, &packet, endpoint));
     }
     match nat::follow(ctx, &mut packet, &mut flow) {
         Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),

@@ -42,7 +42,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if let Some(endpoint) = endpoint
         && endpoint.flags & HAS_FLOWS == 0
     {
-        return route::deliver(ctx, &packet, &endpoint);
+        return Ok(route::deliver(ctx, &packet, endpoint));
     }
     let mut flow = nat::new_flow();
     match nat::follow(ctx, &mut packet, &mut flow) {
@@ -51,7 +51,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
     if let Some(endpoint) = endpoint {
-        return route::deliver(ctx, &packet, &endpoint);
+        return Ok(route::deliver(ctx, &packet, endpoint));
     }
     match nat::open_service(ctx, &packet, &mut flow, origin(&packet)) {
         Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
