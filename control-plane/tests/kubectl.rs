@@ -28,9 +28,14 @@ mod tests {
 
     impl Cluster {
         async fn start() -> Self {
+            Self::start_with(|_| ()).await
+        }
+
+        async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let mut config = Config::new(dir.path().join("data"));
             config.bind = "127.0.0.1:0".parse().unwrap();
+            change(&mut config);
             let running = start(config).await.unwrap();
             let admin = Admin::open(&dir.path().join("data")).unwrap();
             std::fs::write(dir.path().join("kubeconfig"), admin.kubeconfig(None)).unwrap();
@@ -224,6 +229,87 @@ mod tests {
         cluster.wait("pods", <[Value]>::is_empty).await;
         cluster.wait("replicasets", <[Value]>::is_empty).await;
         kubelets.abort();
+        cluster.running.stop().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_dual_stack_service_has_slices_of_both_families() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start_with(|config| {
+            config.service_cidrs.push("fd00:10:96::/108".parse().unwrap());
+            config.cluster_cidrs.push("fd00:10:244::/56".parse().unwrap());
+        })
+        .await;
+        cluster.join("n1").await;
+        let nodes =
+            cluster.wait("nodes", |nodes| nodes[0]["spec"]["podCIDRs"][1].is_string()).await;
+        assert_eq!(nodes[0]["spec"]["podCIDRs"], json!(["10.244.0.0/24", "fd00:10:244::/64"]));
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}],
+                "ipFamilyPolicy": "RequireDualStack"},
+        });
+        cluster.apply(&service).await;
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "one", "labels": {"app": "web"}},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "nginx"}]},
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = cluster.kubectl_with(&["apply", "-f", "-"], &pod.to_string()).await {
+            assert!(Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        let running = json!({"status": {"phase": "Running",
+            "podIPs": [{"ip": "10.244.0.9"}, {"ip": "fd00:10:244::9"}],
+            "conditions": [{"type": "Ready", "status": "True"}]}});
+        let patch = ["--subresource=status", "--type=merge", "-p", &running.to_string()];
+        cluster.kubectl(&[&["patch", "pod", "one"], &patch[..]].concat()).await;
+        let addresses = |slices: &[Value]| {
+            let mut all: Vec<String> = slices
+                .iter()
+                .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "web")
+                .map(|slice| {
+                    format!("{} {}", slice["addressType"], slice["endpoints"][0]["addresses"])
+                })
+                .collect();
+            all.sort();
+            all
+        };
+        let both = [r#""IPv4" ["10.244.0.9"]"#, r#""IPv6" ["fd00:10:244::9"]"#];
+        cluster.wait("endpointslices", |slices| addresses(slices) == both).await;
+        cluster
+            .kubectl(&[
+                "patch",
+                "service",
+                "web",
+                "-p",
+                r#"{"spec":{"ipFamilyPolicy":"SingleStack"}}"#,
+            ])
+            .await;
+        cluster.wait("endpointslices", |slices| addresses(slices) == both[..1]).await;
+
+        // Endpoints by hand, for a Service without selector.
+        let bare = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bare"},
+            "spec": {"ports": [{"name": "p", "port": 80}]}});
+        cluster.apply(&bare).await;
+        let by_hand = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "bare"},
+            "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"name": "p", "port": 8080}]}]});
+        cluster.apply(&by_hand).await;
+        let mirrored = |slices: &[Value]| {
+            let mut of = slices.iter().filter(|slice| {
+                slice["metadata"]["labels"]["kubernetes.io/service-name"] == "bare"
+            });
+            of.any(|slice| {
+                slice["endpoints"][0]["addresses"][0] == "192.0.2.1"
+                    && slice["ports"][0]["port"] == 8080
+            })
+        };
+        cluster.wait("endpointslices", mirrored).await;
+        cluster.kubectl(&["delete", "endpoints", "bare"]).await;
+        cluster.wait("endpointslices", |slices| !mirrored(slices)).await;
         cluster.running.stop().await.unwrap();
     }
 

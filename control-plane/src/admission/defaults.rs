@@ -13,6 +13,9 @@ pub fn apply(served: &Served, object: &mut Value) {
             pod(&mut object["spec"]);
         }
         ("", "services") => service(&mut object["spec"]),
+        ("", "nodes") => {
+            plural(object, ("/spec", "podCIDR", "podCIDRs"), &|cidr| cidr);
+        }
         ("apps", "deployments") => deployment(&mut object["spec"]),
         ("apps", "replicasets") => {
             set(&mut object["spec"], "replicas", json!(1));
@@ -113,6 +116,11 @@ fn service(spec: &mut Value) {
 
 /// What a status gets beyond what its writer said.
 pub fn status(served: &Served, object: &mut Value) {
+    if (served.group, served.plural) == ("", "pods") {
+        for (single, list) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
+            plural(object, ("/status", single, list), &|ip| json!({"ip": ip}));
+        }
+    }
     if (served.group, served.plural) == ("", "services")
         && let Some(balancer) = object.pointer_mut("/status/loadBalancer")
     {
@@ -121,6 +129,27 @@ pub fn status(served: &Served, object: &mut Value) {
                 ingress["ipMode"] = json!("VIP");
             }
         }
+    }
+}
+
+/// A field of one value, and the list that came after it: either may be all that a client knows. Where they differ,
+/// the one value wins, as in upstream's conversions.
+fn plural(
+    object: &mut Value,
+    (at, single, list): (&str, &str, &str),
+    entry: &dyn Fn(Value) -> Value,
+) {
+    let Some(of) = object.pointer_mut(at).filter(|of| of.is_object()) else { return };
+    let one = of[single].as_str().filter(|text| !text.is_empty()).map(ToOwned::to_owned);
+    let first = of[list].get(0).cloned();
+    match (one, first) {
+        (Some(one), first) if first != Some(entry(json!(one))) => {
+            of[list] = json!([entry(json!(one))]);
+        }
+        (None, Some(first)) => {
+            of[single] = first.get("ip").cloned().unwrap_or(first);
+        }
+        _ => {}
     }
 }
 
@@ -293,6 +322,24 @@ mod tests {
                         "terminationMessagePath": "/dev/termination-log",
                         "terminationMessagePolicy": "File"}]}}})
         );
+    }
+
+    #[test]
+    fn one_address_and_the_list_of_them_agree() {
+        let node = |spec: Value| defaulted("", "nodes", json!({"spec": spec}))["spec"].take();
+        let both = json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]});
+        assert_eq!(node(json!({"podCIDR": "10.0.0.0/24"})), both);
+        assert_eq!(node(json!({"podCIDRs": ["10.0.0.0/24"]})), both);
+        assert_eq!(node(json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.9.0.0/24"]})), both);
+        let dual = json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24", "fd00::/64"]});
+        assert_eq!(node(dual.clone()), dual);
+        let mut pod = json!({"status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}});
+        status(schema::resource("", "v1", "pods").unwrap(), &mut pod);
+        assert_eq!(pod["status"]["podIP"], "10.0.0.1");
+        let mut old = json!({"status": {"podIP": "10.0.0.1", "hostIP": "192.0.2.1"}});
+        status(schema::resource("", "v1", "pods").unwrap(), &mut old);
+        assert_eq!(old["status"]["podIPs"], json!([{"ip": "10.0.0.1"}]));
+        assert_eq!(old["status"]["hostIPs"], json!([{"ip": "192.0.2.1"}]));
     }
 
     #[test]

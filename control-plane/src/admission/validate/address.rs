@@ -62,6 +62,11 @@ pub(super) fn endpoint_ip(errors: &mut Vec<FieldError>, path: &Path, value: &str
     }
 }
 
+/// Whether two addresses or networks are of one family each.
+pub(super) fn is_dual(list: &[String]) -> bool {
+    matches!(list, [a, b] if a.contains(':') != b.contains(':'))
+}
+
 /// The texts of a list.
 pub(super) fn texts(list: &Value) -> Vec<String> {
     let list = list.as_array().into_iter().flatten();

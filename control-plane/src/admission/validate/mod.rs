@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod address;
+mod endpoint_slice;
 mod meta;
 mod other;
 mod pod;
@@ -36,7 +37,8 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         ("", "secrets") => other::secret(object, old),
         ("", "nodes") => other::node(object, old),
         ("coordination.k8s.io", "leases") => other::lease(object),
-        ("discovery.k8s.io", "endpointslices") => other::endpoint_slice(object, old),
+        ("discovery.k8s.io", "endpointslices") => endpoint_slice::slice(object, old),
+        ("", "endpoints") => endpoint_slice::endpoints(object),
         ("certificates.k8s.io", "certificatesigningrequests") => {
             other::signing_request(object, old)
         }
@@ -56,6 +58,9 @@ pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         && let Some(old) = attempt.old
     {
         errors.extend(service::status(object, old));
+    }
+    if attempt.part == Part::Status && (group, plural) == ("", "pods") {
+        errors.extend(other::pod_status(object));
     }
     if attempt.part == Part::Status && group == "apps" {
         for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {

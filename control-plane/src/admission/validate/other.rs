@@ -3,7 +3,7 @@
 use api::names;
 use serde_json::{Value, json};
 
-use super::{immutable, invalid, list, positive};
+use super::{address, immutable, invalid, list, positive};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
@@ -84,19 +84,46 @@ pub(super) fn node(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         super::one_of(&mut errors, &path.child("effect"), &taint["effect"], &effects);
     }
+    let path = Path::new("spec.podCIDRs");
+    let cidrs = address::texts(&object["spec"]["podCIDRs"]);
+    let stored = old.map_or_else(Vec::new, |old| address::texts(&old["spec"]["podCIDRs"]));
+    for (index, cidr) in cidrs.iter().enumerate() {
+        address::cidr(&mut errors, &path.index(index), cidr, &stored);
+    }
+    if cidrs.len() > 1 && !address::is_dual(&cidrs) {
+        let why = "may specify no more than one CIDR for each IP family";
+        errors.push(FieldError::invalid(&path, &json!(cidrs), why));
+    }
     let Some(old) = old else { return errors };
-    for field in ["podCIDR", "providerID"] {
-        let (new, before) = (&object["spec"][field], &old["spec"][field]);
-        let set = before.as_str().is_some_and(|text| !text.is_empty());
-        if set && new != before {
-            let what = "node updates may not change podCIDR except from \"\" to valid";
-            let why = if field == "podCIDR" {
-                what
-            } else {
-                "node updates may not change providerID except from \"\" to valid"
-            };
-            errors.push(FieldError::forbidden(&Path::new("spec").child(field), why));
+    if !stored.is_empty() && stored != cidrs {
+        let why = "node updates may not change podCIDR except from \"\" to valid";
+        errors.push(FieldError::forbidden(&path, why));
+    }
+    let (id, before) = (&object["spec"]["providerID"], &old["spec"]["providerID"]);
+    if before.as_str().is_some_and(|text| !text.is_empty()) && id != before {
+        let why = "node updates may not change providerID except from \"\" to valid";
+        errors.push(FieldError::forbidden(&Path::new("spec.providerID"), why));
+    }
+    errors
+}
+
+/// Upstream's `validatePodIPs`.
+pub(super) fn pod_status(pod: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let path = Path::new("podIPs");
+    let ips: Vec<String> =
+        list(&pod["status"], "podIPs").map(|(_, ip)| text(ip, "/ip").to_owned()).collect();
+    for (index, ip) in ips.iter().enumerate() {
+        address::ip(&mut errors, &path.index(index), ip, &[]);
+        if ips[..index].contains(ip) {
+            let value = json!({"IP": ip});
+            errors.push(FieldError::duplicate(&path.index(index), &value));
         }
+    }
+    if ips.len() > 1 && !address::is_dual(&ips) {
+        let value = &pod["status"]["podIPs"];
+        let why = "may specify no more than one IP for each IP family";
+        errors.push(FieldError::invalid(&path, value, why));
     }
     errors
 }
@@ -108,43 +135,6 @@ pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     positive(&mut errors, &path, &spec["leaseDurationSeconds"]);
     let path = Path::new("spec.leaseTransitions");
     super::non_negative(&mut errors, &path, &spec["leaseTransitions"]);
-    errors
-}
-
-pub(super) fn endpoint_slice(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let path = Path::new("addressType");
-    super::one_of(&mut errors, &path, &object["addressType"], &["IPv4", "IPv6", "FQDN"]);
-    for (index, endpoint) in list(object, "endpoints") {
-        let path = Path::new("endpoints").index(index).child("addresses");
-        if list(endpoint, "addresses").next().is_none() {
-            errors.push(FieldError::required(&path, "must contain at least 1 address"));
-        }
-        for (at, address) in list(endpoint, "addresses") {
-            let text = address.as_str().unwrap_or("");
-            let wrong =
-                object["addressType"] == "IPv4" && text.parse::<std::net::Ipv4Addr>().is_err();
-            if wrong {
-                let why = "must be a valid IPv4 address";
-                errors.push(FieldError::invalid(&path.index(at), address, why));
-            }
-        }
-    }
-    let (endpoints, ports) = (list(object, "endpoints").count(), list(object, "ports").count());
-    if endpoints > 1000 {
-        errors.push(FieldError::too_many(&Path::new("endpoints"), endpoints, 1000));
-    }
-    if ports > 20_000 {
-        errors.push(FieldError::too_many(&Path::new("ports"), ports, 20_000));
-    }
-    if let Some(old) = old {
-        immutable(
-            &mut errors,
-            &Path::new("addressType"),
-            &object["addressType"],
-            &old["addressType"],
-        );
-    }
     errors
 }
 
