@@ -59,11 +59,16 @@ fn zone() -> Zone {
         external_name: target.into(),
         ..service(ServiceKind::ExternalName, None, &[])
     };
+    let mut both = service(ServiceKind::ClusterIp, Some("10.3.0.3"), &[("sctp", 7)]);
+    both.cluster_ips.push("fd00::3".parse().unwrap());
+    both.ports[0].protocol = Protocol::Sctp;
     let eager = ServiceRow { publish_not_ready: true, ..service(ServiceKind::Headless, None, &[]) };
     let services = [
         ("kubernetes", service(ServiceKind::ClusterIp, Some("10.3.0.1"), &[("https", 443)])),
         ("unnamed", service(ServiceKind::NodePort, Some("10.3.0.2"), &[("", 80)])),
         ("dual", service(ServiceKind::ClusterIp, Some("fd00::1"), &[])),
+        ("both", both),
+        ("pair", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("headless", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("asleep", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("eager", eager),
@@ -80,6 +85,9 @@ fn zone() -> Zone {
         ),
         slice("asleep", vec![endpoint("10.3.0.103", "a", false)]),
         slice("eager", vec![endpoint("10.3.0.104", "a", false)]),
+        // A slice of each family: the same pods.
+        slice("pair", vec![endpoint("10.3.0.110", "one", true), endpoint("10.3.0.111", "", true)]),
+        slice("pair", vec![endpoint("fd00::110", "one", true), endpoint("fd00::111", "", true)]),
     ];
     Zone::new(services.iter().map(|(key, row)| (key, row)), slices.iter())
 }
@@ -130,6 +138,17 @@ fn addresses_are_those_of_the_specification() {
         ("unnamed.default.svc.cluster.local", rtype::A, "10.3.0.2"),
         ("dual.default.svc.cluster.local", rtype::AAAA, "fd00::1"),
         ("dual.default.svc.cluster.local", rtype::A, "no data"),
+        ("both.default.svc.cluster.local", rtype::A, "10.3.0.3"),
+        ("both.default.svc.cluster.local", rtype::AAAA, "fd00::3"),
+        ("both.default.svc.cluster.local", rtype::ANY, "10.3.0.3 fd00::3"),
+        ("_sctp.both.default.svc.cluster.local", rtype::A, "no data"),
+        ("pair.default.svc.cluster.local", rtype::A, "10.3.0.110 10.3.0.111"),
+        ("pair.default.svc.cluster.local", rtype::AAAA, "fd00::110 fd00::111"),
+        ("one.pair.default.svc.cluster.local", rtype::A, "10.3.0.110"),
+        ("one.pair.default.svc.cluster.local", rtype::AAAA, "fd00::110"),
+        ("10-3-0-111.pair.default.svc.cluster.local", rtype::A, "10.3.0.111"),
+        ("10-3-0-111.pair.default.svc.cluster.local", rtype::AAAA, "no data"),
+        ("fd00--111.pair.default.svc.cluster.local", rtype::AAAA, "fd00::111"),
         // 2.4.1
         ("headless.default.svc.cluster.local", rtype::A, "10.3.0.100 10.3.0.101"),
         ("my-pet.headless.default.svc.cluster.local", rtype::A, "10.3.0.100"),
@@ -141,6 +160,9 @@ fn addresses_are_those_of_the_specification() {
         // 2.6
         ("10-244-1-5.default.pod.cluster.local", rtype::A, "10.244.1.5"),
         ("10-244-1-5.default.pod.cluster.local", rtype::AAAA, "no data"),
+        ("fd00-10-244--5.default.pod.cluster.local", rtype::AAAA, "fd00:10:244::5"),
+        ("fd00--5.default.pod.cluster.local", rtype::A, "no data"),
+        ("web.default.pod.cluster.local", rtype::A, "no such name"),
         ("10-244-1-500.default.pod.cluster.local", rtype::A, "no such name"),
         // Names that exist only because something is below them.
         ("cluster.local", rtype::A, "no data"),
@@ -204,6 +226,20 @@ fn ports_reverse_names_and_the_version_are_those_of_the_specification() {
     reply_holds("100.0.3.10.in-addr.arpa", rtype::PTR, &[b"\x06my-pet\x08headless"]);
     let reverse = format!("1.{}0.0.d.f.ip6.arpa", "0.".repeat(27));
     reply_holds(&reverse, rtype::PTR, &[b"\x04dual\x07default"]);
+    let reverse = format!("0.1.1.{}0.0.d.f.ip6.arpa", "0.".repeat(25));
+    reply_holds(&reverse, rtype::PTR, &[b"\x03one\x04pair\x07default"]);
+    // A pod of both families is a target once; its two addresses are asked for by its name.
+    let quarters: [&[u8]; 3] = [
+        b"\x00\x00\x00\x21\x01\xbb\x03one\x04pair",
+        b"\x00\x00\x00\x21\x01\xbb\x0a10-3-0-111\x04pair",
+        b"\x00\x00\x00\x21\x01\xbb\x09fd00--111\x04pair",
+    ];
+    reply_holds("_https._tcp.pair.default.svc.cluster.local", rtype::SRV, &quarters);
+    reply_holds(
+        "_sctp._sctp.both.default.svc.cluster.local",
+        rtype::SRV,
+        &[b"\x00\x64\x00\x07\x04both"],
+    );
     reply_holds("cluster.local", rtype::SOA, &[b"\x02ns\x03dns\x07cluster\x05local\x00"]);
 }
 

@@ -5,8 +5,8 @@
 //! records: a look-up makes the few records it needs.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
 };
 
 use super::message::{Data, Name, rtype};
@@ -236,7 +236,10 @@ fn ports(service: &Service, wanted: (&str, &str), base: &str, qtype: u16) -> Loo
                 let ports = group.ports.iter().filter(matches);
                 ports.flat_map(|port| group.endpoints.iter().map(|endpoint| (port.port, endpoint)))
             });
-            pairs.map(|(port, e)| (port, format!("{}.{base}", e.hostname))).collect()
+            // The same pod stands in a slice of each family.
+            let targets: BTreeSet<(u16, &str)> =
+                pairs.map(|(port, endpoint)| (port, &*endpoint.hostname)).collect();
+            targets.into_iter().map(|(port, host)| (port, format!("{host}.{base}"))).collect()
         }
     };
     if targets.is_empty() {
@@ -273,10 +276,14 @@ fn protocol_of(label: &str) -> Option<Protocol> {
     }
 }
 
-/// `10-244-1-5.<namespace>.pod`: the address that the name spells, whoever has it.
+/// `10-244-1-5.<namespace>.pod` or `fd00--5.<namespace>.pod`: the address that the name spells, whoever has it.
+/// Three single dashes are an IPv4 address's dots, all else is an IPv6 address's colons.
 fn pod_address(label: &str, qtype: u16) -> Lookup {
-    let Ok(ip) = label.replace('-', ".").parse::<Ipv4Addr>() else { return Lookup::NxDomain };
-    address_records(std::iter::once(IpAddr::V4(ip)), qtype)
+    let is_v4 = label.matches('-').count() == 3 && !label.contains("--");
+    match label.replace('-', if is_v4 { "." } else { ":" }).parse::<IpAddr>() {
+        Ok(ip) => address_records(std::iter::once(ip), qtype),
+        Err(_) => Lookup::NxDomain,
+    }
 }
 
 fn address_records(ips: impl Iterator<Item = IpAddr>, qtype: u16) -> Lookup {
