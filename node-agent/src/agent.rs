@@ -109,7 +109,10 @@ impl AgentError {
 struct Base {
     config: Config,
     client: Client,
+    /// The address that other nodes reach; the overlay's underlay.
     node_ip: Ipv4Addr,
+    /// It, and the one of IPv6 if there is one.
+    node_ips: Vec<IpAddr>,
     sources: Sources,
     endpoints: Table<IpAddr, LocalEndpoint>,
     pods: Directory,
@@ -203,10 +206,12 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     let server = api.cluster_url.to_string();
     let node_ip = node_ip(&config, &api.cluster_url).ok_or(AgentError::NodeIp { server })?;
     let (trouble, not_ready) = watch::channel(Some("starting".to_owned()));
+    let node_ips = [Some(IpAddr::V4(node_ip)), config.node_ips[1]].into_iter().flatten().collect();
     let base = Base {
         config,
         client,
         node_ip,
+        node_ips,
         sources: Sources::default(),
         endpoints: Table::new(),
         pods: Directory::default(),
@@ -266,7 +271,7 @@ fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Ar
 
 /// The given address, or the one from which packets to the server would be sent.
 fn node_ip(config: &Config, server: &http::Uri) -> Option<Ipv4Addr> {
-    let said = config.node_ip.or_else(|| {
+    let said = config.node_ips[0].or_else(|| {
         let host = server.host()?.trim_matches(['[', ']']).to_owned();
         let port = server.port_u16().unwrap_or(443);
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
@@ -302,8 +307,9 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             OverlayMode::Auto => overlay::Mode::Auto,
         };
         let node_name = config.node_name.to_string();
-        let standard = overlay::OverlayConfig::new(&node_name, vec![base.node_ip.into()]);
-        let wanted = overlay::OverlayConfig { mode, ..standard };
+        let standard = overlay::OverlayConfig::new(&node_name, base.node_ips.clone());
+        let service_cidrs = config.service_cidrs.clone();
+        let wanted = overlay::OverlayConfig { mode, service_cidrs, ..standard };
         let handle = overlay::start(wanted, sources.nodes.clone()).map_err(AgentError::Overlay)?;
         (tunnels, device) = (handle.tunnels.clone(), handle.device.clone());
         pods = handle.network.clone();
@@ -317,7 +323,12 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             tunnels,
             overlay: device,
         };
-        let wanted = dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip));
+        let wanted = dataplane::DataplaneConfig {
+            node_ips: base.node_ips.clone(),
+            service_cidrs: config.service_cidrs.clone(),
+            masquerade: config.masquerade,
+            ..dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip))
+        };
         let handle = dataplane::start(wanted, tables).map_err(AgentError::Dataplane)?;
         network.dataplane = Some(handle);
     }
@@ -326,7 +337,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
         let endpoints = base.endpoints.clone();
         let inputs = cni::CniInputs { network: pods, endpoints, programmed };
         let standard = cni::CniConfig::new(&config.state_dir, &config.run_dir);
-        let wanted = cni::CniConfig { node_ips: vec![base.node_ip.into()], ..standard };
+        let wanted = cni::CniConfig { node_ips: base.node_ips.clone(), ..standard };
         network.cni = Some(cni::start(wanted, inputs, SHIM).map_err(AgentError::Cni)?);
     }
     if has(Component::Dns) {
@@ -393,7 +404,7 @@ fn start_node(
     let images = Arc::new(images.map_err(AgentError::Images)?);
     let node = NodeConfig {
         name: Arc::clone(&config.node_name),
-        ip: IpAddr::V4(base.node_ip),
+        ips: base.node_ips.clone(),
         facts: Facts::read(&config.state_dir),
         reserved_cpu_millis: RESERVED_CPU_MILLIS,
         reserved_memory_bytes: RESERVED_MEMORY_BYTES,
@@ -419,8 +430,11 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
     let config = &base.config;
     let Registered { images, node } = own;
     let node_ip = IpAddr::V4(base.node_ip);
-    let standard =
-        RuntimeConfig::standard(config.state_dir.clone(), config.run_dir.clone(), vec![node_ip]);
+    let standard = RuntimeConfig::standard(
+        config.state_dir.clone(),
+        config.run_dir.clone(),
+        base.node_ips.clone(),
+    );
     let root = standard.cgroup_root.clone();
     let runtime = Embedded::new(standard).await.map_err(AgentError::Runtime)?;
     let allocatable = allocatable(&node);

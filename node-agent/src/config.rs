@@ -10,7 +10,8 @@ use std::{
     sync::Arc,
 };
 
-use serde::Deserialize;
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Deserializer};
 
 use crate::join::{Join, Token};
 
@@ -92,9 +93,18 @@ pub struct RunArgs {
     /// Name of this node [default: the host's name].
     #[arg(long)]
     pub node_name: Option<String>,
-    /// Address of this node that others reach [default: the one that leads to the server].
+    /// Addresses of this node that others reach, IPv4 first and IPv6 after a comma [default: the one
+    /// that leads to the server].
+    #[arg(long, value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_several")]
+    pub node_ip: Option<Vec<IpAddr>>,
+    /// Service CIDRs of the cluster, at most one of a family [default: 10.96.0.0/16].
+    #[arg(long, value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_several")]
+    pub service_cidr: Option<Vec<IpNet>>,
+    /// Whether traffic of pods to the outside gets this node's address [default: true].
     #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    pub masquerade: Option<bool>,
     /// Parts to run, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
     pub components: Option<Vec<String>>,
@@ -127,8 +137,10 @@ pub struct Config {
     pub kubeconfig: PathBuf,
     pub join: Option<Join>,
     pub node_name: Arc<str>,
-    /// `None`: found out from the way to the server.
-    pub node_ip: Option<IpAddr>,
+    /// By family (IPv4, IPv6); without any the way to the server shows one.
+    pub node_ips: [Option<IpAddr>; 2],
+    pub service_cidrs: Vec<IpNet>,
+    pub masquerade: bool,
     pub components: BTreeSet<Component>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -179,6 +191,8 @@ impl RunArgs {
             token: self.token.or(file.token),
             node_name: self.node_name.or(file.node_name),
             node_ip: self.node_ip.or(file.node_ip),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            masquerade: self.masquerade.or(file.masquerade),
             components: self.components.or(file.components),
             state_dir: self.state_dir.or(file.state_dir),
             run_dir: self.run_dir.or(file.run_dir),
@@ -219,7 +233,9 @@ impl RunArgs {
             kubeconfig: self.kubeconfig.ok_or(ConfigError::NoKubeconfig)?,
             join,
             node_name: parse_name(self.node_name.unwrap_or_else(|| hostname.to_lowercase()))?,
-            node_ip: self.node_ip,
+            node_ips: by_family("--node-ip", self.node_ip.unwrap_or_default(), IpAddr::is_ipv6)?,
+            service_cidrs: service_cidrs(self.service_cidr)?,
+            masquerade: self.masquerade.unwrap_or(true),
             components,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/orlop")),
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("/run/orlop")),
@@ -234,6 +250,49 @@ impl RunArgs {
 
 /// Where metrics are served unless something else is said: loopback, kube-proxy's port.
 const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
+
+/// A list, or the only one of a list without the brackets.
+fn one_or_several<'de, D, T>(from: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either<T> {
+        One(T),
+        Several(Vec<T>),
+    }
+    let either = Option::<Either<T>>::deserialize(from)?;
+    Ok(either.map(|either| match either {
+        Either::One(one) => vec![one],
+        Either::Several(all) => all,
+    }))
+}
+
+/// Sorts into (IPv4, IPv6); a second one of a family is an error.
+fn by_family<T: Copy + fmt::Display>(
+    flag: &str,
+    all: Vec<T>,
+    is_v6: impl Fn(&T) -> bool,
+) -> Result<[Option<T>; 2], ConfigError> {
+    let mut sorted = [None; 2];
+    for one in all {
+        let place = &mut sorted[usize::from(is_v6(&one))];
+        if let Some(other) = place.replace(one) {
+            let why = format!("{flag}: {other} and {one} are of one family; give one of each");
+            return Err(ConfigError::Value(why));
+        }
+    }
+    Ok(sorted)
+}
+
+fn service_cidrs(said: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError> {
+    let default = || vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16).into()];
+    let is_v6 = |net: &IpNet| net.addr().is_ipv6();
+    let sorted = by_family("--service-cidr", said.unwrap_or_else(default), is_v6)?;
+    Ok(sorted.into_iter().flatten().collect())
+}
 
 fn parse_server(server: String) -> Result<String, ConfigError> {
     let uri: Option<http::Uri> = server.parse().ok();
@@ -265,9 +324,11 @@ impl fmt::Display for Config {
             writeln!(f, "server: {}", join.server)?;
         }
         writeln!(f, "node_name: {}", self.node_name)?;
-        if let Some(ip) = self.node_ip {
-            writeln!(f, "node_ip: {ip}")?;
-        }
+        let ips = self.node_ips.iter().flatten().map(ToString::to_string);
+        writeln!(f, "node_ip: [{}]", list(ips.collect()))?;
+        let cidrs = self.service_cidrs.iter().map(ToString::to_string);
+        writeln!(f, "service_cidr: [{}]", list(cidrs.collect()))?;
+        writeln!(f, "masquerade: {}", self.masquerade)?;
         let names = self.components.iter().map(|component| component.name().to_owned());
         writeln!(f, "components: [{}]", list(names.collect()))?;
         writeln!(f, "state_dir: {}", self.state_dir.display())?;

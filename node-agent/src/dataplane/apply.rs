@@ -13,8 +13,7 @@ use std::{
 
 use ebpf_common::{
     addr::{Addr, Net},
-    config::Config,
-    endpoint::Endpoint,
+    config::{Config, MASQUERADE_V4, MASQUERADE_V6},
     service::ServiceKey,
 };
 use tokio::{
@@ -30,11 +29,7 @@ use super::{
     plan::{MapOp, Observed},
     status::{self, Report},
 };
-use crate::{
-    model::LocalEndpoint,
-    overlay::{OverlayDevice, chain},
-    sys::netlink::Netlink,
-};
+use crate::overlay::{OverlayDevice, chain};
 
 /// How often the maps are read back and compared although nothing changed.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -45,35 +40,37 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// Owner of programs and maps.
 pub(super) struct Runner {
-    config: DataplaneConfig,
-    tables: Tables,
-    programs: Programs,
-    maps: Maps,
-    programmed: watch::Sender<u64>,
-    model: Model,
+    pub(super) config: DataplaneConfig,
+    pub(super) tables: Tables,
+    pub(super) programs: Programs,
+    pub(super) maps: Maps,
+    pub(super) programmed: watch::Sender<u64>,
+    pub(super) model: Model,
     /// What the service maps hold; `None` until they are read (again).
-    observed: Option<Observed>,
-    seen: Seen,
-    attached: Attached,
-    trouble: BTreeMap<&'static str, String>,
-    retry: Duration,
+    pub(super) observed: Option<Observed>,
+    pub(super) seen: Seen,
+    pub(super) attached: Attached,
+    pub(super) trouble: BTreeMap<&'static str, String>,
+    pub(super) retry: Duration,
 }
 
 /// Revisions of the tables up to which the model follows them.
 #[derive(Default)]
-struct Seen {
-    services: u64,
-    slices: u64,
-    endpoints: u64,
-    tunnels: u64,
+pub(super) struct Seen {
+    pub(super) services: u64,
+    pub(super) slices: u64,
+    pub(super) endpoints: u64,
+    pub(super) tunnels: u64,
 }
 
 /// Devices that have our programs.
 #[derive(Default)]
-struct Attached {
-    pods: BTreeMap<IpAddr, u32>,
-    underlay: BTreeSet<u32>,
-    overlay: Option<u32>,
+pub(super) struct Attached {
+    pub(super) pods: BTreeMap<IpAddr, u32>,
+    pub(super) underlay: BTreeSet<u32>,
+    pub(super) overlay: Option<u32>,
+    /// The peer of the host device.
+    pub(super) host: Option<u32>,
 }
 
 impl Runner {
@@ -188,6 +185,17 @@ impl Runner {
             }
             self.attached.overlay = Some(device.ifindex);
         }
+        if let Some(device) = device
+            && device.host_peer_ifindex != 0
+            && self.attached.host != Some(device.host_peer_ifindex)
+        {
+            let host = device.host_peer_ifindex;
+            self.programs.attach_tc(TcHook::FromHost, host).map_err(|error| chain(&error))?;
+            self.attached.host = Some(host);
+            // The device and its addresses have rows of their own.
+            self.devices()?;
+            self.follow_namespaces()?;
+        }
         let mut services = [Net::default(); 2];
         for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {
             *row = Net::new(cidr.network(), cidr.prefix_len());
@@ -199,7 +207,7 @@ impl Runner {
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
             host_ifindex: device.map_or(0, |device| device.host_ifindex),
-            flags: 0,
+            flags: if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 },
             node_port_first: self.config.node_ports.0,
             node_port_last: self.config.node_ports.1,
             vxlan_port: device.map_or(0, |device| device.port),
@@ -219,66 +227,6 @@ impl Runner {
             return self.maps.set_config(&kept).map_err(|error| chain(&error));
         }
         self.maps.set_config(&config).map_err(|error| chain(&error))
-    }
-
-    fn follow_endpoints(&mut self) -> Result<(), String> {
-        let delta = self.tables.endpoints.changes_since(self.seen.endpoints);
-        let mut failed = Failures::default();
-        let old = if delta.full {
-            self.maps.endpoints().map_err(|e| chain(&e))?
-        } else {
-            BTreeMap::new()
-        };
-        let mut gone = delta.deletes.clone();
-        if delta.full && delta.synced {
-            let live: BTreeSet<IpAddr> = delta.upserts.iter().map(|(ip, _)| *ip).collect();
-            gone.extend(old.keys().filter(|ip| !live.contains(*ip)));
-        }
-        for ip in gone {
-            failed.note(ip, self.maps.delete_endpoint(ip));
-            let from_map = old.get(&ip).map(|endpoint| endpoint.ifindex);
-            if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map) {
-                self.programs.forget_tc(TcHook::FromPod, ifindex);
-            }
-        }
-        for (ip, row) in &delta.upserts {
-            let outcome = self.put_endpoint(*ip, row, old.get(ip));
-            failed.note(ip, outcome);
-        }
-        failed.outcome()?;
-        self.seen.endpoints = delta.revision;
-        self.programmed.send_replace(delta.revision);
-        Ok(())
-    }
-
-    /// The row first, then the program: a pod may be answered before it can ask.
-    fn put_endpoint(
-        &mut self,
-        ip: IpAddr,
-        row: &LocalEndpoint,
-        old: Option<&Endpoint>,
-    ) -> io::Result<()> {
-        let endpoint = Endpoint {
-            ifindex: row.host_ifindex,
-            host_mac: row.host_mac,
-            pod_mac: row.pod_mac,
-            flags: 0,
-        };
-        if old != Some(&endpoint) {
-            self.maps.put_endpoint(ip, &endpoint)?;
-        }
-        if self.attached.pods.get(&ip) == Some(&row.host_ifindex) {
-            return Ok(());
-        }
-        match self.programs.attach_tc(TcHook::FromPod, row.host_ifindex) {
-            Ok(()) => {
-                self.attached.pods.insert(ip, row.host_ifindex);
-                Ok(())
-            }
-            // The pod went while it was being programmed; its row is about to be deleted.
-            Err(error) if error.is_missing_device() => Ok(()),
-            Err(error) => Err(io::Error::other(chain(&error))),
-        }
     }
 
     fn follow_tunnels(&mut self) -> Result<(), String> {
@@ -347,41 +295,6 @@ impl Runner {
         self.note("connections", outcome);
     }
 
-    /// Node addresses and MACs as they are now, and our program on every device that has one.
-    fn devices(&mut self) -> Result<(), String> {
-        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
-        let mut present = BTreeSet::new();
-        let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
-        let gateways = self.tables.overlay.borrow().map_or([None; 2], |device| device.gateways);
-        for link in netlink.links().map_err(|error| chain(&error))? {
-            let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
-            let chosen = self.config.devices.contains(&link.name);
-            let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
-            if ours || link.name == "lo" || found.is_empty() {
-                continue;
-            }
-            if !self.config.devices.is_empty() && !chosen {
-                continue;
-            }
-            addresses.extend(found.into_iter().map(|(ip, _)| ip));
-            macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
-            present.insert(link.index);
-            if !self.attached.underlay.contains(&link.index) {
-                self.programs
-                    .attach_tc(TcHook::FromUnderlay, link.index)
-                    .map_err(|error| chain(&error))?;
-            }
-        }
-        addresses.extend(&self.config.node_ips);
-        addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
-        for lost in self.attached.underlay.difference(&present) {
-            self.programs.forget_tc(TcHook::FromUnderlay, *lost);
-        }
-        self.attached.underlay = present;
-        self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
-        self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
-    }
-
     fn collect(&mut self) -> Result<(), String> {
         let flows = self.maps.flows().map_err(|error| chain(&error))?;
         let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -418,30 +331,22 @@ impl Runner {
     }
 }
 
-/// Whether an address means something only on its own link or host.
-const fn is_link_only(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
-    }
-}
-
 /// What went wrong in one part of a round: the first failure in words, and how many there were.
 #[derive(Default)]
-struct Failures {
+pub(super) struct Failures {
     first: Option<String>,
     count: usize,
 }
 
 impl Failures {
-    fn note(&mut self, item: impl std::fmt::Display, outcome: io::Result<()>) {
+    pub(super) fn note(&mut self, item: impl std::fmt::Display, outcome: io::Result<()>) {
         if let Err(error) = outcome {
             self.count += 1;
             self.first.get_or_insert_with(|| format!("{item}: {error}"));
         }
     }
 
-    fn outcome(self) -> Result<(), String> {
+    pub(super) fn outcome(self) -> Result<(), String> {
         match self.first {
             None => Ok(()),
             Some(first) if self.count == 1 => Err(first),

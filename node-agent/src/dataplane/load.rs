@@ -103,41 +103,61 @@ pub fn require() -> Result<(), LoadError> {
 pub enum TcHook {
     /// Host end of a pod's veth pair, ingress.
     FromPod,
+    /// Host end of a pod's veth pair, egress: what the stack sends to the pod.
+    ToPod,
     /// VXLAN device, ingress.
     FromOverlay,
     /// VXLAN device, egress.
     ToOverlay,
     /// The node's network devices, ingress.
     FromUnderlay,
+    /// The node's network devices, egress.
+    ToUnderlay,
+    /// Peer of the host device, ingress: the node's own packets to services.
+    FromHost,
 }
 
 impl TcHook {
     /// All places, in the order in which they are loaded.
-    pub const ALL: [Self; 4] =
-        [Self::FromPod, Self::FromOverlay, Self::ToOverlay, Self::FromUnderlay];
+    pub const ALL: [Self; 7] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromOverlay,
+        Self::ToOverlay,
+        Self::FromUnderlay,
+        Self::ToUnderlay,
+        Self::FromHost,
+    ];
 
     /// The program's name in the object.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
             Self::FromPod => "tc_from_pod",
+            Self::ToPod => "tc_to_pod",
             Self::FromOverlay => "tc_from_overlay",
             Self::ToOverlay => "tc_to_overlay",
             Self::FromUnderlay => "tc_from_underlay",
+            Self::ToUnderlay => "tc_to_underlay",
+            Self::FromHost => "tc_from_host",
         }
     }
 
     const fn tcx(self) -> AttachType {
         match self {
-            Self::FromPod | Self::FromOverlay | Self::FromUnderlay => AttachType::TcxIngress,
-            Self::ToOverlay => AttachType::TcxEgress,
+            Self::FromPod | Self::FromOverlay | Self::FromUnderlay | Self::FromHost => {
+                AttachType::TcxIngress
+            }
+            Self::ToPod | Self::ToOverlay | Self::ToUnderlay => AttachType::TcxEgress,
         }
     }
 
     const fn direction(self) -> TcAttachType {
         match self {
-            Self::FromPod | Self::FromOverlay | Self::FromUnderlay => TcAttachType::Ingress,
-            Self::ToOverlay => TcAttachType::Egress,
+            Self::FromPod | Self::FromOverlay | Self::FromUnderlay | Self::FromHost => {
+                TcAttachType::Ingress
+            }
+            Self::ToPod | Self::ToOverlay | Self::ToUnderlay => TcAttachType::Egress,
         }
     }
 }

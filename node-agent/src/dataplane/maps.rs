@@ -19,8 +19,10 @@ use ebpf_common::{
     addr::Addr,
     config::Config,
     conntrack::{Flow, FlowKey},
-    endpoint::Endpoint,
+    device::Device,
+    endpoint::{Endpoint, HAS_FLOWS},
     maps as names,
+    netns::Netns,
     service::{Backend, BackendKey, Service, ServiceKey},
     tunnel::{ROUTED, Tunnel},
     verdict::DropReason,
@@ -43,6 +45,8 @@ pub struct Maps {
     endpoints: HashMap<MapData, Addr, Endpoint>,
     tunnels: LpmTrie<MapData, Addr, Tunnel>,
     conntrack: HashMap<MapData, FlowKey, Flow>,
+    namespaces: HashMap<MapData, u64, Netns>,
+    devices: HashMap<MapData, u32, Device>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -68,6 +72,8 @@ impl Maps {
             endpoints: typed(object, names::ENDPOINTS)?,
             tunnels: typed(object, names::TUNNELS)?,
             conntrack: typed(object, names::CONNTRACK)?,
+            namespaces: typed(object, names::NETNS)?,
+            devices: typed(object, names::DEVICES)?,
             counters: typed(object, names::COUNTERS)?,
         })
     }
@@ -141,6 +147,36 @@ impl Maps {
         sync(&mut self.local_macs, &desired)
     }
 
+    /// Makes the namespaces whose packets pass our programs these; with `surplus_may_go` exactly
+    /// these.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_namespaces(
+        &mut self,
+        desired: &BTreeMap<u64, Netns>,
+        surplus_may_go: bool,
+    ) -> io::Result<()> {
+        let observed: BTreeMap<u64, Netns> = rows(self.namespaces.iter())?;
+        for (cookie, row) in desired.iter().filter(|(key, row)| observed.get(key) != Some(row)) {
+            self.namespaces.insert(cookie, row, 0).map_err(errno)?;
+        }
+        for cookie in observed.keys().filter(|key| surplus_may_go && !desired.contains_key(key)) {
+            gone(self.namespaces.remove(cookie))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the devices that programs know exactly these.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_devices(&mut self, desired: &BTreeMap<u32, Device>) -> io::Result<()> {
+        sync(&mut self.devices, desired)
+    }
+
     /// The pods that are programmed.
     ///
     /// # Errors
@@ -151,12 +187,17 @@ impl Maps {
         Ok(rows.into_iter().map(|(addr, endpoint)| (addr.ip(), endpoint)).collect())
     }
 
-    /// Programs a pod.
+    /// Programs a pod. What the programs have noted about its flows stays.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub fn put_endpoint(&mut self, address: IpAddr, endpoint: &Endpoint) -> io::Result<()> {
+        let noted = match self.endpoints.get(&Addr::from(address), 0) {
+            Ok(old) => old.flags & HAS_FLOWS,
+            Err(_absent) => 0,
+        };
+        let endpoint = Endpoint { flags: endpoint.flags | noted, ..*endpoint };
         self.endpoints.insert(Addr::from(address), endpoint, 0).map_err(errno)
     }
 

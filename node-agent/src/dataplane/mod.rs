@@ -4,6 +4,7 @@
 //! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
 
 mod apply;
+mod devices;
 pub mod flows;
 pub mod gc;
 pub mod load;
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod model;
 mod object;
 pub mod plan;
+mod pods;
 pub mod select;
 pub mod status;
 
@@ -59,6 +61,8 @@ pub struct DataplaneConfig {
     pub node_ports: (u16, u16),
     /// The service that answers on every node itself, that is cluster DNS.
     pub node_local: Option<NodeLocalService>,
+    /// Pods' traffic to the outside gets the node's address.
+    pub masquerade: bool,
     /// How tc programs are attached; `None` takes the best that the kernel has.
     pub tc: Option<TcPath>,
 }
@@ -80,6 +84,7 @@ impl DataplaneConfig {
                 service: ObjectKey::new("kube-system", "kube-dns"),
                 address: Ipv4Addr::new(169, 254, 20, 10).into(),
             }),
+            masquerade: true,
             tc: None,
         }
     }

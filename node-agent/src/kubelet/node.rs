@@ -95,7 +95,8 @@ fn os_name(os_release: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     pub name: Arc<str>,
-    pub ip: IpAddr,
+    /// That others reach: the primary one, then one of the other family.
+    pub ips: Vec<IpAddr>,
     pub facts: Facts,
     /// Kept back from pods.
     pub reserved_cpu_millis: u64,
@@ -151,10 +152,14 @@ pub fn node_status(
     let free_memory = facts.memory_bytes.saturating_sub(config.reserved_memory_bytes);
     let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", config.ip.to_string()),
-            address("Hostname", config.name.to_string()),
-        ]),
+        addresses: Some(
+            config
+                .ips
+                .iter()
+                .map(|ip| address("InternalIP", ip.to_string()))
+                .chain([address("Hostname", config.name.to_string())])
+                .collect(),
+        ),
         capacity: Some(quantity(facts.cpus.to_string(), facts.memory_bytes)),
         allocatable: Some(quantity(cpu, free_memory)),
         conditions: Some(conditions(not_ready, before, now)),
@@ -349,7 +354,7 @@ mod tests {
         };
         NodeConfig {
             name: "n1".into(),
-            ip: "10.0.0.1".parse().expect("an address"),
+            ips: vec!["10.0.0.1".parse().expect("an address")],
             facts,
             reserved_cpu_millis: 100,
             reserved_memory_bytes: 256 << 20,

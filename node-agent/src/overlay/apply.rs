@@ -31,7 +31,7 @@ pub(super) fn prepare(
 ) -> Result<Underlay, OverlayError> {
     let addresses = find_underlay(netlink, &config.node_ips)?;
     sysctl::forward_ipv4().map_err(OverlayError::Setting)?;
-    let host = host::prepare(netlink, FIRST_MTU)?;
+    let (host, host_peer) = host::prepare(netlink, FIRST_MTU)?;
     let vxlan = match config.mode {
         Mode::Vxlan | Mode::Auto => Some(prepare_vxlan(netlink, config)?),
         // Peers may still send through one that an agent of another mode made.
@@ -40,7 +40,7 @@ pub(super) fn prepare(
             netlink.link(&config.device).map_err(failed)?.map(|link| link.index)
         }
     };
-    Ok(Underlay { addresses, vxlan, host })
+    Ok(Underlay { addresses, vxlan, host, host_peer })
 }
 
 /// The VXLAN device, made anew when it is not as it must be: what matters of it cannot be changed.
@@ -120,6 +120,7 @@ pub(super) fn apply(
             vni: config.vni,
             port: config.port,
             host_ifindex: underlay.host,
+            host_peer_ifindex: underlay.host_peer,
         }),
     }
 }

@@ -26,13 +26,13 @@ const NET: &str = "orlop.net";
 pub const HOST_MAC: [u8; 6] = [0x02, b'o', b'r', b'l', b'o', 1];
 const NET_MAC: [u8; 6] = [0x02, b'o', b'r', b'l', b'o', 2];
 
-/// Makes the pair if it is not there, or not whole, and returns the interface index of its end with
-/// the addresses. `mtu` is that of a new pair.
+/// Makes the pair if it is not there, or not whole, and returns the interface indices of its end with
+/// the addresses and of the other. `mtu` is that of a new pair.
 ///
 /// # Errors
 ///
 /// [`OverlayError`], naming the device when it is somebody else's.
-pub(super) fn prepare(netlink: &mut Netlink, mtu: u32) -> Result<u32, OverlayError> {
+pub(super) fn prepare(netlink: &mut Netlink, mtu: u32) -> Result<(u32, u32), OverlayError> {
     let failed = |source| OverlayError::Device { name: HOST.to_owned(), source };
     let present = find(netlink).map_err(failed)?;
     if let [Some(link), _] | [None, Some(link)] = &present
@@ -65,7 +65,7 @@ pub(super) fn prepare(netlink: &mut Netlink, mtu: u32) -> Result<u32, OverlayErr
     for index in [net.index, host.index] {
         netlink.set_up_without_arp(index).map_err(failed)?;
     }
-    Ok(host.index)
+    Ok((host.index, net.index))
 }
 
 fn find(netlink: &mut Netlink) -> io::Result<[Option<Link>; 2]> {

@@ -76,6 +76,8 @@ pub struct OverlayDevice {
     pub port: u16,
     /// The device by which the node's own packets to services leave; 0 if there is none.
     pub host_ifindex: u32,
+    /// The other end of that device, where our program is; 0 if there is none.
+    pub host_peer_ifindex: u32,
 }
 
 /// What is wrong with the overlay. The round is tried again.

@@ -74,6 +74,8 @@ pub struct Underlay {
     pub vxlan: Option<u32>,
     /// The host device.
     pub host: u32,
+    /// Its peer, where our program is.
+    pub host_peer: u32,
 }
 
 /// What should be.

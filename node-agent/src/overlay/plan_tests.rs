@@ -14,7 +14,7 @@ fn own(net: &str, mtu: u32) -> UnderlayAddress {
 
 fn underlay(nets: &[&str]) -> Underlay {
     let addresses = nets.iter().map(|net| own(net, 1500)).collect();
-    Underlay { addresses, vxlan: Some(VXLAN), host: HOST }
+    Underlay { addresses, vxlan: Some(VXLAN), host: HOST, host_peer: HOST + 1 }
 }
 
 fn place(mode: Mode) -> Place {
@@ -140,7 +140,12 @@ fn nodes_with_ipv6_alone_carry_both_families_of_pods_in_ipv6() {
 #[test]
 fn pods_packets_fit_on_every_way() {
     let mtu = |mode, nets: &[UnderlayAddress]| {
-        let underlay = Underlay { addresses: nets.to_vec(), vxlan: Some(VXLAN), host: HOST };
+        let underlay = Underlay {
+            addresses: nets.to_vec(),
+            vxlan: Some(VXLAN),
+            host: HOST,
+            host_peer: HOST + 1,
+        };
         let desired = desired(rows(NODES).iter(), &place(mode), &underlay);
         (desired.pod_mtu, desired.conditions.iter().filter(|text| text.contains("MTU")).count())
     };

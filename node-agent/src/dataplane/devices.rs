@@ -1,0 +1,118 @@
+//! The node's network devices: its addresses, our programs on them, and what programs need to know of
+//! them.
+//!
+//! Effects, but for [`device`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ebpf_common::{addr::Addr, device::Device};
+
+use super::{apply::Runner, load::TcHook};
+use crate::{
+    overlay::chain,
+    sys::netlink::{Link, Netlink},
+};
+
+/// Where a device of the underlay has programs.
+const UNDERLAY_HOOKS: [TcHook; 2] = [TcHook::FromUnderlay, TcHook::ToUnderlay];
+
+impl Runner {
+    /// Node addresses and MACs as they are now, and our programs on every device that has one.
+    pub(super) fn devices(&mut self) -> Result<(), String> {
+        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
+        let mut rows = BTreeMap::new();
+        let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
+        let overlay = *self.tables.overlay.borrow();
+        let gateways = overlay.map_or([None; 2], |device| device.gateways);
+        let host = overlay.map_or(0, |device| device.host_ifindex);
+        let mut present = BTreeSet::new();
+        for link in netlink.links().map_err(|error| chain(&error))? {
+            if link.index == host {
+                let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
+                rows.insert(link.index, device(&link, &gateways));
+                continue;
+            }
+            let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
+            let found: Vec<IpAddr> = found.into_iter().map(|(ip, _)| ip).collect();
+            if !self.is_underlay(&link, &found) {
+                continue;
+            }
+            rows.insert(link.index, device(&link, &found));
+            addresses.extend(found);
+            macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
+            present.insert(link.index);
+            if !self.attached.underlay.contains(&link.index) {
+                for hook in UNDERLAY_HOOKS {
+                    self.programs.attach_tc(hook, link.index).map_err(|error| chain(&error))?;
+                }
+            }
+        }
+        addresses.extend(&self.config.node_ips);
+        addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
+        for lost in self.attached.underlay.difference(&present) {
+            for hook in UNDERLAY_HOOKS {
+                self.programs.forget_tc(hook, *lost);
+            }
+        }
+        self.attached.underlay = present;
+        self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
+        self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
+        self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
+    }
+
+    fn is_underlay(&self, link: &Link, addresses: &[IpAddr]) -> bool {
+        let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
+        let chosen = self.config.devices.is_empty() || self.config.devices.contains(&link.name);
+        !ours && chosen && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+    }
+}
+
+/// What programs need to know of a device; of several addresses of a family the first, which is the
+/// one that the kernel prefers as source.
+fn device(link: &Link, addresses: &[IpAddr]) -> Device {
+    let first = |v6: bool| {
+        let mut usable = addresses.iter().filter(|ip| !is_link_only(ip));
+        usable.find(|ip| ip.is_ipv6() == v6).map_or_else(Addr::default, |ip| Addr::from(*ip))
+    };
+    Device {
+        addr: [first(false), first(true)],
+        mtu: link.mtu,
+        mac: link.mac.unwrap_or_default(),
+        reserved: [0; 2],
+    }
+}
+
+/// Whether an address means something only on its own link or host.
+const fn is_link_only(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netlink::LinkKind;
+
+    #[test]
+    fn a_device_has_the_first_usable_address_of_each_family() {
+        let link = Link {
+            index: 3,
+            name: "eth0".to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 9]),
+            mtu: 1500,
+            up: true,
+            kind: LinkKind::Veth,
+            peer: None,
+        };
+        let ips = ["fe80::1", "169.254.1.1", "192.0.2.1", "192.0.2.2", "2001:db8::1"];
+        let row = device(&link, &ips.map(|ip| ip.parse().unwrap()));
+        assert_eq!(row.addr.map(|addr| addr.to_string()), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!((row.mtu, row.mac), (1500, [2, 0, 0, 0, 0, 9]));
+        assert_eq!(device(&link, &[]).addr, [Addr::default(); 2], "no address is none");
+    }
+}
