@@ -5,7 +5,7 @@
 //! and programs stay pinned.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
 };
@@ -19,8 +19,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    cni,
-    config::{Component, Config, OverlayMode},
+    address, cni,
+    config::{Component, Config},
     dataplane, debug, dns, join,
     kubelet::{
         Directory, Kubelet, KubeletConfig,
@@ -58,9 +58,7 @@ pub enum AgentError {
     Cgroups(#[source] CgroupError),
     #[error("cannot join the cluster")]
     Join(#[source] join::JoinError),
-    #[error(
-        "--node-ip is needed: the way to the server {server} shows no IPv4 address of this node"
-    )]
+    #[error("--node-ip is needed: the way to the server {server} shows no address of this node")]
     NodeIp { server: String },
     #[error("{}", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
@@ -109,9 +107,7 @@ impl AgentError {
 struct Base {
     config: Config,
     client: Client,
-    /// The address that other nodes reach; the overlay's underlay.
-    node_ip: Ipv4Addr,
-    /// It, and the one of IPv6 if there is one.
+    /// The main one first.
     node_ips: Vec<IpAddr>,
     sources: Sources,
     endpoints: Table<IpAddr, LocalEndpoint>,
@@ -204,13 +200,12 @@ type Tasks = JoinSet<&'static str>;
 async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     let (client, api) = join::client(&config.kubeconfig).await.map_err(AgentError::Join)?;
     let server = api.cluster_url.to_string();
-    let node_ip = node_ip(&config, &api.cluster_url).ok_or(AgentError::NodeIp { server })?;
+    let node_ips =
+        address::node_ips(&config, &api.cluster_url).ok_or(AgentError::NodeIp { server })?;
     let (trouble, not_ready) = watch::channel(Some("starting".to_owned()));
-    let node_ips = [Some(IpAddr::V4(node_ip)), config.node_ips[1]].into_iter().flatten().collect();
     let base = Base {
         config,
         client,
-        node_ip,
         node_ips,
         sources: Sources::default(),
         endpoints: Table::new(),
@@ -230,7 +225,9 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     if base.config.components.contains(&Component::Kubelet) {
         start_kubelet(&base, registered, &mut tasks).await?;
     }
-    tasks.spawn(follow_trouble(base.trouble.clone(), network.pods(), network.trouble()));
+    let connects = base.config.components.contains(&Component::Overlay);
+    let pods = network.pods().filter(|_| connects);
+    tasks.spawn(follow_trouble(base.trouble.clone(), pods, network.trouble()));
     let socket = base.config.run_dir.join("agent.sock");
     let views = debug::Views {
         node: base.config.node_name.to_string(),
@@ -240,6 +237,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         endpoints: base.endpoints.clone(),
         pods: base.pods.clone(),
         not_ready,
+        conditions: network.overlay.as_ref().map(|handle| handle.conditions.clone()),
         readers: start_readers(&base, &network, &mut tasks),
     };
     tasks.spawn(async move {
@@ -255,7 +253,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
 /// Readers of the kernel's maps, and the door for metrics.
 fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Arc<Readers>> {
     let reporter = network.dataplane.as_ref()?.reporter();
-    let pins = dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip)).pins?;
+    let pins = dataplane::DataplaneConfig::new(base.node_ip()).pins?;
     let readers = Readers::new(&pins, base.sources.services.clone(), Some(reporter));
     let readers = Arc::new(readers);
     let (address, served) = (base.config.metrics_address, Arc::clone(&readers));
@@ -269,18 +267,10 @@ fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Ar
     Some(readers)
 }
 
-/// The given address, or the one from which packets to the server would be sent.
-fn node_ip(config: &Config, server: &http::Uri) -> Option<Ipv4Addr> {
-    let said = config.node_ips[0].or_else(|| {
-        let host = server.host()?.trim_matches(['[', ']']).to_owned();
-        let port = server.port_u16().unwrap_or(443);
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect((host.as_str(), port)).ok()?;
-        socket.local_addr().ok().map(|address| address.ip())
-    })?;
-    match said {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
+impl Base {
+    /// The node's main address.
+    fn node_ip(&self) -> IpAddr {
+        self.node_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
 }
 
@@ -300,17 +290,11 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
     let mut network = Network::default();
     let (mut tunnels, (_, mut device)) = (Table::new(), watch::channel(None));
     let (_, mut pods) = watch::channel(None);
-    if has(Component::Overlay) {
-        let mode = match config.overlay {
-            OverlayMode::Vxlan => overlay::Mode::Vxlan,
-            OverlayMode::L3 => overlay::Mode::L3,
-            OverlayMode::Auto => overlay::Mode::Auto,
-        };
-        let node_name = config.node_name.to_string();
-        let standard = overlay::OverlayConfig::new(&node_name, base.node_ips.clone());
-        let service_cidrs = config.service_cidrs.clone();
-        let wanted = overlay::OverlayConfig { mode, service_cidrs, ..standard };
-        let handle = overlay::start(wanted, sources.nodes.clone()).map_err(AgentError::Overlay)?;
+    // Without the overlay only the host device is kept, which the dataplane needs.
+    if has(Component::Overlay) || has(Component::Dataplane) {
+        let nodes = sources.nodes.clone();
+        let wanted = overlay::OverlayConfig::from_config(config, base.node_ips.clone());
+        let handle = overlay::start(wanted, nodes).map_err(AgentError::Overlay)?;
         (tunnels, device) = (handle.tunnels.clone(), handle.device.clone());
         pods = handle.network.clone();
         network.overlay = Some(handle);
@@ -327,7 +311,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             node_ips: base.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade,
-            ..dataplane::DataplaneConfig::new(IpAddr::V4(base.node_ip))
+            ..dataplane::DataplaneConfig::new(base.node_ip())
         };
         let handle = dataplane::start(wanted, tables).map_err(AgentError::Dataplane)?;
         network.dataplane = Some(handle);
@@ -429,12 +413,9 @@ fn start_node(
 async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Result<(), AgentError> {
     let config = &base.config;
     let Registered { images, node } = own;
-    let node_ip = IpAddr::V4(base.node_ip);
-    let standard = RuntimeConfig::standard(
-        config.state_dir.clone(),
-        config.run_dir.clone(),
-        base.node_ips.clone(),
-    );
+    let node_ip = base.node_ip();
+    let (state, run) = (config.state_dir.clone(), config.run_dir.clone());
+    let standard = RuntimeConfig::standard(state, run, base.node_ips.clone());
     let root = standard.cgroup_root.clone();
     let runtime = Embedded::new(standard).await.map_err(AgentError::Runtime)?;
     let allocatable = allocatable(&node);

@@ -46,6 +46,8 @@ pub struct Views {
     pub pods: Directory,
     /// Why the node is not ready, if it is not.
     pub not_ready: watch::Receiver<Option<String>>,
+    /// What is wrong with single nodes or ranges.
+    pub conditions: Option<watch::Receiver<Vec<String>>>,
     /// Reads what the kernel knows; `None` without the dataplane.
     pub readers: Option<Arc<Readers>>,
 }
@@ -108,6 +110,7 @@ async fn answer(line: &str, views: &Views) -> Value {
                 "components": views.components,
                 "ready": not_ready.is_none(),
                 "not_ready": not_ready,
+                "conditions": views.conditions.as_ref().map(|now| now.borrow().clone()),
                 "services": views.services.len(),
                 "nodes": views.nodes.len(),
                 "endpoints": views.endpoints.len(),
@@ -216,6 +219,7 @@ mod tests {
             pods: Directory::default(),
             not_ready,
             readers: None,
+            conditions: None,
         };
         let path = socket.clone();
         let server = tokio::spawn(async move { serve(&path, views).await });

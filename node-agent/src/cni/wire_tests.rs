@@ -141,7 +141,7 @@ fn capabilities_are_handed_back_left_alone_or_refused_by_name() {
     let mut add: Value = serde_json::from_slice(&envelope("ADD", "1.1.0", json!({}))).unwrap();
     add["args"] = json!("IgnoreUnknown=1;IP=10.244.1.9");
     let (_, error) = parse_request(add.to_string().as_bytes()).unwrap_err();
-    assert_eq!((error.code, &error.details[..3]), (Code::UnsupportedField, "IP:"));
+    assert!(error.code == Code::UnsupportedField && error.details.starts_with("IP:"), "{error}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 pub use plan::Mode;
 
 use crate::{
+    config::{Component, Config, OverlayMode},
     model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
     sys::{netlink::Netlink, sysctl::SettingError},
     table::Table,
@@ -61,6 +62,21 @@ impl OverlayConfig {
             service_cidrs: vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16).into()],
             link_cidrs: plan::usual_link_cidrs(),
         }
+    }
+}
+
+impl OverlayConfig {
+    /// What the agent's configuration says; without the overlay part somebody else connects pods.
+    #[must_use]
+    pub fn from_config(config: &Config, node_ips: Vec<IpAddr>) -> Self {
+        let mode = match config.overlay {
+            _ if !config.components.contains(&Component::Overlay) => Mode::Off,
+            OverlayMode::Vxlan => Mode::Vxlan,
+            OverlayMode::L3 => Mode::L3,
+            OverlayMode::Auto => Mode::Auto,
+        };
+        let service_cidrs = config.service_cidrs.clone();
+        Self { mode, service_cidrs, ..Self::new(&config.node_name, node_ips) }
     }
 }
 

@@ -201,14 +201,24 @@ fn environment(
     .into()
 }
 
-/// The pod's addresses in a result, those of the pod's own interfaces.
+/// The pod's addresses in a result, those of the pod's own interface, in their order. Plugins of a
+/// chain may tell of others, such as loopback's.
 ///
 /// # Errors
 /// When there is none.
 pub(super) fn addresses(result: &Value) -> Result<Vec<IpAddr>, CniError> {
     let ips = result.get("ips").and_then(Value::as_array).ok_or(CniError::NoAddress)?;
+    let is_pods = |ip: &&Value| {
+        let index = ip.get("interface").and_then(Value::as_u64).map(usize::try_from);
+        let interface = index.and_then(|index| result.get("interfaces")?.get(index.ok()?));
+        interface.is_none_or(|interface| {
+            let text = |key: &str| interface.get(key).and_then(Value::as_str).unwrap_or_default();
+            text("name") == INTERFACE && !text("sandbox").is_empty()
+        })
+    };
     let addresses: Vec<IpAddr> = ips
         .iter()
+        .filter(is_pods)
         .filter_map(|ip| ip.get("address")?.as_str()?.split('/').next()?.parse().ok())
         .collect();
     if addresses.is_empty() { Err(CniError::NoAddress) } else { Ok(addresses) }
@@ -232,6 +242,17 @@ mod tests {
         );
         assert_eq!(addresses(&previous).unwrap(), ["10.244.1.5".parse::<IpAddr>().unwrap()]);
         addresses(&serde_json::json!({"ips": []})).unwrap_err();
+        let chained = serde_json::json!({
+            "interfaces": [{"name": "lo", "sandbox": "/n"}, {"name": "orl0"}, {"name": "eth0", "sandbox": "/n"}],
+            "ips": [
+                {"address": "127.0.0.1/8", "interface": 0},
+                {"address": "192.0.2.1/24", "interface": 1},
+                {"address": "fd00::5/128", "interface": 2},
+                {"address": "10.244.1.5/32", "interface": 2},
+            ],
+        });
+        let texts: Vec<_> = addresses(&chained).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["fd00::5", "10.244.1.5"]);
     }
 
     #[test]
