@@ -12,6 +12,7 @@ mod cg_recvmsg6;
 mod cg_sendmsg4;
 mod cg_sendmsg6;
 mod count;
+mod encap;
 mod fragment;
 mod frame;
 mod helpers;
@@ -32,6 +33,9 @@ mod tc_to_overlay;
 mod tc_to_pod;
 mod tc_to_underlay;
 mod trace;
+mod xdp_entry;
+mod xdp_frame;
+mod xdp_route;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -34,7 +34,10 @@ use ebpf_common::{
     verdict::{Budget, DROP_REASONS, DropReason},
 };
 
-use crate::trace;
+use crate::{
+    trace,
+    xdp_route::{PLACES, Path},
+};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -78,6 +81,9 @@ static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BP
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+/// Known to XDP alone and made anew with each load.
+#[map]
+static PATHS: PerCpuArray<Path> = PerCpuArray::with_max_entries(PLACES, 0);
 #[map]
 static REFUSALS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -219,11 +225,11 @@ pub fn mark_flows(addr: &Addr) {
 }
 
 #[inline(always)]
-pub fn device(ifindex: u32) -> Option<Device> {
-    // SAFETY: copied at once, see the module's head.
+pub fn device(ifindex: u32) -> Option<&'static Device> {
+    // SAFETY: the row stays readable for the program's run (RCU); the agent replaces it whole.
     let row = unsafe { DEVICES.get(ifindex) };
     trace::look_up(steps::DEVICE, &ifindex, row);
-    row.copied()
+    row
 }
 
 /// The ports of a fragmented packet whose first fragment was seen.
@@ -343,4 +349,12 @@ pub fn service_of(ctx: &SockAddrContext, backend: Peer) -> Option<Peer> {
     let translation = unsafe { SOCKETS.get_ptr_mut(ctx) };
     // SAFETY: null or this socket's storage, which lives as long as the socket.
     unsafe { translation.as_ref() }.and_then(|translation| translation.service_of(backend))
+}
+
+/// A place for a way of XDP's packets.
+#[inline(always)]
+pub fn path(place: u32) -> Option<&'static mut Path> {
+    // SAFETY: the pointer is this CPU's own slot; XDP programs do not interrupt each other on a CPU, and
+    // nothing else knows the map. A program holds one such reference at a time.
+    PATHS.get_ptr_mut(place).map(|path| unsafe { &mut *path })
 }

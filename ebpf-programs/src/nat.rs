@@ -134,7 +134,7 @@ fn is_member(flow: &'static Flow) -> bool {
 }
 
 #[inline(always)]
-fn is_at(key: &BackendKey, flow: &Flow) -> bool {
+pub fn is_at(key: &BackendKey, flow: &Flow) -> bool {
     maps::backend(key).is_some_and(|backend| backend.addr == flow.dst && backend.port == flow.dport)
 }
 
@@ -148,7 +148,7 @@ fn close(packet: &Packet, flow: &Flow) {
 
 /// What a packet says about its flow's state.
 #[inline(always)]
-const fn seen(flags: u8) -> u8 {
+pub const fn seen(flags: u8) -> u8 {
     let mut seen = SEEN_REPLY;
     if flags & TCP_FIN != 0 {
         seen |= SEEN_FIN;

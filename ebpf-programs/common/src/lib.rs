@@ -11,6 +11,7 @@ pub mod addr;
 pub mod affinity;
 pub mod config;
 pub mod conntrack;
+pub mod csum;
 pub mod device;
 pub mod endpoint;
 pub mod fragment;

@@ -28,6 +28,7 @@ use super::{
     model::Model,
     plan::{MapOp, Observed},
     status::{self, Report},
+    xdp::Xdp,
 };
 use crate::overlay::{OverlayDevice, chain};
 
@@ -43,6 +44,7 @@ pub(super) struct Runner {
     pub(super) config: DataplaneConfig,
     pub(super) tables: Tables,
     pub(super) programs: Programs,
+    pub(super) xdp: Xdp,
     pub(super) maps: Maps,
     pub(super) programmed: watch::Sender<u64>,
     pub(super) model: Model,
@@ -77,14 +79,16 @@ impl Runner {
     pub(super) fn new(
         config: DataplaneConfig,
         tables: Tables,
-        (programs, maps): (Programs, Maps),
+        (mut programs, maps): (Programs, Maps),
         programmed: watch::Sender<u64>,
     ) -> Self {
         let model = Model::new(config.node_local.clone());
+        let xdp = Xdp::new(&mut programs, config.xdp);
         Self {
             config,
             tables,
             programs,
+            xdp,
             maps,
             programmed,
             model,
@@ -317,6 +321,7 @@ impl Runner {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
+            xdp: self.xdp.paths(),
             pins: self.config.pins.clone(),
             services: status::services(&self.model, self.observed.as_ref()),
             frontends: programmed.len(),

@@ -8,7 +8,10 @@ use std::{
     net::IpAddr,
 };
 
-use ebpf_common::{addr::Addr, device::Device};
+use ebpf_common::{
+    addr::Addr,
+    device::{Device, XDP},
+};
 
 use super::{apply::Runner, load::TcHook};
 use crate::{
@@ -40,7 +43,8 @@ impl Runner {
             if !self.is_underlay(&link, &found) {
                 continue;
             }
-            rows.insert(link.index, device(&link, &found));
+            let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
+            rows.insert(link.index, Device { flags, ..device(&link, &found) });
             addresses.extend(found);
             macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
             present.insert(link.index);
@@ -57,6 +61,7 @@ impl Runner {
                 self.programs.forget_tc(hook, *lost);
             }
         }
+        self.xdp.keep(|ifindex| present.contains(&ifindex));
         self.attached.underlay = present;
         self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
         self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
@@ -81,7 +86,7 @@ fn device(link: &Link, addresses: &[IpAddr]) -> Device {
         addr: [first(false), first(true)],
         mtu: link.mtu,
         mac: link.mac.unwrap_or_default(),
-        reserved: [0; 2],
+        flags: 0,
     }
 }
 

@@ -205,8 +205,8 @@ const MAPS: [&str; 18] = [
 
 /// The loaded programs. Dropping it leaves everything that is pinned in place.
 pub struct Programs {
-    object: Ebpf,
-    pins: Option<PathBuf>,
+    pub(super) object: Ebpf,
+    pub(super) pins: Option<PathBuf>,
     /// Links that are not pinned, held open by us.
     links: Vec<std::os::fd::OwnedFd>,
     tc_path: Option<TcPath>,

@@ -17,6 +17,7 @@ pub mod plan;
 mod pods;
 pub mod select;
 pub mod status;
+pub mod xdp;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -33,6 +34,7 @@ pub use load::{LoadError, TcPath};
 pub use model::NodeLocalService;
 pub use object::object;
 pub use status::Report;
+pub use xdp::XdpMode;
 
 use crate::{
     model::{EndpointSliceRow, FarEnd, LocalEndpoint, ObjectKey, ServiceRow},
@@ -65,6 +67,8 @@ pub struct DataplaneConfig {
     pub masquerade: bool,
     /// How tc programs are attached; `None` takes the best that the kernel has.
     pub tc: Option<TcPath>,
+    /// On which devices service traffic is carried before the kernel's stack.
+    pub xdp: XdpMode,
 }
 
 impl DataplaneConfig {
@@ -86,6 +90,7 @@ impl DataplaneConfig {
             }),
             masquerade: true,
             tc: None,
+            xdp: XdpMode::Auto,
         }
     }
 }

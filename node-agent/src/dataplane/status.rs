@@ -18,7 +18,12 @@ use ebpf_common::{
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{load::TcPath, model::Model, plan::Observed};
+use super::{
+    load::TcPath,
+    model::Model,
+    plan::Observed,
+    xdp::{self, XdpPath},
+};
 use crate::model::{FarEnd, LocalEndpoint, ObjectKey};
 
 /// The state of the dataplane at one moment.
@@ -29,6 +34,8 @@ pub struct Report {
     /// The socket programs that run there.
     pub hooks: Vec<&'static str>,
     pub tc: Option<TcPath>,
+    /// What carries service traffic from outside, by device.
+    pub xdp: BTreeMap<String, XdpPath>,
     pub pins: Option<PathBuf>,
     pub services: Vec<ServiceReport>,
     /// Frontends in the maps.
@@ -131,6 +138,7 @@ impl Report {
                 None => "services from this node   not translated (no cgroup given)".to_owned(),
             },
             format!("pods, tunnels, node ports {}", tc_words(self.tc)),
+            format!("services from outside     {}", xdp::words(&self.xdp)),
             match &self.pins {
                 Some(path) => {
                     format!("restart                   invisible (pinned below {})", path.display())
@@ -216,7 +224,11 @@ impl Report {
         let tunnels: BTreeMap<String, IpAddr> =
             self.tunnels.iter().map(|(net, far)| (net.to_string(), far.node)).collect();
         json!({
-            "paths": {"sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins},
+            "paths": {
+                "sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins,
+                "xdp": self.xdp.iter().map(|(name, path)| (name.clone(), path.to_string()))
+                    .collect::<BTreeMap<_, _>>(),
+            },
             "services": services,
             "endpoints": endpoints,
             "tunnels": tunnels,
@@ -284,6 +296,7 @@ mod tests {
             sockets: Some("/sys/fs/cgroup".into()),
             hooks: vec!["cg_connect4"],
             tc: Some(TcPath::Clsact),
+            xdp: BTreeMap::from([("eth0".to_owned(), XdpPath::Native)]),
             pins: None,
             services: vec![ServiceReport {
                 service: ObjectKey::new("default", "web"),
@@ -313,6 +326,7 @@ mod tests {
             "service a/b: spec.sessionAffinity is not supported",
             "pods: 10.244.0.3: File exists",
             "nothing is pinned",
+            "services from outside     eth0: XDP in the driver",
         ] {
             assert!(text.contains(words), "{words} not in\n{text}");
         }

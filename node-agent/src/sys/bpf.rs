@@ -43,6 +43,9 @@ pub enum AttachType {
     TcxEgress = 47,
 }
 
+/// `BPF_XDP` of the same.
+const XDP: u32 = 37;
+
 /// The part of `union bpf_attr` used here, as eight-byte words; the kernel takes any length whose
 /// unknown tail is zero.
 type Attributes = [u64; 8];
@@ -85,6 +88,21 @@ pub fn link_create(
     #[expect(clippy::as_conversions, reason = "the discriminants of a repr(u32) enum")]
     let attach = attach as u32;
     let mut attributes: Attributes = [pair(program, target), u64::from(attach), 0, 0, 0, 0, 0, 0];
+    owned(bpf(LINK_CREATE, &mut attributes)?)
+}
+
+/// Attaches an XDP program to a device; `flags` say where on its way (`XDP_FLAGS_*_MODE`).
+///
+/// # Errors
+///
+/// See [`super::xdp::attach`].
+pub(super) fn xdp_link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let program = word(program.as_raw_fd());
+    let mut attributes: Attributes = [pair(program, ifindex), pair(XDP, flags), 0, 0, 0, 0, 0, 0];
     owned(bpf(LINK_CREATE, &mut attributes)?)
 }
 

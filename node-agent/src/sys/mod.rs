@@ -14,3 +14,4 @@ pub mod sysctl;
 pub mod tc;
 pub mod tmpfs;
 pub mod vxlan;
+pub mod xdp;

@@ -294,7 +294,7 @@ impl Kernel {
             self.put_far(family.other_node, whole, family.other_node);
         }
         self.put("LOCAL_MACS", [2_u8, 0, 0, 0, 0, 1, 0, 0], 1_u32);
-        let own = Device { addr: [Addr::default(); 2], mtu: 1500, mac: OWN_MAC, reserved: [0; 2] };
+        let own = Device { addr: [Addr::default(); 2], mtu: 1500, mac: OWN_MAC, flags: 0 };
         self.put("DEVICES", HOST_DEVICE, own);
         let addr = [addr(V4.node), addr(V6.node)];
         self.put("DEVICES", uplink, Device { addr, mac: [2, 0, 0, 0, 0, 1], ..own });

@@ -1,0 +1,341 @@
+//! XDP: which devices run our program in their driver, and what else carries their service traffic.
+//!
+//! [`wanted`] and the words are pure, the rest effects. Everything that XDP does tc does too, so that a
+//! device without it loses speed and nothing else.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp as XdpProgram};
+
+use super::load::{LoadError, Programs};
+use crate::{
+    overlay::chain,
+    sys::{
+        bpf,
+        netlink::Netlink,
+        xdp::{self, Place},
+    },
+};
+
+/// The program's name in the object.
+const PROGRAM: &str = "xdp_entry";
+
+/// On which devices XDP is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, where that is sure to be right.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// In the driver, also of devices whose senders may leave checksums unfinished: who asks for it has
+    /// seen to it that they do not.
+    Native,
+    /// In the kernel's stack, which any device can. Slower than tc; for trying out.
+    Generic,
+}
+
+/// What carries a device's service traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum XdpPath {
+    Native,
+    Generic,
+    /// tc alone, and why.
+    Tc(Why),
+}
+
+/// Why XDP does not run on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is not asked for.
+    Off,
+    /// The other end of a veth pair hands over packets whose checksum is still to be finished, and XDP
+    /// is not told so.
+    Checksums,
+    /// The driver has none.
+    NoDriver,
+    /// Another program is there, by name.
+    Foreign(String),
+    /// The kernel or the driver said something else.
+    Refused(String),
+    /// The kernel did not take the program.
+    NotLoaded(String),
+}
+
+impl fmt::Display for XdpPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native => f.write_str("XDP in the driver"),
+            Self::Generic => f.write_str("XDP in the stack (generic)"),
+            Self::Tc(why) => write!(f, "tc, {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("as XDP is switched off"),
+            Self::Checksums => f.write_str("as a veth's packets may have unfinished checksums"),
+            Self::NoDriver => f.write_str("as its driver has no XDP"),
+            Self::Foreign(name) => write!(f, "as XDP program {name} is there, which is not ours"),
+            Self::Refused(words) => write!(f, "as its driver refuses XDP: {words}"),
+            Self::NotLoaded(words) => write!(f, "as the kernel refuses the program: {words}"),
+        }
+    }
+}
+
+/// Where the program is to run on a device; why not, if it is not.
+///
+/// # Errors
+///
+/// The reason, in words for people by its `Display`.
+pub const fn wanted(mode: XdpMode, is_veth: bool) -> Result<Place, Why> {
+    match (mode, is_veth) {
+        (XdpMode::Off, _) => Err(Why::Off),
+        (XdpMode::Auto, true) => Err(Why::Checksums),
+        (XdpMode::Auto | XdpMode::Native, _) => Ok(Place::Native),
+        (XdpMode::Generic, _) => Ok(Place::Generic),
+    }
+}
+
+/// What a failure to attach says; `program` is the name of the one that runs there.
+fn why(error: &io::Error, program: Option<String>) -> Why {
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            Why::Foreign(program.unwrap_or_else(|| "of another name space".to_owned()))
+        }
+        Some(libc::EOPNOTSUPP) => Why::NoDriver,
+        _ => Why::Refused(error.to_string()),
+    }
+}
+
+/// Devices and what carries their service traffic, on one line.
+#[must_use]
+pub fn words(paths: &BTreeMap<String, XdpPath>) -> String {
+    if paths.is_empty() {
+        return "no device yet".to_owned();
+    }
+    let each: Vec<String> = paths.iter().map(|(name, path)| format!("{name}: {path}")).collect();
+    each.join("; ")
+}
+
+/// The loaded program and where it is attached. Dropping it leaves what is pinned in place.
+#[derive(Debug)]
+pub struct Xdp {
+    mode: XdpMode,
+    /// The program, or why there is none.
+    program: Result<OwnedFd, String>,
+    /// Folder of pinned links.
+    links: Option<PathBuf>,
+    attached: BTreeMap<u32, Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    name: String,
+    path: XdpPath,
+    /// The link, if it is not pinned.
+    _held: Option<OwnedFd>,
+}
+
+impl Xdp {
+    /// Takes the loaded program. A kernel that did not take it has tc.
+    #[must_use]
+    pub fn new(programs: &mut Programs, mode: XdpMode) -> Self {
+        let links = programs.pins.as_ref().map(|folder| folder.join("links"));
+        let program = if mode == XdpMode::Off {
+            Err("switched off".to_owned())
+        } else {
+            programs.xdp_program()
+        };
+        Self { mode, program, links, attached: BTreeMap::new() }
+    }
+
+    /// Sees to it that the program runs on a device, if it can. Says whether it does so in the driver,
+    /// which then takes frames from other devices too.
+    pub fn attach(&mut self, netlink: &mut Netlink, ifindex: u32, name: &str) -> bool {
+        let old = self.attached.get(&ifindex).map(|attached| attached.path.clone());
+        if matches!(old, Some(XdpPath::Native | XdpPath::Generic)) {
+            return old == Some(XdpPath::Native);
+        }
+        let (path, held) = match self.try_attach(netlink, ifindex) {
+            Ok((Place::Native, held)) => (XdpPath::Native, held),
+            Ok((Place::Generic, held)) => (XdpPath::Generic, held),
+            Err(why) => (XdpPath::Tc(why), None),
+        };
+        if old.as_ref() != Some(&path) {
+            tracing::info!(device = name, path = %path, "service traffic");
+        }
+        let is_native = path == XdpPath::Native;
+        self.attached.insert(ifindex, Attached { name: name.to_owned(), path, _held: held });
+        is_native
+    }
+
+    /// Forgets devices that are gone; the kernel has taken the program off with them.
+    pub fn keep(&mut self, present: impl Fn(u32) -> bool) {
+        let gone: Vec<u32> =
+            self.attached.keys().copied().filter(|ifindex| !present(*ifindex)).collect();
+        for ifindex in gone {
+            self.attached.remove(&ifindex);
+            for place in [Place::Native, Place::Generic] {
+                self.unpin(ifindex, place);
+            }
+        }
+    }
+
+    /// What carries each device's service traffic.
+    #[must_use]
+    pub fn paths(&self) -> BTreeMap<String, XdpPath> {
+        self.attached.values().map(|one| (one.name.clone(), one.path.clone())).collect()
+    }
+
+    fn try_attach(
+        &self,
+        netlink: &mut Netlink,
+        ifindex: u32,
+    ) -> Result<(Place, Option<OwnedFd>), Why> {
+        let refused = |error: io::Error| Why::Refused(error.to_string());
+        let device = xdp::device(netlink, ifindex).map_err(refused)?;
+        let place = wanted(self.mode, device.is_veth);
+        // What an earlier agent was told to do and this one is not.
+        for other in [Place::Native, Place::Generic] {
+            if place.as_ref().ok() != Some(&other) {
+                self.unpin(ifindex, other);
+            }
+        }
+        let place = place?;
+        let program = self.program.as_ref().map_err(|words| Why::NotLoaded(words.clone()))?;
+        let failed = |error: io::Error| why(&error, device.program.and_then(xdp::program_name));
+        let Some(pin) = self.pin(ifindex, place) else {
+            let link = xdp::attach(program.as_fd(), ifindex, place).map_err(failed)?;
+            return Ok((place, Some(link)));
+        };
+        match bpf::open_pin(&pin).and_then(|link| bpf::link_update(link.as_fd(), program.as_fd())) {
+            Ok(()) => return Ok((place, None)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // The link's device is gone; an interface index may have come around.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                self.unpin(ifindex, place);
+            }
+            Err(error) => return Err(refused(error)),
+        }
+        let link = xdp::attach(program.as_fd(), ifindex, place).map_err(failed)?;
+        bpf::pin(link.as_fd(), &pin).map_err(refused)?;
+        Ok((place, None))
+    }
+
+    fn unpin(&self, ifindex: u32, place: Place) {
+        if let Some(pin) = self.pin(ifindex, place)
+            && let Err(error) = fs::remove_file(&pin)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(pin = %pin.display(), %error, "cannot remove a link's pin");
+        }
+    }
+
+    fn pin(&self, ifindex: u32, place: Place) -> Option<PathBuf> {
+        let place = match place {
+            Place::Native => "native",
+            Place::Generic => "generic",
+        };
+        Some(self.links.as_ref()?.join(format!("{PROGRAM}_{place}_{ifindex}")))
+    }
+}
+
+impl Programs {
+    /// Loads the XDP program; says why not, if the kernel does not take it.
+    fn xdp_program(&mut self) -> Result<OwnedFd, String> {
+        let load = |programs: &mut Self| -> Result<OwnedFd, LoadError> {
+            let failed = |source| LoadError::Program { name: PROGRAM, source };
+            let program = programs.xdp()?;
+            match program.load() {
+                Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            let descriptor = program.fd().map_err(failed)?;
+            descriptor.as_fd().try_clone_to_owned().map_err(|source| LoadError::Attach {
+                name: PROGRAM,
+                target: "a descriptor of its own".to_owned(),
+                source,
+            })
+        };
+        load(self).map_err(|error| chain(&error))
+    }
+
+    /// Runs the XDP program on a frame as if it came in by loopback (`BPF_PROG_TEST_RUN`) and returns its
+    /// action, the frame as it left it, and how long one of `repeat` runs took. Nothing is sent, map rows
+    /// are written as by a real frame.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Program`].
+    pub fn test_run_xdp(
+        &mut self,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, Vec<u8>, std::time::Duration), LoadError> {
+        let failed = |source| LoadError::Program { name: PROGRAM, source };
+        let mut out = vec![0; frame.len() + 256];
+        let program = self.xdp()?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result = program.test_run(options).map_err(failed)?;
+        out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
+        Ok((result.return_value, out, result.duration))
+    }
+
+    fn xdp(&mut self) -> Result<&mut XdpProgram, LoadError> {
+        let program =
+            self.object.program_mut(PROGRAM).ok_or(LoadError::NoProgram { name: PROGRAM })?;
+        program.try_into().map_err(|source| LoadError::Program { name: PROGRAM, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_veth_gets_xdp_only_when_asked_for() {
+        assert_eq!(wanted(XdpMode::Auto, false), Ok(Place::Native));
+        assert_eq!(wanted(XdpMode::Auto, true), Err(Why::Checksums));
+        assert_eq!(wanted(XdpMode::Native, true), Ok(Place::Native));
+        assert_eq!(wanted(XdpMode::Generic, true), Ok(Place::Generic));
+        assert_eq!(wanted(XdpMode::Off, false), Err(Why::Off));
+    }
+
+    #[test]
+    fn the_line_names_device_path_and_reason() {
+        let busy = io::Error::from_raw_os_error(libc::EBUSY);
+        let none = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        let odd = io::Error::from_raw_os_error(libc::EINVAL);
+        let paths = BTreeMap::from([
+            ("eth0".to_owned(), XdpPath::Native),
+            ("eth1".to_owned(), XdpPath::Tc(why(&busy, Some("xdp_filter".to_owned())))),
+            ("eth2".to_owned(), XdpPath::Tc(why(&none, None))),
+            ("eth3".to_owned(), XdpPath::Tc(why(&odd, None))),
+        ]);
+        let line = words(&paths);
+        for part in [
+            "eth0: XDP in the driver; ",
+            "eth1: tc, as XDP program xdp_filter is there, which is not ours; ",
+            "eth2: tc, as its driver has no XDP; ",
+            "eth3: tc, as its driver refuses XDP: Invalid argument",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert_eq!(words(&BTreeMap::new()), "no device yet");
+    }
+}
