@@ -290,8 +290,15 @@ mod tests {
             ])
             .await;
         cluster.wait("endpointslices", |slices| addresses(slices) == both[..1]).await;
+        cluster.running.stop().await.unwrap();
+    }
 
-        // Endpoints by hand, for a Service without selector.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn endpoints_by_hand_are_mirrored_into_a_slice() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
         let bare = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bare"},
             "spec": {"ports": [{"name": "p", "port": 80}]}});
         cluster.apply(&bare).await;

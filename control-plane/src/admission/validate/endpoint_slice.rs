@@ -207,6 +207,7 @@ mod tests {
 
     /// Names follow upstream's `TestValidateEndpointSlice`.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     fn validate_endpoint_slice() {
         let hints =
             |names: &[&str]| -> Value { names.iter().map(|n| json!({"name": n})).collect() };

@@ -170,12 +170,15 @@ fn some(numbers: impl Iterator<Item = usize>) -> Vec<Value> {
         .collect()
 }
 
-/// Slices after the pods of each number in turn, and how many writes the last change took.
-fn packed(turns: &[std::ops::Range<usize>]) -> (Vec<usize>, usize) {
+/// The numbers of the pods that there are, from and up to.
+type Turn = (usize, usize);
+
+/// Slices after the pods of each turn, and how many writes the last one took.
+fn packed(turns: &[Turn]) -> (Vec<usize>, usize) {
     let (mut slices, mut count) = (Vec::new(), 0);
-    for turn in turns {
+    for (from, to) in turns {
         let mut objects = vec![service("web")];
-        objects.extend(some(turn.clone()));
+        objects.extend(some(*from..*to));
         objects.extend(slices.clone());
         let writes = steps(objects);
         slices = after(&slices, &writes);
@@ -186,17 +189,17 @@ fn packed(turns: &[std::ops::Range<usize>]) -> (Vec<usize>, usize) {
 
 #[test]
 fn reconcile_endpoint_slices_packing() {
-    // Pods by number in turn; sizes in the end and writes of the last turn.
-    let cases: [(&[std::ops::Range<usize>], &[usize], usize); 6] = [
-        (&[0..250], &[100, 100, 50], 3),
+    // Turns; sizes in the end and writes of the last turn.
+    let cases: [(&[Turn], &[usize], usize); 6] = [
+        (&[(0, 250)], &[100, 100, 50], 3),
         // New ones go into the slice that has room.
-        (&[0..250, 0..260], &[100, 100, 60], 1),
+        (&[(0, 250), (0, 260)], &[100, 100, 60], 1),
         // The one that loses some is written anyway and takes the new ones.
-        (&[0..250, 20..270], &[100, 100, 50], 1),
+        (&[(0, 250), (20, 270)], &[100, 100, 50], 1),
         // What fits nowhere whole gets a slice of its own, as moving it would write two.
-        (&[0..180, 0..230], &[100, 80, 50], 1),
-        (&[0..250, 0..0], &[0], 3),
-        (&[0..0, 0..1], &[1], 1),
+        (&[(0, 180), (0, 230)], &[100, 80, 50], 1),
+        (&[(0, 250), (0, 0)], &[0], 3),
+        (&[(0, 0), (0, 1)], &[1], 1),
     ];
     for (turns, want, writes) in cases {
         assert_eq!(packed(turns), (want.to_vec(), writes), "{turns:?}");

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{BALANCER, new, with};
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn validate_service_create() {
     let long = "a".repeat(64);
     let source_ranges = "service.beta.kubernetes.io/load-balancer-source-ranges";

@@ -11,6 +11,7 @@ fn updated(from: &Value, fields: &Value) -> Result<Value, String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn validate_service_update() {
     let health =
         json!({"type": BALANCER, "externalTrafficPolicy": "Local", "healthCheckNodePort": 31_000});
