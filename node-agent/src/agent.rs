@@ -38,8 +38,9 @@ use crate::{
     },
     metrics,
     model::{LocalEndpoint, PodNetwork},
-    overlay,
+    overlay, problems,
     readers::Readers,
+    snapshot,
     sys::cgroup::{self, CgroupError},
     table::Table,
     watch::{self as sources, Sources},
@@ -213,6 +214,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         trouble,
     };
     let mut tasks = JoinSet::new();
+    start_snapshot(&base, &mut tasks);
     let watches = sources::start(&base.client, &base.config.node_name, &base.sources);
     tasks.spawn(async move {
         // The handle lives as long as the agent.
@@ -224,6 +226,14 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     let network = start_network(&base)?;
     if base.config.components.contains(&Component::Kubelet) {
         start_kubelet(&base, registered, &mut tasks).await?;
+    }
+    if let Some(dataplane) = &network.dataplane {
+        let (client, node) = (base.client.clone(), base.config.node_name.to_string());
+        let problems = dataplane.problems.clone();
+        tasks.spawn(async {
+            problems::tell(client, node, problems).await;
+            "problems of services"
+        });
     }
     let connects = base.config.components.contains(&Component::Overlay);
     let pods = network.pods().filter(|_| connects);
@@ -265,6 +275,23 @@ fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Ar
         std::future::pending().await
     });
     Some(readers)
+}
+
+/// What the server said last holds until it speaks again; then what it says is kept for next time.
+fn start_snapshot(base: &Base, tasks: &mut Tasks) {
+    let path = base.config.state_dir.join(snapshot::FILE);
+    match snapshot::restore(&path, &base.sources) {
+        Ok(0) => {}
+        Ok(services) => info!(services, "network as of the last snapshot until the server answers"),
+        Err(error) => {
+            warn!(path = %path.display(), error = chain(&error), "network snapshot not used");
+        }
+    }
+    let sources = base.sources.clone();
+    tasks.spawn(async move {
+        snapshot::keep(&path, &sources).await;
+        "network snapshot"
+    });
 }
 
 impl Base {
@@ -311,6 +338,8 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             node_ips: base.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade,
+            node_name: (&*config.node_name).into(),
+            nodes: Some(sources.nodes.clone()),
             ..dataplane::DataplaneConfig::new(base.node_ip())
         };
         let handle = dataplane::start(wanted, tables).map_err(AgentError::Dataplane)?;

@@ -265,7 +265,7 @@ fn event(report: &Unsupported, node: &str) -> Event {
 }
 
 /// FNV-1a over the parts: the same report gets the same name, also after a restart.
-fn fingerprint(parts: &[&str]) -> u64 {
+pub(crate) fn fingerprint(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

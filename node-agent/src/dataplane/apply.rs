@@ -14,7 +14,6 @@ use std::{
 use ebpf_common::{
     addr::{Addr, Net},
     config::{Config, MASQUERADE_V4, MASQUERADE_V6},
-    service::ServiceKey,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -25,17 +24,22 @@ use super::{
     DataplaneConfig, Tables, gc,
     load::{Programs, TcHook},
     maps::Maps,
-    model::Model,
-    plan::{MapOp, Observed},
+    select::Place,
+    services::{Outlets, Services},
     status::{self, Report},
     xdp::Xdp,
 };
-use crate::overlay::{OverlayDevice, chain};
+use crate::{
+    model::ObjectKey,
+    overlay::{OverlayDevice, chain},
+};
 
 /// How often the maps are read back and compared although nothing changed.
 const REFRESH: Duration = Duration::from_secs(300);
 /// How often devices are looked up and finished flows removed.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// The label that says in which zone a node is.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -47,9 +51,7 @@ pub(super) struct Runner {
     pub(super) xdp: Xdp,
     pub(super) maps: Maps,
     pub(super) programmed: watch::Sender<u64>,
-    pub(super) model: Model,
-    /// What the service maps hold; `None` until they are read (again).
-    pub(super) observed: Option<Observed>,
+    pub(super) services: Services,
     pub(super) seen: Seen,
     pub(super) attached: Attached,
     pub(super) trouble: BTreeMap<&'static str, String>,
@@ -59,8 +61,6 @@ pub(super) struct Runner {
 /// Revisions of the tables up to which the model follows them.
 #[derive(Default)]
 pub(super) struct Seen {
-    pub(super) services: u64,
-    pub(super) slices: u64,
     pub(super) endpoints: u64,
     pub(super) tunnels: u64,
 }
@@ -80,9 +80,9 @@ impl Runner {
         config: DataplaneConfig,
         tables: Tables,
         (mut programs, maps): (Programs, Maps),
-        programmed: watch::Sender<u64>,
+        (programmed, outlets): (watch::Sender<u64>, Outlets),
     ) -> Self {
-        let model = Model::new(config.node_local.clone());
+        let services = Services::new(config.node_local.clone(), outlets);
         let xdp = Xdp::new(&mut programs, config.xdp);
         Self {
             config,
@@ -91,8 +91,7 @@ impl Runner {
             xdp,
             maps,
             programmed,
-            model,
-            observed: None,
+            services,
             seen: Seen::default(),
             attached: Attached::default(),
             trouble: BTreeMap::new(),
@@ -126,7 +125,7 @@ impl Runner {
                     true
                 }
                 _instant = refresh.tick() => {
-                    self.observed = None;
+                    self.services.forget();
                     self.seen.endpoints = 0;
                     self.seen.tunnels = 0;
                     true
@@ -256,40 +255,18 @@ impl Runner {
         Ok(())
     }
 
-    /// A service without its slices would lose its backends, so both sources must be complete.
     fn follow_services(&mut self) -> Result<(), String> {
-        if !(self.tables.services.is_synced() && self.tables.slices.is_synced()) {
-            return Ok(());
-        }
-        let services = self.tables.services.changes_since(self.seen.services);
-        let slices = self.tables.slices.changes_since(self.seen.slices);
-        self.seen.services = services.revision;
-        self.seen.slices = slices.revision;
-        let mut touched = self.model.update(services, slices);
-        let mut observed = match self.observed.take() {
-            Some(observed) => observed,
-            None => {
-                let observed = self.maps.observed().map_err(|error| chain(&error))?;
-                touched.extend(observed.frontends.keys());
-                touched.extend(self.model.frontends());
-                observed
-            }
-        };
-        let mut failed = Failures::default();
-        for key in touched {
-            let ops = observed.plan(key, self.model.backends(&key));
-            failed.note(status::frontend(&key), self.write(&ops));
-        }
-        let sweep = observed.sweep();
-        failed.note("rows left over", self.write(&sweep));
-        failed.outcome()?;
-        self.observed = Some(observed);
-        Ok(())
+        let place = self.place();
+        self.services.round(&self.tables, place, self.maps.services())
     }
 
-    /// Stops at the first failure: the writes after it would expose what is not there.
-    fn write(&mut self, ops: &[MapOp]) -> io::Result<()> {
-        ops.iter().try_for_each(|op| self.maps.apply(op))
+    /// Where this node is, as far as its labels are known.
+    fn place(&self) -> Place {
+        let node = self.config.node_name.clone();
+        let key = ObjectKey::new("", &node);
+        let row = self.config.nodes.as_ref().and_then(|nodes| nodes.row(&key));
+        let zone = row.and_then(|row| row.labels.get(ZONE).cloned()).unwrap_or_default();
+        Place { node, zone: zone.into() }
     }
 
     fn housekeep(&mut self) {
@@ -311,26 +288,22 @@ impl Runner {
     }
 
     fn report(&self) -> Report {
-        let programmed: BTreeMap<ServiceKey, usize> = self
-            .observed
-            .iter()
-            .flat_map(|observed| &observed.frontends)
-            .map(|(key, programmed)| (*key, programmed.backends.len()))
-            .collect();
+        let services = status::services(self.services.observed.as_ref());
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
             pins: self.config.pins.clone(),
-            services: status::services(&self.model, self.observed.as_ref()),
-            frontends: programmed.len(),
+            frontends: services.len(),
+            services,
             endpoints: self.tables.endpoints.changes_since(0).upserts.into_iter().collect(),
             tunnels: self.maps.tunnels().unwrap_or_default(),
             flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
             drops: self.maps.drops().unwrap_or_default(),
-            unsupported: status::unsupported(&self.model),
-            conflicts: status::conflicts(&self.model),
+            unsupported: status::unsupported(&self.services.model),
+            problems: self.services.model.problems().clone().into_iter().collect(),
+            full: self.services.full.iter().copied().collect(),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
     }

@@ -23,7 +23,6 @@ use ebpf_common::{
     endpoint::{Endpoint, HAS_FLOWS},
     maps as names,
     netns::Netns,
-    service::{Backend, BackendKey, Service, ServiceKey},
     tunnel::{ROUTED, Tunnel},
     verdict::DropReason,
 };
@@ -31,15 +30,15 @@ use ipnet::IpNet;
 
 use super::{
     load::LoadError,
-    plan::{MapOp, Observed},
+    plan::{Batch, Observed},
+    service_maps::ServiceMaps,
 };
 use crate::model::FarEnd;
 
 /// Every map that the agent reads or writes.
 pub struct Maps {
     config: Array<MapData, Config>,
-    services: HashMap<MapData, ServiceKey, Service>,
-    backends: HashMap<MapData, BackendKey, Backend>,
+    services: ServiceMaps,
     node_addresses: HashMap<MapData, Addr, u32>,
     local_macs: HashMap<MapData, [u8; 8], u32>,
     endpoints: HashMap<MapData, Addr, Endpoint>,
@@ -65,8 +64,7 @@ impl Maps {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, LoadError> {
         Ok(Self {
             config: typed(object, names::CONFIG)?,
-            services: typed(object, names::SERVICES)?,
-            backends: typed(object, names::BACKENDS)?,
+            services: ServiceMaps::take(object)?,
             node_addresses: typed(object, names::NODE_ADDRS)?,
             local_macs: typed(object, names::LOCAL_MACS)?,
             endpoints: typed(object, names::ENDPOINTS)?,
@@ -78,31 +76,29 @@ impl Maps {
         })
     }
 
+    /// The maps of services.
+    #[must_use]
+    pub const fn services(&self) -> &ServiceMaps {
+        &self.services
+    }
+
     /// What the service maps hold.
     ///
     /// # Errors
     ///
     /// What the kernel says to reading.
     pub fn observed(&self) -> io::Result<Observed> {
-        Ok(Observed::from_rows(rows(self.services.iter())?, rows(self.backends.iter())?))
+        Ok(Observed::from_rows(self.services.read()?).0)
     }
 
-    /// Does one write of a plan. A row that is to go and is gone is no error.
+    /// Does one batch of a plan. A row that is to go and is gone is no error.
     ///
     /// # Errors
     ///
     /// What the kernel says; `E2BIG` when the map is full.
-    pub fn apply(&mut self, op: &MapOp) -> io::Result<()> {
-        match op {
-            MapOp::PutBackend { key, backend } => {
-                self.backends.insert(key, backend, 0).map_err(errno)
-            }
-            MapOp::PutService { key, service } => {
-                self.services.insert(key, service, 0).map_err(errno)
-            }
-            MapOp::DelService { key } => gone(self.services.remove(key)),
-            MapOp::DelBackend { key } => gone(self.backends.remove(key)),
-        }
+    pub fn apply(&mut self, batch: &Batch) -> io::Result<()> {
+        let failed = self.services.write(std::slice::from_ref(batch)).into_iter().next();
+        failed.map_or(Ok(()), |failed| Err(failed.error))
     }
 
     /// The settings as they are.

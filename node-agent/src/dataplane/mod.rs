@@ -6,6 +6,7 @@
 mod apply;
 mod devices;
 pub mod flows;
+pub mod frontends;
 pub mod gc;
 pub mod load;
 pub mod look;
@@ -16,12 +17,16 @@ mod object;
 pub mod plan;
 mod pods;
 pub mod select;
+pub mod service_maps;
+mod services;
+pub mod size;
 pub mod status;
 pub mod xdp;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -31,13 +36,14 @@ use tokio::{
 };
 
 pub use load::{LoadError, TcPath};
-pub use model::NodeLocalService;
+pub use model::{NodeLocalService, Problems};
 pub use object::object;
+pub use services::Settled;
 pub use status::Report;
 pub use xdp::XdpMode;
 
 use crate::{
-    model::{EndpointSliceRow, FarEnd, LocalEndpoint, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, FarEnd, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::OverlayDevice,
     table::Table,
 };
@@ -51,6 +57,10 @@ pub struct DataplaneConfig {
     /// Folder in a BPF file system below which maps and links are pinned; `None` pins nothing, and
     /// everything ends with the process.
     pub pins: Option<PathBuf>,
+    /// This node's name: whose endpoints are local.
+    pub node_name: Box<str>,
+    /// Where this node's labels are looked up; without it, hints by zone do not apply.
+    pub nodes: Option<Table<ObjectKey, NodeRow>>,
     /// Addresses of the node beside those found on its devices.
     pub node_ips: Vec<IpAddr>,
     /// Network devices of the node on which node ports answer; empty means every device that has an
@@ -80,6 +90,8 @@ impl DataplaneConfig {
         Self {
             cgroup: Some(Path::new("/sys/fs/cgroup").to_owned()),
             pins: Some(Path::new("/sys/fs/bpf/orlop").to_owned()),
+            node_name: "".into(),
+            nodes: None,
             node_ips: vec![node_ip],
             devices: Vec::new(),
             service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16).into()],
@@ -114,6 +126,10 @@ pub struct Tables {
 pub struct Handle {
     /// The revision of the endpoint table up to which pods are programmed.
     pub programmed: watch::Receiver<u64>,
+    /// Up to where services are programmed, told after the last write of a round.
+    pub settled: watch::Receiver<Settled>,
+    /// Services that contradict themselves or each other.
+    pub problems: watch::Receiver<Arc<Problems>>,
     questions: mpsc::Sender<oneshot::Sender<Report>>,
     tasks: JoinSet<()>,
 }
@@ -158,7 +174,10 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     let (programmed_tx, programmed) = watch::channel(0);
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let mut tasks = JoinSet::new();
-    let runner = apply::Runner::new(config, tables, (programs, maps), programmed_tx);
+    let (settled_tx, settled) = watch::channel(Settled::default());
+    let (problems_tx, problems) = watch::channel(Arc::default());
+    let outlets = services::Outlets { settled: settled_tx, problems: problems_tx };
+    let runner = apply::Runner::new(config, tables, (programs, maps), (programmed_tx, outlets));
     tasks.spawn(runner.run(asked));
-    Ok(Handle { programmed, questions, tasks })
+    Ok(Handle { programmed, settled, problems, questions, tasks })
 }

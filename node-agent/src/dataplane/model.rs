@@ -1,7 +1,8 @@
-//! What should be programmed: from API rows to frontends and their backends.
+//! What should be programmed: follows the tables' changes, and says which services they touch.
 //!
-//! Pure. [`Model`] follows the tables' changes and says which frontends they touch, so that one
-//! changed endpoint costs in proportion to its service, not to the cluster.
+//! Pure. One changed endpoint costs in proportion to its service, not to the cluster. What a service
+//! should look like is worked out when it is asked for (`frontends.rs`) and not kept: rows are
+//! shared with the tables, and a node must afford tens of thousands of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,17 +10,19 @@ use std::{
     sync::Arc,
 };
 
-use ebpf_common::{
-    addr::Addr,
-    service::{Backend, SCOPE_INTERNAL, ServiceKey},
-};
+use ebpf_common::service::ServiceKey;
 
+use super::{
+    frontends::{self, Desired, Node},
+    select::Place,
+    status,
+};
 use crate::{
-    model::{
-        EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind, ServicePort, ServiceRow,
-    },
+    model::{EndpointSliceRow, ObjectKey, ServiceRow},
     table::Delta,
 };
+
+pub use super::frontends::key;
 
 /// Cluster DNS answers on every node: the service's backend is an address of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,18 +33,27 @@ pub struct NodeLocalService {
     pub address: IpAddr,
 }
 
-/// Backends of every frontend of one service.
-pub type Frontends = BTreeMap<ServiceKey, BTreeSet<Backend>>;
+/// What is wrong with services, in words that name the field.
+pub type Problems = BTreeMap<ObjectKey, Vec<String>>;
 
 /// Services, their slices, and who owns which frontend.
 #[derive(Debug, Default)]
 pub struct Model {
     node_local: Option<NodeLocalService>,
-    services: BTreeMap<ObjectKey, Arc<ServiceRow>>,
+    place: Place,
+    entries: BTreeMap<ObjectKey, Entry>,
     slices: BTreeMap<ObjectKey, Arc<EndpointSliceRow>>,
-    slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
-    resolved: BTreeMap<ObjectKey, Frontends>,
-    claims: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    owners: BTreeMap<ServiceKey, ObjectKey>,
+    /// Services that claim a frontend and have not got it; few frontends have any.
+    losers: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    problems: Problems,
+}
+
+/// A service and the slices that name it, either of which may come first.
+#[derive(Debug, Default)]
+struct Entry {
+    row: Option<Arc<ServiceRow>>,
+    slices: Vec<Arc<EndpointSliceRow>>,
 }
 
 impl Model {
@@ -51,220 +63,223 @@ impl Model {
         Self { node_local, ..Self::default() }
     }
 
-    /// Takes changes over and returns the frontends that they may have touched.
+    /// Says where this node is. Returns the services that this touches.
+    pub fn set_place(&mut self, place: Place) -> BTreeSet<ObjectKey> {
+        if self.place == place {
+            return BTreeSet::new();
+        }
+        self.place = place;
+        self.services().cloned().collect()
+    }
+
+    /// Takes changes over and returns the services that they touch.
     pub fn update(
         &mut self,
         services: Delta<ObjectKey, ServiceRow>,
         slices: Delta<ObjectKey, EndpointSliceRow>,
-    ) -> BTreeSet<ServiceKey> {
-        let mut dirty = self.take_services(services);
-        dirty.extend(self.take_slices(slices));
-        let mut touched = BTreeSet::new();
-        for service in dirty {
-            self.resolve(&service, &mut touched);
+    ) -> BTreeSet<ObjectKey> {
+        let mut dirty = BTreeSet::new();
+        self.take_services(services, &mut dirty);
+        self.take_slices(slices, &mut dirty);
+        dirty
+    }
+
+    /// Every service.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.entries.iter().filter(|(_, entry)| entry.row.is_some()).map(|(key, _)| key)
+    }
+
+    /// What a service should have; nothing when it is not there. Notes what is wrong with it.
+    pub fn desired(&mut self, key: &ObjectKey) -> Desired {
+        let Some((entry, row)) =
+            self.entries.get(key).and_then(|one| Some((one, one.row.as_ref()?)))
+        else {
+            self.problems.remove(key);
+            return Desired::default();
+        };
+        let local = self.node_local.as_ref().filter(|local| local.service == *key);
+        let node = Node { place: &self.place, answers: local.map(|local| local.address) };
+        let owns = |claim: &ServiceKey| self.owners.get(claim) == Some(key);
+        let mut desired = frontends::desired(row, &entry.slices, node, owns);
+        let rejected = entry.slices.iter().flat_map(|slice| &slice.rejected);
+        let rejected = rejected.map(|words| format!("EndpointSlice: {words}"));
+        desired.problems.extend(row.rejected.iter().map(ToString::to_string).chain(rejected));
+        if !self.losers.is_empty() {
+            desired.problems.extend(self.lost(key, row));
         }
-        touched
+        if desired.problems.is_empty() {
+            self.problems.remove(key);
+        } else {
+            self.problems.insert(key.clone(), desired.problems.clone());
+        }
+        desired
     }
 
-    /// What a frontend should lead to; `None` if nobody has it.
+    /// What was wrong with services when they were last asked for.
     #[must_use]
-    pub fn backends(&self, frontend: &ServiceKey) -> Option<&BTreeSet<Backend>> {
-        self.resolved.get(self.owner(frontend)?)?.get(frontend)
+    pub const fn problems(&self) -> &Problems {
+        &self.problems
     }
 
-    /// The service that has a frontend: of several that claim it, the first by name.
+    /// The row of a service.
     #[must_use]
-    pub fn owner(&self, frontend: &ServiceKey) -> Option<&ObjectKey> {
-        self.claims.get(frontend)?.first()
-    }
-
-    /// Every frontend that should exist.
-    pub fn frontends(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.claims.keys()
-    }
-
-    /// Services that claim a frontend which another service has: `(loser, frontend, owner)`.
-    pub fn conflicts(&self) -> impl Iterator<Item = (&ObjectKey, &ServiceKey, &ObjectKey)> {
-        self.claims.iter().flat_map(|(frontend, claimants)| {
-            let owner = claimants.first();
-            claimants.iter().skip(1).filter_map(move |loser| Some((loser, frontend, owner?)))
-        })
+    pub fn row(&self, key: &ObjectKey) -> Option<&Arc<ServiceRow>> {
+        self.entries.get(key)?.row.as_ref()
     }
 
     /// Services that are not programmed since they use fields this agent does not implement.
     pub fn unsupported(&self) -> impl Iterator<Item = (&ObjectKey, &[Box<str>])> {
-        self.services
-            .iter()
-            .filter(|(_, row)| !row.unsupported.is_empty())
+        let rows = self.entries.iter().filter_map(|(key, entry)| Some((key, entry.row.as_ref()?)));
+        rows.filter(|(_, row)| !row.unsupported.is_empty())
             .map(|(key, row)| (key, row.unsupported.as_slice()))
     }
 
-    fn take_services(&mut self, delta: Delta<ObjectKey, ServiceRow>) -> BTreeSet<ObjectKey> {
-        let mut dirty = BTreeSet::new();
-        if delta.full {
-            dirty.extend(self.services.keys().cloned());
-            self.services.clear();
-        }
-        for (key, row) in delta.upserts {
-            dirty.insert(key.clone());
-            self.services.insert(key, row);
-        }
-        for key in delta.deletes {
-            self.services.remove(&key);
-            dirty.insert(key);
-        }
-        dirty
+    /// Frontends that a service claims and another has.
+    fn lost(&self, key: &ObjectKey, row: &ServiceRow) -> Vec<String> {
+        let lost = frontends::claims(row).into_iter().filter_map(|claim| {
+            let owner = self.owners.get(&claim).filter(|owner| *owner != key)?;
+            let words = status::frontend(&claim);
+            Some(format!("{words} belongs to service {owner}, which is older or first by name"))
+        });
+        lost.collect()
     }
 
-    fn take_slices(&mut self, delta: Delta<ObjectKey, EndpointSliceRow>) -> BTreeSet<ObjectKey> {
-        let mut dirty = BTreeSet::new();
+    fn take_services(
+        &mut self,
+        delta: Delta<ObjectKey, ServiceRow>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
         if delta.full {
-            dirty.extend(self.slices_of.keys().cloned());
-            self.slices.clear();
-            self.slices_of.clear();
-        }
-        for (key, row) in delta.upserts {
-            dirty.extend(self.drop_slice(&key));
-            dirty.insert(row.service.clone());
-            self.slices_of.entry(row.service.clone()).or_default().insert(key.clone());
-            self.slices.insert(key, row);
-        }
-        for key in delta.deletes {
-            dirty.extend(self.drop_slice(&key));
-        }
-        dirty
-    }
-
-    fn drop_slice(&mut self, key: &ObjectKey) -> Option<ObjectKey> {
-        let row = self.slices.remove(key)?;
-        if let Some(of) = self.slices_of.get_mut(&row.service) {
-            of.remove(key);
-            if of.is_empty() {
-                self.slices_of.remove(&row.service);
+            let live: BTreeSet<&ObjectKey> = delta.upserts.iter().map(|(key, _)| key).collect();
+            let gone: Vec<ObjectKey> =
+                self.services().filter(|key| !live.contains(key)).cloned().collect();
+            for key in gone {
+                self.set_row(&key, None, dirty);
             }
         }
-        Some(row.service.clone())
+        for key in delta.deletes {
+            self.set_row(&key, None, dirty);
+        }
+        for (key, row) in delta.upserts {
+            self.set_row(&key, Some(row), dirty);
+        }
     }
 
-    fn resolve(&mut self, key: &ObjectKey, touched: &mut BTreeSet<ServiceKey>) {
-        let new = match self.services.get(key) {
-            Some(row) => {
-                let slices: Vec<&EndpointSliceRow> = self
-                    .slices_of
-                    .get(key)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|slice| self.slices.get(slice).map(Arc::as_ref))
-                    .collect();
-                let local = self.node_local.as_ref().filter(|local| local.service == *key);
-                frontends(row, &slices, local.map(|local| local.address))
+    /// Replaces a service's row, and hands frontends on that it gives up or takes.
+    fn set_row(
+        &mut self,
+        key: &ObjectKey,
+        row: Option<Arc<ServiceRow>>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
+        dirty.insert(key.clone());
+        let claims = row.as_deref().map(frontends::claims).unwrap_or_default();
+        let entry = self.entries.entry(key.clone()).or_default();
+        let old = std::mem::replace(&mut entry.row, row);
+        if entry.row.is_none() && entry.slices.is_empty() {
+            self.entries.remove(key);
+        }
+        let had = old.as_deref().map(frontends::claims).unwrap_or_default();
+        let is_same_age = old.map(|old| old.created_s) == self.row(key).map(|row| row.created_s);
+        for claim in had {
+            if !is_same_age || claims.binary_search(&claim).is_err() {
+                self.release(claim, key, dirty);
             }
-            None => Frontends::new(),
+        }
+        for claim in claims {
+            self.claim(claim, key, dirty);
+        }
+    }
+
+    fn claim(&mut self, claim: ServiceKey, key: &ObjectKey, dirty: &mut BTreeSet<ObjectKey>) {
+        let Some(owner) = self.owners.get(&claim) else {
+            self.owners.insert(claim, key.clone());
+            return;
         };
-        let old = self.resolved.remove(key).unwrap_or_default();
-        for frontend in old.keys().filter(|frontend| !new.contains_key(*frontend)) {
-            if let Some(claimants) = self.claims.get_mut(frontend) {
-                claimants.remove(key);
-                if claimants.is_empty() {
-                    self.claims.remove(frontend);
+        if owner == key {
+            return;
+        }
+        let owner = owner.clone();
+        let is_first = self.rank(key) < self.rank(&owner);
+        let (winner, loser) = if is_first { (key, &owner) } else { (&owner, key) };
+        self.owners.insert(claim, winner.clone());
+        self.losers.entry(claim).or_default().insert(loser.clone());
+        dirty.extend([winner.clone(), loser.clone()]);
+    }
+
+    fn release(&mut self, claim: ServiceKey, key: &ObjectKey, dirty: &mut BTreeSet<ObjectKey>) {
+        let mut losers = self.losers.remove(&claim).unwrap_or_default();
+        losers.remove(key);
+        if self.owners.get(&claim) == Some(key) {
+            let heir = losers.iter().min_by_key(|loser| self.rank(loser)).cloned();
+            match heir {
+                Some(heir) => {
+                    losers.remove(&heir);
+                    dirty.insert(heir.clone());
+                    self.owners.insert(claim, heir);
+                }
+                None => drop(self.owners.remove(&claim)),
+            }
+        }
+        // Who else lost is told to whom.
+        dirty.extend(losers.iter().cloned());
+        if !losers.is_empty() {
+            self.losers.insert(claim, losers);
+        }
+    }
+
+    /// The older of two services has what both claim; of the same age, the first by name.
+    fn rank<'a>(&self, key: &'a ObjectKey) -> (i64, &'a ObjectKey) {
+        (self.row(key).map_or(i64::MAX, |row| row.created_s), key)
+    }
+
+    fn take_slices(
+        &mut self,
+        delta: Delta<ObjectKey, EndpointSliceRow>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
+        if delta.full {
+            let live: BTreeSet<&ObjectKey> = delta.upserts.iter().map(|(key, _)| key).collect();
+            let gone: Vec<ObjectKey> =
+                self.slices.keys().filter(|key| !live.contains(key)).cloned().collect();
+            for key in gone {
+                self.set_slice(key, None, dirty);
+            }
+        }
+        for key in delta.deletes {
+            self.set_slice(key, None, dirty);
+        }
+        for (key, row) in delta.upserts {
+            self.set_slice(key, Some(row), dirty);
+        }
+    }
+
+    fn set_slice(
+        &mut self,
+        key: ObjectKey,
+        row: Option<Arc<EndpointSliceRow>>,
+        dirty: &mut BTreeSet<ObjectKey>,
+    ) {
+        let old = match &row {
+            Some(row) => self.slices.insert(key, Arc::clone(row)),
+            None => self.slices.remove(&key),
+        };
+        if let Some(old) = old {
+            dirty.insert(old.service.clone());
+            if let Some(entry) = self.entries.get_mut(&old.service) {
+                entry.slices.retain(|slice| !Arc::ptr_eq(slice, &old));
+                if entry.row.is_none() && entry.slices.is_empty() {
+                    self.entries.remove(&old.service);
                 }
             }
         }
-        for frontend in new.keys() {
-            self.claims.entry(*frontend).or_default().insert(key.clone());
-        }
-        touched.extend(old.keys().chain(new.keys()));
-        if !new.is_empty() {
-            self.resolved.insert(key.clone(), new);
-        }
-    }
-}
-
-/// Every frontend of a service with its backends; `node_local` replaces its endpoints.
-#[must_use]
-pub fn frontends(
-    row: &ServiceRow,
-    slices: &[&EndpointSliceRow],
-    node_local: Option<IpAddr>,
-) -> Frontends {
-    let mut frontends = Frontends::new();
-    let has_address = match row.kind {
-        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => true,
-        ServiceKind::Headless | ServiceKind::ExternalName => false,
-    };
-    if !has_address || !row.unsupported.is_empty() {
-        return frontends;
-    }
-    for port in &row.ports {
-        let backends = match node_local {
-            Some(address) => BTreeSet::from([backend(Addr::from(address), port.port)]),
-            None => backends(row, port, slices),
-        };
-        let addresses = row.cluster_ips.iter().chain(&row.external_ips).chain(&row.ingress_ips);
-        for address in addresses.filter_map(ipv4) {
-            frontends.insert(key(address, port.port, port.protocol), backends.clone());
-        }
-        if port.node_port != 0 {
-            let frontend = key(Addr::ANY_V4, port.node_port, port.protocol);
-            frontends.insert(frontend, backends);
+        if let Some(row) = row {
+            dirty.insert(row.service.clone());
+            let slices = &mut self.entries.entry(row.service.clone()).or_default().slices;
+            slices.reserve_exact(1);
+            slices.push(row);
         }
     }
-    frontends
-}
-
-/// Ready endpoints; if there is none, those that still serve while they terminate (KEP-1669).
-fn backends(
-    row: &ServiceRow,
-    port: &ServicePort,
-    slices: &[&EndpointSliceRow],
-) -> BTreeSet<Backend> {
-    let with_port = || {
-        slices.iter().flat_map(move |slice| {
-            let port = slice
-                .ports
-                .iter()
-                .find(|one| one.name == port.name && one.protocol == port.protocol);
-            port.into_iter().flat_map(move |port| {
-                slice.endpoints.iter().map(move |endpoint| (endpoint, port.port))
-            })
-        })
-    };
-    let choose = |wanted: fn(&EndpointRow) -> bool| -> BTreeSet<Backend> {
-        with_port()
-            .filter(|(endpoint, _)| wanted(endpoint))
-            .filter_map(|(endpoint, port)| Some(backend(ipv4(&endpoint.ip)?, port)))
-            .collect()
-    };
-    if row.publish_not_ready {
-        return choose(|_| true);
-    }
-    let ready = choose(|endpoint| endpoint.ready);
-    if ready.is_empty() {
-        return choose(|endpoint| endpoint.serving && endpoint.terminating);
-    }
-    ready
-}
-
-fn ipv4(address: &IpAddr) -> Option<Addr> {
-    match address {
-        IpAddr::V4(_) => Some(Addr::from(*address)),
-        IpAddr::V6(_) => None,
-    }
-}
-
-const fn backend(addr: Addr, port: u16) -> Backend {
-    Backend { addr, port: port.to_be_bytes(), reserved: [0; 2] }
-}
-
-/// The map key of a frontend.
-#[must_use]
-pub const fn key(addr: Addr, port: u16, protocol: Protocol) -> ServiceKey {
-    let proto = match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    };
-    ServiceKey { addr, port: port.to_be_bytes(), proto, scope: SCOPE_INTERNAL }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Cases of the service semantics.
+//! Who owns what, and what a change touches.
 
 use super::*;
 use crate::{
-    model::{EndpointPort, EndpointRow},
+    model::{EndpointRow, Protocol, ServiceKind, ServicePort},
     table::Table,
 };
 
-fn service(node_port: u16) -> ServiceRow {
+fn service(created_s: i64, node_port: u16) -> ServiceRow {
     ServiceRow {
         kind: if node_port == 0 { ServiceKind::ClusterIp } else { ServiceKind::NodePort },
         cluster_ips: vec!["10.96.1.1".parse().unwrap()],
@@ -16,117 +16,125 @@ fn service(node_port: u16) -> ServiceRow {
             port: 80,
             node_port,
         }],
+        created_s,
         ..ServiceRow::default()
     }
 }
 
-fn endpoint(last: u8, state: &str) -> EndpointRow {
-    EndpointRow {
-        ip: IpAddr::from([10, 244, 1, last]),
-        ready: state == "ready",
-        serving: state == "ready" || state == "draining",
-        terminating: state == "draining" || state == "gone",
-        ..EndpointRow::default()
+fn with_ip(row: ServiceRow, ip: &str) -> ServiceRow {
+    ServiceRow { cluster_ips: vec![ip.parse().unwrap()], ..row }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("d", name)
+}
+
+struct World {
+    services: Table<ObjectKey, ServiceRow>,
+    slices: Table<ObjectKey, EndpointSliceRow>,
+    seen: (u64, u64),
+    model: Model,
+}
+
+impl World {
+    fn new() -> Self {
+        let (services, slices) = (Table::new(), Table::new());
+        Self { services, slices, seen: (0, 0), model: Model::new(None) }
+    }
+
+    fn update(&mut self) -> Vec<String> {
+        let services = self.services.changes_since(self.seen.0);
+        let slices = self.slices.changes_since(self.seen.1);
+        self.seen = (services.revision, slices.revision);
+        let dirty = self.model.update(services, slices);
+        dirty.iter().map(|key| key.name.to_string()).collect()
+    }
+
+    fn frontends(&mut self, name: &str) -> usize {
+        let desired = self.model.desired(&key(name));
+        desired.ports.iter().map(|port| port.frontends.len()).sum()
     }
 }
 
-fn slice(endpoints: Vec<EndpointRow>) -> EndpointSliceRow {
-    EndpointSliceRow {
-        service: ObjectKey::new("default", "web"),
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints,
+#[test]
+fn a_change_touches_its_service_and_nobody_else() {
+    let mut world = World::new();
+    world.services.upsert(key("a"), service(0, 0));
+    world.services.upsert(key("b"), with_ip(service(0, 0), "10.96.9.9"));
+    assert_eq!(world.update(), ["a", "b"]);
+    let slice = |service: &str| EndpointSliceRow {
+        service: key(service),
+        endpoints: vec![EndpointRow::default()],
         ..EndpointSliceRow::default()
-    }
-}
-
-fn last_bytes(frontends: &Frontends) -> Vec<Vec<u8>> {
-    frontends
-        .values()
-        .map(|backends| backends.iter().map(|b| b.addr.v4_octets()[3]).collect())
-        .collect()
-}
-
-#[test]
-fn which_endpoints_are_backends() {
-    let cases: &[(&[&str], bool, &[u8])] = &[
-        (&["ready", "ready"], false, &[1, 2]),
-        (&["ready", "starting"], false, &[1]),
-        (&["ready", "draining"], false, &[1]),
-        (&["draining", "starting", "gone"], false, &[1]),
-        (&["starting", "gone"], false, &[]),
-        (&["starting", "gone", "ready"], true, &[1, 2, 3]),
-        (&[], false, &[]),
-    ];
-    for (states, publish_not_ready, expected) in cases {
-        let endpoints = states.iter().zip(1..).map(|(state, last)| endpoint(last, state)).collect();
-        let row = ServiceRow { publish_not_ready: *publish_not_ready, ..service(0) };
-        let frontends = frontends(&row, &[&slice(endpoints)], None);
-        assert_eq!(last_bytes(&frontends), vec![expected.to_vec()], "{states:?}");
-    }
+    };
+    world.slices.upsert(key("s"), slice("b"));
+    assert_eq!(world.update(), ["b"]);
+    world.slices.upsert(key("s"), slice("a"));
+    assert_eq!(world.update(), ["a", "b"], "the slice has moved");
+    assert_eq!(world.update(), Vec::<String>::new());
+    world.slices.delete(&key("s"));
+    world.services.delete(&key("b"));
+    assert_eq!(world.update(), ["a", "b"]);
+    assert_eq!(world.frontends("b"), 0);
+    assert_eq!(world.model.services().count(), 1);
 }
 
 #[test]
-fn a_node_port_is_a_second_frontend_with_the_same_backends() {
-    let frontends = frontends(&service(30_080), &[&slice(vec![endpoint(7, "ready")])], None);
-    let keys: Vec<_> = frontends.keys().map(|k| (k.addr, k.port, k.scope)).collect();
+fn the_older_service_has_an_address_and_then_the_first_by_name() {
+    let mut world = World::new();
+    world.services.upsert(key("new"), service(20, 30_080));
+    world.update();
+    assert_eq!(world.frontends("new"), 2);
+    world.services.upsert(key("old"), with_ip(service(10, 30_080), "10.96.1.2"));
+    assert_eq!(world.update(), ["new", "old"]);
+    assert_eq!((world.frontends("new"), world.frontends("old")), (1, 2));
     assert_eq!(
-        keys,
-        [
-            (Addr::ANY_V4, 30_080_u16.to_be_bytes(), SCOPE_INTERNAL),
-            (Addr::v4([10, 96, 1, 1]), 80_u16.to_be_bytes(), SCOPE_INTERNAL)
-        ]
+        world.model.problems()[&key("new")],
+        ["node:30080/TCP belongs to service d/old, which is older or first by name"]
     );
-    assert_eq!(last_bytes(&frontends), vec![vec![7], vec![7]]);
+    assert_eq!(world.model.problems().len(), 1);
+
+    world.services.upsert(key("also-old"), with_ip(service(10, 30_080), "10.96.1.3"));
+    world.update();
+    assert_eq!((world.frontends("also-old"), world.frontends("old")), (2, 1), "first by name");
+
+    world.services.delete(&key("also-old"));
+    world.services.delete(&key("old"));
+    assert!(world.update().contains(&"new".to_owned()), "its claim falls to who is left");
+    assert_eq!((world.frontends("new"), world.frontends("old")), (2, 0));
+    assert!(world.model.problems().is_empty());
 }
 
 #[test]
-fn a_service_with_an_unsupported_field_is_not_programmed() {
-    let row = ServiceRow { unsupported: vec!["spec.sessionAffinity".into()], ..service(0) };
-    assert!(frontends(&row, &[&slice(vec![endpoint(1, "ready")])], None).is_empty());
+fn a_service_that_gives_a_port_up_hands_it_on() {
+    let mut world = World::new();
+    world.services.upsert(key("a"), service(1, 30_080));
+    world.services.upsert(key("b"), with_ip(service(2, 30_080), "10.96.1.2"));
+    world.update();
+    assert_eq!(world.frontends("b"), 1);
+    world.services.upsert(key("a"), service(1, 30_081));
+    assert_eq!(world.update(), ["a", "b"]);
+    assert_eq!((world.frontends("a"), world.frontends("b")), (2, 2));
 }
 
 #[test]
-fn another_port_name_or_protocol_is_no_backend() {
-    let mut other = slice(vec![endpoint(1, "ready")]);
-    other.ports[0].name = "metrics".into();
-    assert_eq!(last_bytes(&frontends(&service(0), &[&other], None)), vec![Vec::<u8>::new()]);
-    other.ports[0] = EndpointPort { name: "http".into(), protocol: Protocol::Udp, port: 1 };
-    assert_eq!(last_bytes(&frontends(&service(0), &[&other], None)), vec![Vec::<u8>::new()]);
+fn slices_may_come_before_their_service() {
+    let mut world = World::new();
+    let row = EndpointSliceRow { service: key("a"), ..EndpointSliceRow::default() };
+    world.slices.upsert(key("s"), row);
+    assert_eq!(world.update(), ["a"]);
+    assert_eq!((world.frontends("a"), world.model.services().count()), (0, 0));
+    world.services.upsert(key("a"), service(0, 0));
+    world.update();
+    assert_eq!(world.frontends("a"), 1);
 }
 
 #[test]
-fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
-    let local = IpAddr::from([169, 254, 20, 10]);
-    let frontends = frontends(&service(0), &[&slice(vec![endpoint(1, "ready")])], Some(local));
-    let backends: Vec<_> = frontends.values().flatten().map(|b| (b.addr, b.port)).collect();
-    assert_eq!(backends, [(Addr::from(local), 80_u16.to_be_bytes())]);
-}
-
-#[test]
-fn changes_touch_only_their_service_and_a_lost_claim_falls_to_the_next() {
-    let (services, slices) = (Table::new(), Table::new());
-    let (first, second) = (ObjectKey::new("a", "x"), ObjectKey::new("b", "x"));
-    services.upsert(first.clone(), service(0));
-    services.upsert(second.clone(), service(0));
-    services.upsert(
-        ObjectKey::new("c", "other"),
-        ServiceRow { cluster_ips: vec!["10.96.9.9".parse().unwrap()], ..service(0) },
-    );
-    let mut model = Model::default();
-    let (all, none) = (services.changes_since(0), slices.changes_since(0));
-    let seen = all.revision;
-    assert_eq!(model.update(all, none).len(), 2);
-    let frontend = key(Addr::v4([10, 96, 1, 1]), 80, Protocol::Tcp);
-    assert_eq!(model.owner(&frontend), Some(&first));
-    assert_eq!(model.conflicts().map(|(loser, ..)| loser).collect::<Vec<_>>(), [&second]);
-
-    slices.upsert(
-        ObjectKey::new("b", "s"),
-        EndpointSliceRow { service: second.clone(), ..slice(vec![endpoint(9, "ready")]) },
-    );
-    services.delete(&first);
-    let touched = model.update(services.changes_since(seen), slices.changes_since(0));
-    assert_eq!(touched, BTreeSet::from([frontend]));
-    assert_eq!(model.owner(&frontend), Some(&second));
-    assert_eq!(model.backends(&frontend).unwrap().len(), 1);
+fn moving_the_node_touches_every_service() {
+    let mut world = World::new();
+    world.services.upsert(key("a"), service(0, 0));
+    world.update();
+    let place = Place { node: "n".into(), zone: "z".into() };
+    assert_eq!(world.model.set_place(place.clone()).len(), 1);
+    assert_eq!(world.model.set_place(place).len(), 0);
 }

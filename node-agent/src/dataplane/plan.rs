@@ -1,110 +1,521 @@
 //! From what is programmed to what should be: the writes, in an order that is safe at every step.
 //!
-//! Pure. The order is make before break: a backend slot is filled before the count that exposes it
-//! grows, and emptied after the count has shrunk; a frontend is withdrawn before its backends. A
-//! kernel program that runs between any two writes finds every slot that it may choose.
+//! Pure. The order is make before break, over all services of a round together, since a frontend may
+//! pass from one service to another: first every backend, member, range and table block that is new,
+//! then the frontends that expose them, then frontends that nobody has any more, and last what only
+//! those led to. A kernel program that runs between any two writes finds every slot that it may
+//! choose, and whoever dies between two leaves rows that the next start makes sense of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_common::service::{Backend, BackendKey, Service, ServiceKey};
+use ebpf_common::{
+    addr::Addr,
+    affinity::MemberKey,
+    maglev::{self, Candidate, MaglevBlock, MaglevKey},
+    service::{Backend, BackendKey, Peer, Service, ServiceKey, SourceRange},
+};
 
-/// One write to a map. Carries everything; nothing is left to choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapOp {
-    PutBackend { key: BackendKey, backend: Backend },
-    PutService { key: ServiceKey, service: Service },
-    DelService { key: ServiceKey },
-    DelBackend { key: BackendKey },
+use super::frontends::{Frontend, Port, PortId, Which};
+use crate::model::{Family, ObjectKey, Protocol};
+
+/// A row of the source ranges: prefix length with the 32 bits of the service, and the rest of the key.
+pub type RangeKey = (u32, SourceRange);
+
+/// Slots beyond this are no set of ours: a set has at most [`super::frontends::BACKENDS`].
+const SLOTS: u32 = 1 << 16;
+/// Blocks of the longest table that there is.
+const BLOCKS: usize = maglev::BACKENDS_MAX;
+
+/// Writes of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Batch {
+    PutBackends(Vec<(BackendKey, Backend)>),
+    PutMembers(Vec<(MemberKey, u32)>),
+    PutRanges(Vec<RangeKey>),
+    PutBlocks(Vec<(MaglevKey, MaglevBlock)>),
+    PutServices(Vec<(ServiceKey, Service)>),
+    DelServices(Vec<ServiceKey>),
+    DelBlocks(Vec<MaglevKey>),
+    DelRanges(Vec<RangeKey>),
+    DelMembers(Vec<MemberKey>),
+    DelBackends(Vec<BackendKey>),
 }
 
-/// What the maps hold for one frontend.
+impl Batch {
+    /// Number of rows.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::PutBackends(rows) => rows.len(),
+            Self::PutMembers(rows) => rows.len(),
+            Self::PutRanges(rows) => rows.len(),
+            Self::PutBlocks(rows) => rows.len(),
+            Self::PutServices(rows) => rows.len(),
+            Self::DelServices(keys) => keys.len(),
+            Self::DelBlocks(keys) => keys.len(),
+            Self::DelRanges(keys) => keys.len(),
+            Self::DelMembers(keys) => keys.len(),
+            Self::DelBackends(keys) => keys.len(),
+        }
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The writes of one round. Nothing is left to choose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Programmed {
-    pub id: u32,
-    /// By slot.
-    pub backends: Vec<Backend>,
+pub struct Plan {
+    pub backends: Vec<(BackendKey, Backend)>,
+    pub members: Vec<(MemberKey, u32)>,
+    pub ranges: Vec<RangeKey>,
+    pub blocks: Vec<(MaglevKey, MaglevBlock)>,
+    pub services: Vec<(ServiceKey, Service)>,
+    pub gone: Gone,
 }
 
-/// What the service maps hold, as far as it is sound; the rest is in `orphans`.
+/// What is to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    pub services: Vec<ServiceKey>,
+    pub blocks: Vec<MaglevKey>,
+    pub ranges: Vec<RangeKey>,
+    pub members: Vec<MemberKey>,
+    pub backends: Vec<BackendKey>,
+}
+
+impl Plan {
+    /// The writes in their order: this list is what the promise at the head of this file rests on.
+    #[must_use]
+    pub fn into_batches(mut self) -> Vec<Batch> {
+        // One service gives a frontend up and another takes it: the new row is in place of the old.
+        if !self.gone.services.is_empty() {
+            let put: BTreeSet<ServiceKey> = self.services.iter().map(|(key, _)| *key).collect();
+            self.gone.services.retain(|key| !put.contains(key));
+        }
+        let mut batches = vec![
+            Batch::PutBackends(self.backends),
+            Batch::PutMembers(self.members),
+            Batch::PutRanges(self.ranges),
+            Batch::PutBlocks(self.blocks),
+            Batch::PutServices(self.services),
+        ];
+        batches.extend(self.gone.into_batches());
+        batches
+    }
+}
+
+impl Gone {
+    /// Frontends before what they lead to.
+    #[must_use]
+    pub fn into_batches(self) -> Vec<Batch> {
+        vec![
+            Batch::DelServices(self.services),
+            Batch::DelBlocks(self.blocks),
+            Batch::DelRanges(self.ranges),
+            Batch::DelMembers(self.members),
+            Batch::DelBackends(self.backends),
+        ]
+    }
+}
+
+/// What the service maps hold, row by row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    pub services: Vec<(ServiceKey, Service)>,
+    pub backends: Vec<(BackendKey, Backend)>,
+    pub members: Vec<(MemberKey, u32)>,
+    pub ranges: Vec<RangeKey>,
+    pub blocks: Vec<(MaglevKey, MaglevBlock)>,
+}
+
+/// What the service maps hold, by who it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    pub frontends: BTreeMap<ServiceKey, Programmed>,
-    /// Backend rows that no frontend can choose: left over from a writer that died.
-    pub orphans: BTreeSet<BackendKey>,
-    /// The identifier given out last.
-    pub last_id: u32,
+    ports: BTreeMap<ObjectKey, Vec<Programmed>>,
+    sets: BTreeMap<u32, Set>,
+    /// By service port.
+    ranges: BTreeMap<u32, BTreeSet<(u32, Addr)>>,
+    /// Rows of an earlier agent that no service was planned for yet.
+    unclaimed: BTreeMap<ServiceKey, Service>,
+    /// Service ports of an earlier agent whose identifier somebody has taken over.
+    adopted: BTreeSet<u32>,
+    last_set: u32,
+    last_service: u32,
+}
+
+/// One port of a service as it is programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programmed {
+    pub id: PortId,
+    /// [`Service::service`].
+    pub service: u32,
+    /// By [`Which`]; 0 when nothing leads there.
+    pub sets: [u32; 2],
+    pub frontends: Vec<(ServiceKey, Service)>,
+}
+
+/// One set of backends as it is programmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Set {
+    /// By slot; a hole is [`Backend::default`].
+    slots: Vec<Backend>,
+    /// Sorted; only of ports with affinity.
+    members: Vec<(Peer, u32)>,
+    /// The table, as far as there is one.
+    blocks: Vec<MaglevBlock>,
+    /// A port has it.
+    is_taken: bool,
+    /// The table is the one that follows from the slots.
+    is_filled: bool,
 }
 
 impl Observed {
-    /// Makes sense of dumped rows. A frontend with a slot missing counts only the slots before it,
-    /// so that the plan fills the hole.
+    /// Makes sense of dumped rows. What no frontend can reach comes second: it may go at once.
     #[must_use]
-    pub fn from_rows(
-        services: BTreeMap<ServiceKey, Service>,
-        mut backends: BTreeMap<BackendKey, Backend>,
-    ) -> Self {
-        let mut observed = Self::default();
-        for (key, service) in services {
-            observed.last_id = observed.last_id.max(service.set);
-            let found = (0..service.count)
-                .map_while(|slot| backends.remove(&BackendKey { set: service.set, slot }))
-                .collect();
-            observed.frontends.insert(key, Programmed { id: service.set, backends: found });
+    pub fn from_rows(rows: Rows) -> (Self, Gone) {
+        let (mut observed, mut orphans) = (Self::default(), Gone::default());
+        let mut counts = BTreeMap::<u32, u32>::new();
+        for (key, service) in rows.services {
+            let count = counts.entry(service.set).or_default();
+            *count = service.count.max(*count);
+            observed.last_service = observed.last_service.max(service.service);
+            observed.sets.entry(service.set).or_default();
+            observed.ranges.entry(service.service).or_default();
+            observed.unclaimed.insert(key, service);
         }
-        observed.last_id =
-            backends.keys().map(|key| key.set).max().unwrap_or(0).max(observed.last_id);
-        observed.orphans = backends.into_keys().collect();
-        observed
-    }
-
-    /// Plans one frontend and records the outcome as observed. `None` withdraws it.
-    pub fn plan(&mut self, key: ServiceKey, desired: Option<&BTreeSet<Backend>>) -> Vec<MapOp> {
-        let old = self.frontends.get(&key).cloned();
-        let Some(desired) = desired else {
-            self.frontends.remove(&key);
-            return old.map(|old| withdraw(key, &old)).unwrap_or_default();
-        };
-        let id = old.as_ref().map_or_else(|| self.fresh_id(), |old| old.id);
-        let current = old.as_ref().map_or(&[][..], |old| &old.backends);
-        let backends = arrange(current, desired);
-        let ops = fill(key, id, old.as_ref(), &backends);
-        for op in &ops {
-            // A slot that a dead writer left behind and that is used again is no orphan any more.
-            if let MapOp::PutBackend { key, .. } = op {
-                self.orphans.remove(key);
+        for (key, backend) in rows.backends {
+            observed.last_set = observed.last_set.max(key.set);
+            let reach = counts.get(&key.set).copied().unwrap_or(0).min(SLOTS);
+            match observed.sets.get_mut(&key.set) {
+                Some(set) if key.slot < reach => {
+                    place(&mut set.slots, index(key.slot), backend, Backend::default());
+                }
+                _ => orphans.backends.push(key),
             }
         }
-        self.frontends.insert(key, Programmed { id, backends });
-        ops
+        for (key, slot) in rows.members {
+            match observed.sets.get_mut(&key.set) {
+                Some(set) => set.members.push((key.backend, slot)),
+                None => orphans.members.push(key),
+            }
+        }
+        for (key, block) in rows.blocks {
+            match observed.sets.get_mut(&key.set) {
+                Some(set) if index(key.block) < BLOCKS => {
+                    place(&mut set.blocks, index(key.block), block, HOLE);
+                }
+                _ => orphans.blocks.push(key),
+            }
+        }
+        for (bits, range) in rows.ranges {
+            match observed.ranges.get_mut(&range.service) {
+                Some(ranges) => drop(ranges.insert((bits, range.addr))),
+                None => orphans.ranges.push((bits, range)),
+            }
+        }
+        observed.ranges.retain(|_, ranges| !ranges.is_empty());
+        observed.sets.values_mut().for_each(|set| set.members.sort_unstable());
+        let known = observed.sets.keys().last().copied().unwrap_or(0);
+        observed.last_set = observed.last_set.max(known);
+        (observed, orphans)
     }
 
-    /// Deletes rows that nothing can reach.
-    pub fn sweep(&mut self) -> Vec<MapOp> {
-        std::mem::take(&mut self.orphans).into_iter().map(|key| MapOp::DelBackend { key }).collect()
+    /// Plans one service and records the outcome as observed. Without ports it is withdrawn.
+    pub fn plan_service(&mut self, key: &ObjectKey, desired: &[Port], plan: &mut Plan) {
+        let mut old = self.ports.remove(key).unwrap_or_default();
+        let mut new = Vec::with_capacity(desired.len());
+        for port in desired {
+            let prior = old.iter().position(|one| one.id == port.id).map(|at| old.swap_remove(at));
+            let prior = prior.unwrap_or_else(|| self.adopt(port));
+            new.push(self.plan_port(port, prior, plan));
+        }
+        for port in old {
+            self.withdraw(port, plan);
+        }
+        if !new.is_empty() {
+            self.ports.insert(key.clone(), new);
+        }
     }
 
-    /// Forgets what is known of a frontend after a failed write, so that the next dump decides.
-    pub fn forget(&mut self, key: &ServiceKey) {
-        self.frontends.remove(key);
+    /// Plans one frontend that has a set to itself, without a service; `None` withdraws it. Packet
+    /// tables and tools put single rows this way.
+    pub fn plan(&mut self, key: ServiceKey, desired: Option<&BTreeSet<Backend>>) -> Vec<Batch> {
+        let frontend = Frontend { key, which: Which::Cluster, flags: 0, is_consistent: false };
+        let id = PortId { name: "".into(), protocol: Protocol::Tcp, family: Family::V4 };
+        let backends = desired.into_iter().flatten().copied().collect();
+        let (backends, frontends) = ([backends, Vec::new()], vec![frontend]);
+        let port = Port { id, backends, frontends, affinity_s: 0, ranges: Vec::new() };
+        let mut plan = Plan::default();
+        let owner = ObjectKey::new("", &format!("{key:?}"));
+        if desired.is_some() {
+            self.plan_service(&owner, &[port], &mut plan);
+        } else {
+            let alone = self.adopt(&port);
+            self.withdraw(alone, &mut plan);
+            self.plan_service(&owner, &[], &mut plan);
+        }
+        plan.into_batches()
     }
 
-    fn fresh_id(&mut self) -> u32 {
-        // 2^32 frontends would have to be made during one life of the maps for this to come around.
-        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-        self.last_id
+    /// Whether rows of an earlier agent stand for any of these ports.
+    #[must_use]
+    pub fn has_unclaimed(&self, ports: &[Port]) -> bool {
+        let mut frontends = ports.iter().flat_map(|port| &port.frontends);
+        frontends.any(|frontend| self.unclaimed.contains_key(&frontend.key))
+    }
+
+    /// Withdraws what an earlier agent programmed and nobody asked for: to be called when every
+    /// service was planned.
+    pub fn sweep(&mut self, plan: &mut Plan) {
+        let unclaimed = std::mem::take(&mut self.unclaimed);
+        plan.gone.services.extend(unclaimed.keys());
+        for service in unclaimed.values() {
+            if self.sets.get(&service.set).is_some_and(|set| !set.is_taken) {
+                self.drop_set(service.set, plan);
+            }
+            if !self.adopted.contains(&service.service) {
+                self.drop_ranges(service.service, plan);
+            }
+        }
+        self.adopted.clear();
+        // Frontends that were adopted but led to a set that another port has taken, or to two.
+        let left: Vec<u32> =
+            self.sets.iter().filter(|(_, set)| !set.is_taken).map(|(id, _)| *id).collect();
+        for set in left {
+            self.drop_set(set, plan);
+        }
+    }
+
+    /// Every port that is programmed.
+    pub fn ports(&self) -> impl Iterator<Item = (&ObjectKey, &Programmed)> {
+        self.ports.iter().flat_map(|(key, ports)| ports.iter().map(move |port| (key, port)))
+    }
+
+    /// The backends of a set, by slot.
+    #[must_use]
+    pub fn slots(&self, set: u32) -> &[Backend] {
+        self.sets.get(&set).map_or(&[], |set| &set.slots)
+    }
+
+    /// Takes over what an earlier agent had for a port, told by its frontends.
+    fn adopt(&mut self, port: &Port) -> Programmed {
+        let mut prior =
+            Programmed { id: port.id.clone(), service: 0, sets: [0; 2], frontends: Vec::new() };
+        if self.unclaimed.is_empty() {
+            return prior;
+        }
+        for frontend in &port.frontends {
+            let Some(row) = self.unclaimed.remove(&frontend.key) else { continue };
+            prior.frontends.push((frontend.key, row));
+            if prior.service == 0 && row.service != 0 && self.adopted.insert(row.service) {
+                prior.service = row.service;
+            }
+            let [cluster, local] = &mut prior.sets;
+            let mine = match frontend.which {
+                Which::Cluster => cluster,
+                Which::Local => local,
+            };
+            let set = self.sets.get_mut(&row.set).filter(|set| *mine == 0 && !set.is_taken);
+            if let Some(set) = set.filter(|_| row.set != 0) {
+                set.is_taken = true;
+                *mine = row.set;
+            }
+        }
+        prior
+    }
+
+    fn plan_port(&mut self, port: &Port, prior: Programmed, plan: &mut Plan) -> Programmed {
+        let mut service = prior.service;
+        if service == 0 {
+            self.last_service += 1;
+            service = self.last_service;
+        }
+        self.plan_ranges(service, &port.ranges, plan);
+        let mut sets = [0; 2];
+        for which in [Which::Cluster, Which::Local] {
+            let at = usize::from(which == Which::Local);
+            let leads_here = port.frontends.iter().filter(|frontend| frontend.which == which);
+            let is_consistent = leads_here.clone().any(|frontend| frontend.is_consistent);
+            if leads_here.count() == 0 {
+                self.drop_set(prior.sets[at], plan);
+                continue;
+            }
+            sets[at] = match prior.sets[at] {
+                0 => self.fresh_set(),
+                id => id,
+            };
+            let set = self.sets.entry(sets[at]).or_default();
+            set.is_taken = true;
+            let slots = arrange(&set.slots, &port.backends[at]);
+            set.fill_slots(sets[at], slots, plan);
+            set.fill_members(sets[at], port.affinity_s, plan);
+            set.fill_table(sets[at], is_consistent, plan);
+        }
+        let frontends = self.plan_frontends(port, service, sets);
+        for (key, row) in &frontends {
+            if !prior.frontends.contains(&(*key, *row)) {
+                plan.services.push((*key, *row));
+            }
+        }
+        let gone = prior.frontends.iter().map(|(key, _)| *key);
+        plan.gone
+            .services
+            .extend(gone.filter(|key| !frontends.iter().any(|(other, _)| other == key)));
+        Programmed { id: prior.id, service, sets, frontends }
+    }
+
+    fn plan_frontends(
+        &self,
+        port: &Port,
+        service: u32,
+        sets: [u32; 2],
+    ) -> Vec<(ServiceKey, Service)> {
+        let row = |frontend: &Frontend| {
+            let set = sets[usize::from(frontend.which == Which::Local)];
+            let count = self.slots(set).len();
+            let service = Service {
+                set,
+                count: slot(count),
+                service,
+                affinity_s: port.affinity_s,
+                flags: frontend.flags,
+                maglev_bits: if frontend.is_consistent { maglev::bits_for(count) } else { 0 },
+                reserved: 0,
+            };
+            (frontend.key, service)
+        };
+        port.frontends.iter().map(row).collect()
+    }
+
+    fn plan_ranges(&mut self, service: u32, desired: &[(u32, Addr)], plan: &mut Plan) {
+        if desired.is_empty() {
+            self.drop_ranges(service, plan);
+            return;
+        }
+        let desired: BTreeSet<(u32, Addr)> =
+            desired.iter().map(|(bits, addr)| (bits + 32, *addr)).collect();
+        let observed = self.ranges.entry(service).or_default();
+        let key = |(bits, addr): &(u32, Addr)| (*bits, SourceRange { service, addr: *addr });
+        plan.ranges.extend(desired.difference(observed).map(key));
+        plan.gone.ranges.extend(observed.difference(&desired).map(key));
+        *observed = desired;
+    }
+
+    fn withdraw(&mut self, port: Programmed, plan: &mut Plan) {
+        plan.gone.services.extend(port.frontends.iter().map(|(key, _)| *key));
+        for set in port.sets {
+            self.drop_set(set, plan);
+        }
+        self.drop_ranges(port.service, plan);
+    }
+
+    fn drop_set(&mut self, id: u32, plan: &mut Plan) {
+        let Some(set) = self.sets.remove(&id) else { return };
+        let slots = (0..set.slots.len()).map(|at| BackendKey { set: id, slot: slot(at) });
+        plan.gone.backends.extend(slots);
+        let members = set.members.iter();
+        plan.gone
+            .members
+            .extend(members.map(|(backend, _)| MemberKey { set: id, backend: *backend }));
+        let blocks = (0..set.blocks.len()).map(|at| MaglevKey { set: id, block: slot(at) });
+        plan.gone.blocks.extend(blocks);
+    }
+
+    fn drop_ranges(&mut self, service: u32, plan: &mut Plan) {
+        let ranges = self.ranges.remove(&service).unwrap_or_default();
+        let key = |(bits, addr)| (bits, SourceRange { service, addr });
+        plan.gone.ranges.extend(ranges.into_iter().map(key));
+    }
+
+    const fn fresh_set(&mut self) -> u32 {
+        // 2^32 sets would have to be made during one life of the maps for this to come around.
+        self.last_set += 1;
+        self.last_set
     }
 }
 
-/// Puts the desired backends into slots: those that stay keep theirs, newcomers fill the holes, and
-/// what is left of the holes is filled from the end.
+impl Set {
+    fn fill_slots(&mut self, id: u32, slots: Vec<Backend>, plan: &mut Plan) {
+        if slots == self.slots {
+            return;
+        }
+        let changed =
+            slots.iter().enumerate().filter(|(at, one)| self.slots.get(*at) != Some(*one));
+        let key = |at| BackendKey { set: id, slot: slot(at) };
+        plan.backends.extend(changed.map(|(at, backend)| (key(at), *backend)));
+        plan.gone.backends.extend((slots.len()..self.slots.len()).map(key));
+        self.slots = slots;
+        self.is_filled = false;
+    }
+
+    fn fill_members(&mut self, id: u32, affinity_s: u32, plan: &mut Plan) {
+        if affinity_s == 0 && self.members.is_empty() {
+            return;
+        }
+        let mut members: Vec<(Peer, u32)> = Vec::new();
+        if affinity_s != 0 {
+            let peer = |one: &Backend| Peer { addr: one.addr, port: one.port, reserved: [0; 2] };
+            members.extend(self.slots.iter().zip(0..).map(|(one, slot)| (peer(one), slot)));
+            members.sort_unstable();
+        }
+        let key = |backend: &Peer| MemberKey { set: id, backend: *backend };
+        let new = members.iter().filter(|member| self.members.binary_search(member).is_err());
+        plan.members.extend(new.map(|(backend, slot)| (key(backend), *slot)));
+        let is_in = |backend: &Peer| members.binary_search_by_key(backend, |(one, _)| *one).is_ok();
+        let gone = self.members.iter().filter(|(backend, _)| !is_in(backend));
+        plan.gone.members.extend(gone.map(|(backend, _)| key(backend)));
+        self.members = members;
+    }
+
+    fn fill_table(&mut self, id: u32, is_consistent: bool, plan: &mut Plan) {
+        let length = if is_consistent { maglev::len_for(self.slots.len()) } else { 0 };
+        let count = length / maglev::BLOCK;
+        if self.is_filled && self.blocks.len() == count {
+            return;
+        }
+        let blocks = table(&self.slots, length);
+        let key = |at| MaglevKey { set: id, block: slot(at) };
+        let changed =
+            blocks.iter().enumerate().filter(|(at, one)| self.blocks.get(*at) != Some(*one));
+        plan.blocks.extend(changed.map(|(at, block)| (key(at), *block)));
+        plan.gone.blocks.extend((count..self.blocks.len()).map(key));
+        self.blocks = blocks;
+        self.is_filled = true;
+    }
+}
+
+/// The Maglev table of a set.
+fn table(slots: &[Backend], length: usize) -> Vec<MaglevBlock> {
+    if length == 0 {
+        return Vec::new();
+    }
+    let mut candidates: Vec<Candidate> =
+        slots.iter().zip(0_u16..).map(|(one, slot)| Candidate::new(one, slot)).collect();
+    let mut table = vec![0; length];
+    maglev::fill(&mut candidates, &mut table);
+    maglev::blocks(&table).collect()
+}
+
+/// Puts the desired backends (sorted, each once) into slots: those that stay keep theirs, newcomers
+/// fill the holes, and what is left of the holes is filled from the end.
 #[must_use]
-pub fn arrange(current: &[Backend], desired: &BTreeSet<Backend>) -> Vec<Backend> {
-    let mut placed = BTreeSet::new();
-    let mut slots: Vec<Option<Backend>> = current
-        .iter()
-        .map(|backend| (desired.contains(backend) && placed.insert(*backend)).then_some(*backend))
-        .collect();
-    let mut newcomers = desired.iter().filter(|backend| !placed.contains(*backend)).copied();
+pub fn arrange(current: &[Backend], desired: &[Backend]) -> Vec<Backend> {
+    if current.is_empty() {
+        return desired.to_vec();
+    }
+    let mut is_placed = vec![false; desired.len()];
+    let mut keep = |backend: &Backend| {
+        let at = desired.binary_search(backend).ok()?;
+        let is_second = std::mem::replace(is_placed.get_mut(at)?, true);
+        (!is_second).then_some(*backend)
+    };
+    let mut slots: Vec<Option<Backend>> = current.iter().map(&mut keep).collect();
+    let newcomers = desired.iter().zip(is_placed).filter(|(_, is_placed)| !is_placed);
+    let mut newcomers = newcomers.map(|(backend, _)| *backend);
     for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
         *slot = newcomers.next();
     }
@@ -120,32 +531,14 @@ pub fn arrange(current: &[Backend], desired: &BTreeSet<Backend>) -> Vec<Backend>
     slots.into_iter().flatten().collect()
 }
 
-fn fill(key: ServiceKey, id: u32, old: Option<&Programmed>, new: &[Backend]) -> Vec<MapOp> {
-    let current = old.map_or(&[][..], |old| &old.backends);
-    let slots = |range: std::ops::Range<usize>| range.map(slot);
-    let mut ops: Vec<MapOp> = new
-        .iter()
-        .zip(slots(0..new.len()))
-        .filter(|(backend, slot)| current.get(index(*slot)) != Some(*backend))
-        .map(|(backend, slot)| MapOp::PutBackend {
-            key: BackendKey { set: id, slot },
-            backend: *backend,
-        })
-        .collect();
-    if old.is_none() || current.len() != new.len() {
-        let service =
-            Service { set: id, count: slot(new.len()), service: id, ..Service::default() };
-        ops.push(MapOp::PutService { key, service });
-    }
-    let surplus = slots(new.len()..current.len().max(new.len()));
-    ops.extend(surplus.map(|slot| MapOp::DelBackend { key: BackendKey { set: id, slot } }));
-    ops
-}
+/// A block that was not in the dump.
+const HOLE: MaglevBlock = MaglevBlock { slots: [u16::MAX; maglev::BLOCK] };
 
-fn withdraw(key: ServiceKey, old: &Programmed) -> Vec<MapOp> {
-    let slots = (0..old.backends.len()).map(slot);
-    let backends = slots.map(|slot| MapOp::DelBackend { key: BackendKey { set: old.id, slot } });
-    std::iter::once(MapOp::DelService { key }).chain(backends).collect()
+fn place<T: Copy>(rows: &mut Vec<T>, at: usize, row: T, hole: T) {
+    if rows.len() <= at {
+        rows.resize(at + 1, hole);
+    }
+    rows[at] = row;
 }
 
 fn slot(index: usize) -> u32 {
@@ -157,125 +550,5 @@ fn index(slot: u32) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use ebpf_common::addr::Addr;
-
-    use super::*;
-
-    #[derive(Clone, Debug, Default, PartialEq)]
-    struct Rows {
-        services: BTreeMap<ServiceKey, Service>,
-        backends: BTreeMap<BackendKey, Backend>,
-    }
-
-    impl Rows {
-        /// Applies one write and checks that no program could miss a slot.
-        fn apply(&mut self, op: MapOp) -> Result<(), TestCaseError> {
-            match op {
-                MapOp::PutBackend { key, backend } => drop(self.backends.insert(key, backend)),
-                MapOp::PutService { key, service } => drop(self.services.insert(key, service)),
-                MapOp::DelService { key } => drop(self.services.remove(&key)),
-                MapOp::DelBackend { key } => drop(self.backends.remove(&key)),
-            }
-            for service in self.services.values() {
-                for slot in 0..service.count {
-                    let key = BackendKey { set: service.set, slot };
-                    prop_assert!(self.backends.contains_key(&key), "dangling after {:?}", op);
-                }
-            }
-            Ok(())
-        }
-
-        fn observed(&self) -> Observed {
-            Observed::from_rows(self.services.clone(), self.backends.clone())
-        }
-    }
-
-    fn backend(last: u8) -> Backend {
-        Backend { addr: Addr::v4([10, 0, 0, last]), port: [0, 80], reserved: [0; 2] }
-    }
-
-    fn frontend(port: u8) -> ServiceKey {
-        ServiceKey { addr: Addr::v4([10, 96, 0, 1]), port: [0, port], proto: 6, scope: 0 }
-    }
-
-    type Desired = BTreeMap<u8, BTreeSet<u8>>;
-
-    fn desired() -> impl Strategy<Value = Desired> {
-        prop::collection::btree_map(0..4_u8, prop::collection::btree_set(0..8_u8, 0..6), 0..4)
-    }
-
-    /// One full round: every frontend of either side, then the sweep.
-    fn round(observed: &mut Observed, desired: &Desired) -> Vec<MapOp> {
-        let keys: BTreeSet<ServiceKey> = observed
-            .frontends
-            .keys()
-            .copied()
-            .chain(desired.keys().map(|port| frontend(*port)))
-            .collect();
-        let mut ops = Vec::new();
-        for key in keys {
-            let wanted: Option<BTreeSet<Backend>> = desired
-                .get(&key.port[1])
-                .map(|lasts| lasts.iter().map(|last| backend(*last)).collect());
-            ops.extend(observed.plan(key, wanted.as_ref()));
-        }
-        ops.extend(observed.sweep());
-        ops
-    }
-
-    proptest! {
-        /// Whatever the states, and wherever the writer dies: safe at every step, complete,
-        /// idempotent, and the memory of the maps equals the maps.
-        #[test]
-        fn laws(states in prop::collection::vec(desired(), 1..5), die_at in 0_usize..30) {
-            let mut rows = Rows::default();
-            for (number, state) in states.iter().enumerate() {
-                let mut observed = rows.observed();
-                let ops = round(&mut observed, state);
-                let dies = number == 1;
-                let count = if dies { die_at.min(ops.len()) } else { ops.len() };
-                for op in &ops[..count] {
-                    rows.apply(*op)?;
-                }
-                if dies {
-                    continue;
-                }
-                let after = rows.observed();
-                prop_assert_eq!(&after.frontends, &observed.frontends);
-                for (port, lasts) in state {
-                    let programmed = &after.frontends[&frontend(*port)];
-                    let set: BTreeSet<u8> = programmed.backends.iter().map(|b| b.addr.v4_octets()[3]).collect();
-                    prop_assert_eq!(&set, lasts);
-                    prop_assert_eq!(programmed.backends.len(), lasts.len());
-                }
-                prop_assert_eq!(after.frontends.len(), state.len());
-                prop_assert!(after.orphans.is_empty());
-                prop_assert_eq!(round(&mut rows.observed(), state), vec![]);
-            }
-        }
-
-        /// Minimal: as many backend writes as backends that came or had to move into a hole.
-        #[test]
-        fn what_stays_is_untouched(
-            old in prop::collection::btree_set(0..20_u8, 0..20),
-            new in prop::collection::btree_set(0..20_u8, 0..20),
-        ) {
-            let old_slots: Vec<Backend> = old.iter().map(|last| backend(*last)).collect();
-            let wanted = new.iter().map(|last| backend(*last)).collect();
-            let slots = arrange(&old_slots, &wanted);
-            let written = slots.iter().zip(0..).filter(|(b, i)| old_slots.get(*i) != Some(*b)).count();
-            let came = new.difference(&old).count();
-            let went = old.difference(&new).count();
-            prop_assert!(written <= came + went.saturating_sub(came));
-        }
-    }
-
-    #[test]
-    fn a_duplicate_row_of_a_dead_writer_is_repaired() {
-        let wanted = BTreeSet::from([backend(1), backend(2)]);
-        assert_eq!(arrange(&[backend(1), backend(1)], &wanted), [backend(1), backend(2)]);
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

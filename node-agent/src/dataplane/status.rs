@@ -12,7 +12,7 @@ use std::{
 
 use ebpf_common::{
     addr::Addr,
-    service::{Backend, ServiceKey},
+    service::{Backend, SCOPE_EXTERNAL, ServiceKey},
     verdict::DropReason,
 };
 use ipnet::IpNet;
@@ -47,8 +47,11 @@ pub struct Report {
     pub drops: Vec<(DropReason, u64)>,
     /// Services that are not programmed, and the fields that this agent does not implement.
     pub unsupported: Vec<(ObjectKey, Vec<String>)>,
-    /// Services that claim a frontend of another: loser, frontend, owner.
-    pub conflicts: Vec<(ObjectKey, String, ObjectKey)>,
+    /// Services that contradict themselves or each other, in words that name the field; all else of
+    /// them is programmed.
+    pub problems: Vec<(ObjectKey, Vec<String>)>,
+    /// Maps without room for what should be in them.
+    pub full: Vec<&'static str>,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
 }
@@ -65,18 +68,16 @@ pub struct ServiceReport {
 
 /// Every frontend as it is programmed.
 #[must_use]
-pub fn services(model: &Model, observed: Option<&Observed>) -> Vec<ServiceReport> {
+pub fn services(observed: Option<&Observed>) -> Vec<ServiceReport> {
     let Some(observed) = observed else { return Vec::new() };
-    let rows = observed.frontends.iter().filter_map(|(key, programmed)| {
-        Some(ServiceReport {
-            service: model.owner(key)?.clone(),
+    let rows = observed.ports().flat_map(|(service, port)| {
+        port.frontends.iter().map(move |(key, row)| ServiceReport {
+            service: service.clone(),
             frontend: frontend(key),
-            backends: programmed.backends.iter().map(backend).collect(),
+            backends: observed.slots(row.set).iter().map(backend).collect(),
         })
     });
-    let mut rows: Vec<ServiceReport> = rows.collect();
-    rows.sort_by(|one, other| one.service.cmp(&other.service));
-    rows
+    rows.collect()
 }
 
 /// Services that are not programmed.
@@ -84,15 +85,6 @@ pub fn services(model: &Model, observed: Option<&Observed>) -> Vec<ServiceReport
 pub fn unsupported(model: &Model) -> Vec<(ObjectKey, Vec<String>)> {
     let fields = |fields: &[Box<str>]| fields.iter().map(ToString::to_string).collect();
     model.unsupported().map(|(key, list)| (key.clone(), fields(list))).collect()
-}
-
-/// Services that lost a frontend to another.
-#[must_use]
-pub fn conflicts(model: &Model) -> Vec<(ObjectKey, String, ObjectKey)> {
-    model
-        .conflicts()
-        .map(|(loser, key, owner)| (loser.clone(), frontend(key), owner.clone()))
-        .collect()
 }
 
 /// A frontend in words.
@@ -105,10 +97,14 @@ pub fn frontend(key: &ServiceKey) -> String {
         _ => "?",
     };
     let port = u16::from_be_bytes(key.port);
-    if key.addr == Addr::ANY_V4 || key.addr == Addr::ANY_V6 {
-        return format!("node:{port}/{protocol}");
+    let from = if key.scope == SCOPE_EXTERNAL { " from outside" } else { "" };
+    if key.addr == Addr::ANY_V4 {
+        return format!("node:{port}/{protocol}{from}");
     }
-    format!("{}/{protocol}", SocketAddr::new(key.addr.ip(), port))
+    if key.addr == Addr::ANY_V6 {
+        return format!("node:{port}/{protocol} IPv6{from}");
+    }
+    format!("{}/{protocol}{from}", SocketAddr::new(key.addr.ip(), port))
 }
 
 fn backend(backend: &Backend) -> String {
@@ -164,8 +160,13 @@ impl Report {
                 fields.join(", ")
             )
         }));
-        lines.extend(self.conflicts.iter().map(|(loser, frontend, owner)| {
-            format!("conflict                  service {loser}: {frontend} belongs to {owner}")
+        let problems = self.problems.iter().flat_map(|(service, all)| {
+            all.iter()
+                .map(move |words| format!("problem                   service {service}: {words}"))
+        });
+        lines.extend(problems);
+        lines.extend(self.full.iter().map(|map| {
+            format!("full                      map {map}: what came last is not programmed")
         }));
         lines.extend(
             self.trouble
@@ -237,11 +238,10 @@ impl Report {
             "unsupported": self.unsupported.iter()
                 .map(|(key, fields)| json!({"service": key.to_string(), "fields": fields}))
                 .collect::<Vec<_>>(),
-            "conflicts": self.conflicts.iter()
-                .map(|(loser, frontend, owner)| json!({
-                    "service": loser.to_string(), "frontend": frontend, "owner": owner.to_string(),
-                }))
+            "problems": self.problems.iter()
+                .map(|(service, words)| json!({"service": service.to_string(), "problems": words}))
                 .collect::<Vec<_>>(),
+            "full": self.full,
             "trouble": self.trouble.iter()
                 .map(|(part, words)| json!({"part": part, "message": words}))
                 .collect::<Vec<_>>(),
@@ -312,7 +312,8 @@ mod tests {
             flows: 3,
             drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],
             unsupported: vec![(ObjectKey::new("a", "b"), vec!["spec.sessionAffinity".into()])],
-            conflicts: vec![],
+            problems: vec![(ObjectKey::new("a", "c"), vec!["spec.ports[0]: bad".into()])],
+            full: vec!["SERVICES"],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
         }
     }
@@ -325,6 +326,8 @@ mod tests {
             "2 × service has no ready endpoint",
             "service a/b: spec.sessionAffinity is not supported",
             "pods: 10.244.0.3: File exists",
+            "service a/c: spec.ports[0]: bad",
+            "map SERVICES: what came last",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
         ] {

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::{
+    api::core::v1::{Service, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 
 use super::{key, protocol};
 use crate::model::{ObjectKey, ServiceKind, ServicePort, ServiceRow, TrafficPolicy};
@@ -160,39 +163,19 @@ fn policy(name: Option<&str>) -> TrafficPolicy {
     }
 }
 
-/// Field paths that change what the packets do and that the dataplane does not do.
+/// Field paths that change what the packets do and that the dataplane does not do. SCTP's checksum
+/// covers its ports and is a CRC that no program can compute, so that only addresses are translated.
 fn unsupported(kind: ServiceKind, spec: &ServiceSpec) -> Vec<Box<str>> {
-    let mut fields: Vec<Box<str>> = Vec::new();
     // These have no address of their own: DNS answers for them.
     if matches!(kind, ServiceKind::ExternalName | ServiceKind::Headless) {
-        return fields;
+        return Vec::new();
     }
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        fields.push("spec.sessionAffinity".into());
-    }
-    if spec.external_traffic_policy.as_deref() == Some("Local") {
-        fields.push("spec.externalTrafficPolicy".into());
-    }
-    if spec.internal_traffic_policy.as_deref() == Some("Local") {
-        fields.push("spec.internalTrafficPolicy".into());
-    }
-    if spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
-        fields.push("spec.loadBalancerSourceRanges".into());
-    }
-    for (index, port) in spec.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref() == Some("SCTP") {
-            fields.push(format!("spec.ports[{index}].protocol").into());
-        }
-    }
-    for (index, ip) in spec.cluster_ips.iter().flatten().enumerate() {
-        if ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-            fields.push(format!("spec.clusterIPs[{index}]").into());
-        }
-    }
-    for (index, ip) in spec.external_ips.iter().flatten().enumerate() {
-        if ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-            fields.push(format!("spec.externalIPs[{index}]").into());
-        }
-    }
-    fields
+    let ports = spec.ports.iter().flatten().enumerate();
+    let other = ports.filter(|(_, port)| {
+        let number = port.port;
+        let target = port.target_port.as_ref();
+        port.protocol.as_deref() == Some("SCTP")
+            && matches!(target, Some(IntOrString::Int(target)) if *target != number)
+    });
+    other.map(|(index, _)| format!("spec.ports[{index}].targetPort").into()).collect()
 }

@@ -31,27 +31,19 @@ fn a_node_port_service() {
 }
 
 #[test]
-fn every_field_that_is_not_done_yet_is_named() {
+fn sctp_to_another_port_is_refused_by_name() {
     let row = parse_service(json!({
         "type": "LoadBalancer", "clusterIPs": ["10.96.3.4", "fd00::4"],
         "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
         "internalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["10.0.0.0/8"],
         "externalIPs": ["fd00::9"],
-        "ports": [{"port": 80}, {"name": "s", "port": 81, "protocol": "SCTP"}],
+        "ports": [{"port": 80, "targetPort": 8080},
+                  {"name": "s", "port": 81, "protocol": "SCTP", "targetPort": 82},
+                  {"name": "t", "port": 83, "protocol": "SCTP", "targetPort": 83},
+                  {"name": "u", "port": 84, "protocol": "SCTP", "targetPort": "named"}],
     }));
     let fields: Vec<&str> = row.unsupported.iter().map(AsRef::as_ref).collect();
-    assert_eq!(
-        fields,
-        [
-            "spec.sessionAffinity",
-            "spec.externalTrafficPolicy",
-            "spec.internalTrafficPolicy",
-            "spec.loadBalancerSourceRanges",
-            "spec.ports[1].protocol",
-            "spec.clusterIPs[1]",
-            "spec.externalIPs[0]",
-        ]
-    );
+    assert_eq!(fields, ["spec.ports[1].targetPort"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod daemon;
 pub mod exec;
+pub mod map;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;

@@ -96,19 +96,22 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     let (_, cluster) = cluster();
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "service", "odd-service", "--ignore-not-found"]).unwrap();
-    let service = |affinity: &str| {
+    // SCTP keeps its port: its checksum cannot be renewed.
+    let service = |sctp_target: u16| {
         json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": "odd-service" },
             "spec": {
                 "selector": { "app": "nginx" },
-                "ports": [{ "port": 80 }],
-                "sessionAffinity": affinity,
+                "ports": [
+                    { "name": "http", "port": 80 },
+                    { "name": "sctp", "port": 81, "protocol": "SCTP", "targetPort": sctp_target },
+                ],
             },
         })
     };
-    kubectl.apply(&service("ClientIP")).unwrap();
+    kubectl.apply(&service(82)).unwrap();
     let condition = || -> anyhow::Result<serde_json::Value> {
         let service = kubectl.json(&["get", "service", "odd-service"])?;
         let conditions = service["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -117,7 +120,7 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
             .find(|condition| condition["type"] == "Programmed")
             .unwrap_or_default())
     };
-    let named = |text: &str| text.contains("spec.sessionAffinity");
+    let named = |text: &str| text.contains("spec.ports[1].targetPort");
     wait_for("a condition that names the field", Duration::from_secs(30), || {
         let found = condition()?;
         let told = found["status"] == "False"
@@ -145,7 +148,7 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     }
 
     // With the field taken away it works, so that nothing but the field was in the way.
-    kubectl.apply(&service("None")).unwrap();
+    kubectl.apply(&service(81)).unwrap();
     for node in &cluster.nodes {
         let what = format!("the Service to answer on {}", node.name);
         wait_for(&what, Duration::from_secs(30), || Ok(get(node)?.then_some(()))).unwrap();

@@ -1,0 +1,215 @@
+//! The maps of services: what they hold, and a round's writes in their order.
+//!
+//! Effects only. Rows travel in batches. A row that cannot be written does not stop the others, but
+//! nothing that needs it is exposed and nothing is emptied after it: the caller reads the maps back
+//! and plans anew.
+
+use std::{collections::BTreeSet, fmt, io, os::fd::AsFd as _};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Map, MapError, lpm_trie::Key},
+};
+use ebpf_common::{
+    affinity::MemberKey,
+    maglev::{MaglevBlock, MaglevKey},
+    maps as names,
+    service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
+};
+
+use super::{
+    load::LoadError,
+    plan::{Batch, RangeKey, Rows},
+};
+use crate::sys::map::{Failed, RowMap};
+
+/// The maps of services.
+#[derive(Debug)]
+pub struct ServiceMaps {
+    services: RowMap<ServiceKey, Service>,
+    backends: RowMap<BackendKey, Backend>,
+    members: RowMap<MemberKey, u32>,
+    ranges: RowMap<Key<SourceRange>, u32>,
+    blocks: RowMap<MaglevKey, MaglevBlock>,
+    /// Programs that are still to be loaded name the maps by these descriptors.
+    _kept: Vec<Map>,
+}
+
+/// Rows of one map that could not be written.
+#[derive(Debug)]
+pub struct WriteError {
+    pub map: &'static str,
+    pub rows: usize,
+    /// What the kernel said to the first.
+    pub error: io::Error,
+}
+
+impl WriteError {
+    /// Whether the map has no room left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.error.raw_os_error() == Some(libc::E2BIG)
+    }
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { map, rows, error } = self;
+        if self.is_full() {
+            return write!(f, "map {map} is full: {rows} rows are not written");
+        }
+        write!(f, "map {map}: {rows} rows are not written: {error}")
+    }
+}
+
+/// What failed before, so that nothing is built on it.
+#[derive(Default)]
+struct Broken {
+    sets: BTreeSet<u32>,
+    services: BTreeSet<u32>,
+}
+
+impl ServiceMaps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Map`] when the object lacks one or has it in another shape.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, LoadError> {
+        let mut kept = Vec::new();
+        Ok(Self {
+            services: take(object, names::SERVICES, &mut kept)?,
+            backends: take(object, names::BACKENDS, &mut kept)?,
+            members: take(object, names::MEMBERS, &mut kept)?,
+            ranges: take(object, names::SOURCE_RANGES, &mut kept)?,
+            blocks: take(object, names::MAGLEV, &mut kept)?,
+            _kept: kept,
+        })
+    }
+
+    /// Every row.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading.
+    pub fn read(&self) -> io::Result<Rows> {
+        let ranges = self.ranges.dump()?;
+        Ok(Rows {
+            services: self.services.dump()?,
+            backends: self.backends.dump()?,
+            members: self.members.dump()?,
+            ranges: ranges.into_iter().map(|(key, _)| (key.prefix_len(), key.data())).collect(),
+            blocks: self.blocks.dump()?,
+        })
+    }
+
+    /// Does the writes of a round. Returns what failed, one entry for a batch.
+    pub fn write(&self, batches: &[Batch]) -> Vec<WriteError> {
+        let (mut failures, mut broken) = (Vec::new(), Broken::default());
+        for batch in batches {
+            // A frontend that nobody has may always go. What it led to stays until it is known that
+            // nothing else leads there.
+            if !failures.is_empty() && is_emptying(batch) {
+                continue;
+            }
+            failures.extend(self.write_one(batch, &mut broken));
+        }
+        failures
+    }
+
+    fn write_one(&self, batch: &Batch, broken: &mut Broken) -> Option<WriteError> {
+        let (map, failed) = match batch {
+            Batch::PutBackends(rows) => {
+                let failed = self.backends.update(rows);
+                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                (names::BACKENDS, failed)
+            }
+            Batch::PutMembers(rows) => {
+                let failed = self.members.update(rows);
+                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                (names::MEMBERS, failed)
+            }
+            Batch::PutRanges(rows) => {
+                let trie: Vec<_> = rows.iter().map(|range| (key(range), 1)).collect();
+                let failed = self.ranges.update(&trie);
+                broken.services.extend(failed.iter().map(|(at, _)| rows[*at].1.service));
+                (names::SOURCE_RANGES, failed)
+            }
+            Batch::PutBlocks(rows) => {
+                let failed = self.blocks.update(rows);
+                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                (names::MAGLEV, failed)
+            }
+            Batch::PutServices(rows) => (names::SERVICES, self.expose(rows, broken)),
+            Batch::DelServices(keys) => (names::SERVICES, self.services.delete(keys)),
+            Batch::DelBlocks(keys) => (names::MAGLEV, self.blocks.delete(keys)),
+            Batch::DelRanges(keys) => {
+                let keys: Vec<_> = keys.iter().map(key).collect();
+                (names::SOURCE_RANGES, self.ranges.delete(&keys))
+            }
+            Batch::DelMembers(keys) => (names::MEMBERS, self.members.delete(keys)),
+            Batch::DelBackends(keys) => (names::BACKENDS, self.backends.delete(keys)),
+        };
+        let rows = failed.len();
+        let (_, error) = failed.into_iter().next()?;
+        Some(WriteError { map, rows, error })
+    }
+
+    /// Writes frontends, those apart whose set or ranges are not whole.
+    fn expose(&self, rows: &[(ServiceKey, Service)], broken: &Broken) -> Vec<Failed> {
+        if broken.sets.is_empty() && broken.services.is_empty() {
+            return self.services.update(rows);
+        }
+        let is_whole = |(_, row): &&(ServiceKey, Service)| {
+            !broken.sets.contains(&row.set) && !broken.services.contains(&row.service)
+        };
+        let whole: Vec<_> = rows.iter().filter(is_whole).copied().collect();
+        self.services.update(&whole)
+    }
+}
+
+/// Whether a batch takes something away that a frontend may lead to.
+const fn is_emptying(batch: &Batch) -> bool {
+    match batch {
+        Batch::DelBlocks(_)
+        | Batch::DelRanges(_)
+        | Batch::DelMembers(_)
+        | Batch::DelBackends(_) => true,
+        Batch::PutBackends(_)
+        | Batch::PutMembers(_)
+        | Batch::PutRanges(_)
+        | Batch::PutBlocks(_)
+        | Batch::PutServices(_)
+        | Batch::DelServices(_) => false,
+    }
+}
+
+const fn key((bits, range): &RangeKey) -> Key<SourceRange> {
+    Key::new(*bits, *range)
+}
+
+/// A map whose rows have the sizes of the types; the map itself goes to `kept`.
+pub(super) fn take<K: Pod, V: Pod>(
+    object: &mut Ebpf,
+    name: &'static str,
+    kept: &mut Vec<Map>,
+) -> Result<RowMap<K, V>, LoadError> {
+    let failed = |source| LoadError::Map { name, source };
+    let map = object.take_map(name).ok_or(LoadError::NoMap { name })?;
+    let (Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data)) = &map else {
+        return Err(failed(MapError::InvalidMapType { map_type: 0 }));
+    };
+    let info = data.info().map_err(failed)?;
+    let sizes = [(info.key_size(), size_of::<K>()), (info.value_size(), size_of::<V>())];
+    for (found, expected) in sizes {
+        let size = usize::try_from(found).unwrap_or(usize::MAX);
+        if size != expected {
+            // Which of the two it is, the sizes say.
+            return Err(failed(MapError::InvalidKeySize { size, expected }));
+        }
+    }
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    let rows = RowMap::new(fd.map_err(|error| failed(MapError::IoError(error)))?);
+    kept.push(map);
+    Ok(rows)
+}

@@ -1,0 +1,155 @@
+//! The services' part of a round: what changed in the tables, planned and written.
+//!
+//! Effects, in the order read, plan, write, record. While the sources are not synced (what a
+//! node-local snapshot brought, or a list that is not whole), nothing is deleted and what an earlier
+//! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
+//! added.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{
+    Tables,
+    model::{Model, NodeLocalService, Problems},
+    plan::{Observed, Plan},
+    select::Place,
+    service_maps::ServiceMaps,
+};
+use crate::{model::ObjectKey, overlay::chain};
+
+/// Up to where the maps say what the tables say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Revision of the table of services.
+    pub services: u64,
+    /// Revision of the table of slices.
+    pub slices: u64,
+    /// Rows written and deleted since the start.
+    pub writes: u64,
+    /// Whether the sources were synced, so that nothing else is in the maps.
+    pub is_whole: bool,
+}
+
+/// What others may follow.
+#[derive(Debug)]
+pub(super) struct Outlets {
+    pub(super) settled: watch::Sender<Settled>,
+    pub(super) problems: watch::Sender<Arc<Problems>>,
+}
+
+/// What is known of services, and of the maps.
+pub(super) struct Services {
+    pub(super) model: Model,
+    /// What the service maps hold; `None` until they are read (again).
+    pub(super) observed: Option<Observed>,
+    /// Every service was planned from synced sources since the maps were read.
+    is_swept: bool,
+    settled: Settled,
+    outlets: Outlets,
+    /// A map that had no room in the last round.
+    pub(super) full: BTreeSet<&'static str>,
+}
+
+impl Services {
+    pub(super) fn new(node_local: Option<NodeLocalService>, outlets: Outlets) -> Self {
+        Self {
+            model: Model::new(node_local),
+            observed: None,
+            is_swept: false,
+            settled: Settled::default(),
+            outlets,
+            full: BTreeSet::new(),
+        }
+    }
+
+    /// Reads the maps back in the next round, to repair what others have changed.
+    pub(super) fn forget(&mut self) {
+        self.observed = None;
+    }
+
+    /// Follows the tables. Errors are words for the report; the next round starts from the maps.
+    pub(super) fn round(
+        &mut self,
+        tables: &Tables,
+        place: Place,
+        maps: &ServiceMaps,
+    ) -> Result<(), String> {
+        // A service without its slices would lose its backends, so both must be complete.
+        let is_synced = tables.services.is_synced() && tables.slices.is_synced();
+        let services = tables.services.changes_since(self.settled.services);
+        let slices = tables.slices.changes_since(self.settled.slices);
+        (self.settled.services, self.settled.slices) = (services.revision, slices.revision);
+        let mut dirty = self.model.set_place(place);
+        dirty.extend(self.model.update(services, slices));
+        let is_idle = dirty.is_empty() && self.observed.is_some();
+        if is_idle && (self.is_swept || !is_synced) {
+            return Ok(());
+        }
+        if self.observed.is_none() && !is_synced && self.model.services().next().is_none() {
+            return Ok(());
+        }
+        let outcome = self.write(is_synced, dirty, maps);
+        self.tell(is_synced && outcome.is_ok());
+        outcome
+    }
+
+    fn write(
+        &mut self,
+        is_synced: bool,
+        mut dirty: BTreeSet<ObjectKey>,
+        maps: &ServiceMaps,
+    ) -> Result<(), String> {
+        let mut batches = Vec::new();
+        let mut observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => {
+                let rows = maps.read().map_err(|error| chain(&error))?;
+                let (observed, unreachable) = Observed::from_rows(rows);
+                batches.extend(unreachable.into_batches());
+                self.is_swept = false;
+                dirty.extend(self.model.services().cloned());
+                observed
+            }
+        };
+        if is_synced && !self.is_swept {
+            dirty.extend(self.model.services().cloned());
+        }
+        let mut plan = Plan::default();
+        for key in &dirty {
+            let desired = self.model.desired(key);
+            if is_synced || !observed.has_unclaimed(&desired.ports) {
+                observed.plan_service(key, &desired.ports, &mut plan);
+            }
+        }
+        if is_synced && !self.is_swept {
+            observed.sweep(&mut plan);
+            self.is_swept = true;
+        }
+        batches.extend(plan.into_batches());
+        let rows: usize = batches.iter().map(super::plan::Batch::len).sum();
+        self.settled.writes += u64::try_from(rows).unwrap_or(0);
+        let failures = maps.write(&batches);
+        self.full = failures.iter().filter(|one| one.is_full()).map(|one| one.map).collect();
+        if failures.is_empty() {
+            self.observed = Some(observed);
+            return Ok(());
+        }
+        let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        Err(words.join("; "))
+    }
+
+    fn tell(&mut self, is_whole: bool) {
+        self.settled.is_whole = is_whole;
+        if self.observed.is_some() {
+            self.outlets.settled.send_replace(self.settled);
+        }
+        self.outlets.problems.send_if_modified(|told| {
+            let differs = **told != *self.model.problems();
+            if differs {
+                *told = Arc::new(self.model.problems().clone());
+            }
+            differs
+        });
+    }
+}

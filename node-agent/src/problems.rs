@@ -1,0 +1,127 @@
+//! Services that contradict themselves or each other, told to their owners by Events.
+//!
+//! Task [`tell`]: reads the dataplane's list, writes one Event for each service and set of words. The
+//! rest of such a service is programmed.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference, Service},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::sync::watch;
+
+use crate::{dataplane::Problems, model::ObjectKey, overlay::chain, watch::fingerprint};
+
+/// Services whose problems are remembered, so that each is told once; all are forgotten when it is
+/// full.
+const TOLD: usize = 4_096;
+/// Longest list of words in one Event; upstream cuts messages at 1,024 bytes.
+const WORDS_BYTES: usize = 900;
+
+/// Writes Events. Ends with the dataplane.
+pub async fn tell(client: Client, node: String, mut problems: watch::Receiver<Arc<Problems>>) {
+    let mut told = BTreeSet::new();
+    while problems.changed().await.is_ok() {
+        let now = Arc::clone(&problems.borrow_and_update());
+        told.retain(|(key, _)| now.contains_key(key));
+        for (key, words) in now.iter() {
+            let words = joined(words);
+            if told.contains(&(key.clone(), words.clone())) {
+                continue;
+            }
+            match write(&client, &node, key, &words).await {
+                Ok(()) if told.len() < TOLD => drop(told.insert((key.clone(), words))),
+                Ok(()) => told.clear(),
+                Err(error) => {
+                    tracing::warn!(service = %key, error = chain(&error), "cannot write an event");
+                }
+            }
+        }
+    }
+}
+
+async fn write(client: &Client, node: &str, key: &ObjectKey, words: &str) -> kube::Result<()> {
+    let services = Api::<Service>::namespaced(client.clone(), &key.namespace);
+    // Gone meanwhile: there is nobody to tell.
+    let Some(service) = services.get_opt(&key.name).await? else { return Ok(()) };
+    let uid = service.metadata.uid.unwrap_or_default();
+    let events = Api::<Event>::namespaced(client.clone(), &key.namespace);
+    match events.create(&PostParams::default(), &event(key, &uid, node, words)).await {
+        // Told by this node before it restarted.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn event(key: &ObjectKey, uid: &str, node: &str, words: &str) -> Event {
+    let now = Time(jiff::Timestamp::now());
+    let mark = fingerprint(&[uid, words, node]);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{mark:016x}", key.name)),
+            namespace: Some(key.namespace.to_string()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            name: Some(key.name.to_string()),
+            namespace: Some(key.namespace.to_string()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("PartlyProgrammed".to_owned()),
+        message: Some(format!("On node {node} the rest of the Service is programmed: {words}")),
+        source: Some(EventSource {
+            component: Some("orlop-dataplane".to_owned()),
+            host: Some(node.to_owned()),
+        }),
+        first_timestamp: Some(now.clone()),
+        last_timestamp: Some(now),
+        count: Some(1),
+        ..Event::default()
+    }
+}
+
+/// As many words as an Event bears.
+fn joined(words: &[String]) -> String {
+    let mut text = String::new();
+    for (index, one) in words.iter().enumerate() {
+        if text.len() + one.len() > WORDS_BYTES && index > 0 {
+            let left = words.len() - index;
+            return format!("{text}; and {left} more");
+        }
+        if index > 0 {
+            text.push_str("; ");
+        }
+        text.push_str(one);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_names_what_is_wrong_and_where_and_is_the_same_after_a_restart() {
+        let key = ObjectKey::new("d", "web");
+        let (one, other) = (event(&key, "u", "n1", "spec.a"), event(&key, "u", "n1", "spec.a"));
+        assert_eq!(one.metadata.name, other.metadata.name);
+        assert_ne!(one.metadata.name, event(&key, "u", "n2", "spec.a").metadata.name);
+        assert_ne!(one.metadata.name, event(&key, "u", "n1", "spec.b").metadata.name);
+        let message = one.message.unwrap();
+        assert!(message.contains("n1") && message.contains("spec.a"), "{message}");
+    }
+
+    #[test]
+    fn many_words_are_cut_and_counted() {
+        let words: Vec<String> = (0..100).map(|n| format!("{n:0>40}")).collect();
+        let text = joined(&words);
+        assert!(text.len() < 1_000 && text.ends_with(" more"), "{}", text.len());
+        assert_eq!(joined(&words[..2]).split("; ").count(), 2);
+    }
+}
