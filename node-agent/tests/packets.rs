@@ -12,11 +12,26 @@ mod kernel;
 mod place;
 
 #[cfg(test)]
+#[path = "packets/errors.rs"]
+mod errors;
+#[cfg(test)]
+#[path = "packets/fragments.rs"]
+mod fragments;
+#[cfg(test)]
+#[path = "packets/malformed.rs"]
+mod malformed;
+#[cfg(test)]
+#[path = "packets/masquerade.rs"]
+mod masquerade;
+#[cfg(test)]
 #[path = "packets/outside.rs"]
 mod outside;
 #[cfg(test)]
 #[path = "packets/plain.rs"]
 mod plain;
+#[cfg(test)]
+#[path = "packets/refusals.rs"]
+mod refusals;
 #[cfg(test)]
 #[path = "packets/services.rs"]
 mod services;

@@ -81,26 +81,27 @@ impl Frame {
         Self { src: self.dst, dst: self.src, flags, ..self.clone() }
     }
 
-    /// An ICMP error that `from` sends to the sender of `about`: unreachable, or too big.
+    /// An ICMP error that `from` sends to the sender of `about`: the packet is too big.
     pub(crate) fn error(from: &str, about: &Self, quoted: usize) -> Self {
-        let about_bytes = about.bytes();
-        let quote = &about_bytes[14..about_bytes.len().min(14 + quoted)];
-        let (proto, kind, head): (u8, u8, [u8; 7]) = if about.src.0.is_ipv4() {
-            // Fragmentation needed, with the next hop's MTU.
-            (ICMP, 3, [4, 0, 0, 0, 0, 5, 120])
-        } else {
-            (ICMPV6, 2, [0, 0, 0, 0, 0, 5, 120])
-        };
+        // Fragmentation needed (RFC 792, RFC 1191); packet too big (RFC 4443).
+        let (kind, code) = if about.src.0.is_ipv4() { (3, 4) } else { (2, 0) };
+        Self::error_of((kind, code, [0, 0, 5, 120]), from, about, quoted)
+    }
+
+    /// An ICMP error of that type, code and rest of the header.
+    pub(crate) fn error_of(
+        (kind, code, rest): (u8, u8, [u8; 4]),
+        from: &str,
+        about: &Self,
+        quoted: usize,
+    ) -> Self {
+        let mut quote = about.bytes().split_off(14);
+        quote.resize(quoted.min(quote.len()), 0);
         Self {
-            src: (from.parse().unwrap(), 0),
-            dst: (about.src.0, 0),
-            proto,
+            proto: if about.src.0.is_ipv4() { ICMP } else { ICMPV6 },
             flags: kind,
-            payload: [&head[..], quote].concat(),
-            fragment: None,
-            extensions: Vec::new(),
-            unchecked: false,
-            ..Self::new(TCP, (from, 0), (from, 0))
+            payload: [&[code, 0, 0][..], &rest, &quote].concat(),
+            ..Self::new(UDP, (from, 0), (&about.src.0.to_string(), 0))
         }
     }
 
@@ -186,14 +187,15 @@ impl Frame {
             }
             // Verification tag, checksum (of its own kind, not looked at), and an INIT chunk.
             SCTP => ([&ports[..], &[0; 4], &[7; 4], &[1, 0, 0, 4]].concat(), 0),
-            ICMP | ICMPV6 if self.is_error() => (vec![self.flags, self.payload[0], 0, 0], 2),
+            // Its payload begins with the code and the checksum's place.
+            ICMP | ICMPV6 if self.is_error() => (vec![self.flags], 2),
             ICMP | ICMPV6 => {
                 let [high, low] = (self.src.1 | self.dst.1).to_be_bytes();
                 (vec![self.flags, 0, 0, 0, high, low, 0, 1], 2)
             }
             _ => (Vec::new(), 0),
         };
-        bytes.extend(self.payload.iter().skip(usize::from(self.is_error())));
+        bytes.extend(&self.payload);
         if self.unchecked || at == 0 {
             return bytes;
         }

@@ -197,9 +197,17 @@ impl Kernel {
         map.iter().map(Result::unwrap).collect()
     }
 
-    pub(crate) fn refusals_of_cpus(&self) -> u32 {
-        let map: PerCpuArray<_, Budget> = self.map("REFUSALS").try_into().unwrap();
-        map.get(&0, 0).unwrap().iter().map(|budget| budget.sent).sum()
+    /// Fills the connection table with rows that mean nothing.
+    pub(crate) fn fill_flows(&mut self) {
+        let map = self.object.map_mut("CONNTRACK").unwrap();
+        let mut map: HashMap<&mut MapData, FlowKey, Flow> = map.try_into().unwrap();
+        for number in 0_u32.. {
+            let [a, b, c, d] = number.to_be_bytes();
+            let key = FlowKey { sport: [a, b], dport: [c, d], ..FlowKey::default() };
+            if map.insert(key, Flow::default(), 0).is_err() {
+                break;
+            }
+        }
     }
 
     /// Makes a service of a frontend; returns its row.
@@ -271,6 +279,10 @@ impl Kernel {
         self.empty_map::<BackendKey, Backend>("BACKENDS");
         self.empty_map::<FragmentKey, Fragment>("FRAGMENTS");
         self.empty_map::<u32, Device>("DEVICES");
+        let map = self.object.map_mut("REFUSALS").unwrap();
+        let mut map: PerCpuArray<_, Budget> = map.try_into().unwrap();
+        let fresh = vec![Budget::default(); aya::util::nr_cpus().unwrap()];
+        map.set(0, fresh.try_into().unwrap(), 0).unwrap();
     }
 
     fn empty_map<K: Pod, V: Pod>(&mut self, name: &str) {

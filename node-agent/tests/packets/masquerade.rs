@@ -1,0 +1,172 @@
+//! Pods that speak to the outside under the node's address.
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, SocketAddr, UdpSocket},
+        os::fd::{AsRawFd as _, OwnedFd},
+    };
+
+    use ebpf_common::verdict::DropReason;
+    use nix::{
+        errno::Errno,
+        sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
+    };
+
+    use crate::{
+        frame::{ACK, Frame, RST, SCTP, TCP, UDP},
+        kernel::{
+            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, with_kernel,
+        },
+    };
+
+    /// The port or identifier under which the second newest flow's packets leave.
+    fn port_of(out: &[u8], frame: &Frame) -> u16 {
+        let ip = if frame.src.0.is_ipv4() { 20 } else { 40 };
+        let at = 14 + ip + if frame.flags == 8 || frame.flags == 128 { 4 } else { 0 };
+        u16::from_be_bytes([out[at], out[at + 1]])
+    }
+
+    #[test]
+    fn a_pod_asks_outside_under_the_nodes_address_and_its_own_port() {
+        with_kernel(|kernel, at| {
+            for asked in [
+                Frame::tcp((at.pod, 40_000), (at.client, 443)),
+                Frame::udp((at.pod, 40_000), (at.client, 53)),
+                Frame::new(SCTP, (at.pod, 40_000), (at.client, 99)),
+                Frame::ping((at.pod, 777), at.client),
+            ] {
+                let sent = masked(&asked, (at.node, asked.src.1));
+                for _ in 0..2 {
+                    kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
+                }
+                let seen = delivered(&asked.answer());
+                kernel.check("tc_from_underlay", &sent.answer(), REDIRECT, Some(&seen));
+                // The packets themselves leave by the device and are no newcomers.
+                kernel.came_by = 1;
+                kernel.check("tc_to_underlay", &sent, PASS, None);
+                kernel.came_by = 0;
+            }
+            assert_eq!(kernel.flows().len(), 8);
+        });
+    }
+
+    #[test]
+    fn two_pods_with_one_port_are_told_apart() {
+        with_kernel(|kernel, at| {
+            for asked in [
+                Frame::tcp((at.pod, 40_000), (at.client, 443)),
+                Frame::udp((at.pod, 40_000), (at.client, 53)),
+                Frame::ping((at.pod, 777), at.client),
+            ] {
+                let _first = kernel.run("tc_from_pod", &asked.bytes());
+                let second = masked(&asked, (at.pod2, asked.src.1));
+                let (verdict, out) = kernel.run("tc_from_pod", &second.bytes());
+                let port = port_of(&out, &second);
+                assert_ne!(port, asked.src.1);
+                let sent = masked(&second, (at.node, port));
+                assert_eq!((verdict, out), (REDIRECT, hop(&sent).bytes()));
+                let seen = delivered2(&second.answer());
+                kernel.check("tc_from_underlay", &sent.answer(), REDIRECT, Some(&seen));
+                let first = masked(&asked, (at.node, asked.src.1));
+                let seen = delivered(&asked.answer());
+                kernel.check("tc_from_underlay", &first.answer(), REDIRECT, Some(&seen));
+            }
+            // SCTP's port cannot be changed.
+            let asked = Frame::new(SCTP, (at.pod, 40_000), (at.client, 99));
+            let _first = kernel.run("tc_from_pod", &asked.bytes());
+            let second = masked(&asked, (at.pod2, 40_000)).bytes();
+            kernel.drops_for("tc_from_pod", &second, DropReason::PortsExhausted);
+        });
+    }
+
+    /// A connection of the node under way: its port is taken from the first packet on.
+    fn connecting(from: SocketAddr, to: SocketAddr) -> OwnedFd {
+        let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+        let result = connect(fd.as_raw_fd(), &SockaddrStorage::from(to));
+        assert_eq!(result, Err(Errno::EINPROGRESS));
+        fd
+    }
+
+    #[test]
+    fn a_port_that_a_socket_of_the_node_has_is_not_given_out() {
+        with_kernel(|kernel, at| {
+            let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+            let from = SocketAddr::new(ip(at.node), 40_000);
+            let _tcp = connecting(from, SocketAddr::new(ip(at.client), 443));
+            let _udp = UdpSocket::bind(from).unwrap();
+            for asked in [
+                Frame::tcp((at.pod, 40_000), (at.client, 443)),
+                Frame::udp((at.pod, 40_000), (at.client, 53)),
+            ] {
+                let (verdict, out) = kernel.run("tc_from_pod", &asked.bytes());
+                assert_eq!(verdict, REDIRECT);
+                assert_ne!(port_of(&out, &asked), 40_000, "{asked:?}");
+            }
+            let elsewhere = Frame::tcp((at.pod, 40_000), (at.client, 444));
+            let sent = masked(&elsewhere, (at.node, 40_000));
+            kernel.check("tc_from_pod", &elsewhere, REDIRECT, Some(&hop(&sent)));
+        });
+    }
+
+    #[test]
+    fn a_connection_of_the_node_that_meets_a_pods_gets_another_port() {
+        with_kernel(|kernel, at| {
+            for (proto, flags) in [(TCP, ACK), (UDP, 0)] {
+                let pods = Frame::new(proto, (at.pod, 40_000), (at.client, 443));
+                let _taken = kernel.run("tc_from_pod", &pods.bytes());
+                let own = masked(&pods, (at.node, 40_000));
+                let (verdict, out) = kernel.run("tc_to_underlay", &own.bytes());
+                let port = port_of(&out, &own);
+                let sent = masked(&own, (at.node, port));
+                assert_eq!((verdict, &out), (PASS, &sent.bytes()));
+                assert_ne!(port, 40_000);
+                let later = Frame { flags, ..own.clone() };
+                let later_sent = Frame { flags, ..sent.clone() };
+                kernel.check("tc_to_underlay", &later, PASS, Some(&later_sent));
+                kernel.check("tc_from_underlay", &sent.answer(), PASS, Some(&own.answer()));
+                // The pod's own is as before.
+                let seen = delivered(&pods.answer());
+                kernel.check("tc_from_underlay", &own.answer(), REDIRECT, Some(&seen));
+            }
+        });
+    }
+
+    #[test]
+    fn without_masquerade_pods_keep_their_address() {
+        with_kernel(|kernel, at| {
+            kernel.set_config(ebpf_common::config::Config { flags: 0, ..config() });
+            let asked = Frame::tcp((at.pod, 40_000), (at.client, 443));
+            kernel.check("tc_from_pod", &asked, PASS, None);
+            assert!(kernel.flows().is_empty());
+        });
+    }
+
+    #[test]
+    fn what_belongs_to_no_connection_does_not_leave() {
+        with_kernel(|kernel, at| {
+            let reset = Frame { flags: RST, ..Frame::tcp((at.pod, 40_000), (at.client, 443)) };
+            kernel.drops_for("tc_from_pod", &reset.bytes(), DropReason::NoFlow);
+            let tunnelled = Frame::new(47, (at.pod, 0), (at.client, 0));
+            kernel.drops_for("tc_from_pod", &tunnelled.bytes(), DropReason::NoFlow);
+        });
+    }
+
+    #[test]
+    fn a_full_table_is_a_counted_drop() {
+        with_kernel(|kernel: &mut Kernel, at| {
+            if at.node != V4.node {
+                return;
+            }
+            let asked = Frame::tcp((at.pod, 40_000), (at.client, 443));
+            let _open = kernel.run("tc_from_pod", &asked.bytes());
+            kernel.fill_flows();
+            let another = Frame::tcp((at.pod, 40_001), (at.client, 443)).bytes();
+            kernel.drops_for("tc_from_pod", &another, DropReason::ConntrackFull);
+            let sent = masked(&asked, (at.node, 40_000));
+            kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
+        });
+    }
+}

@@ -1,0 +1,101 @@
+//! Clients that are told at once that nobody answers.
+
+#[cfg(test)]
+mod tests {
+    use ebpf_common::verdict::{DropReason, REFUSALS_PER_SECOND};
+
+    use crate::{
+        frame::{Frame, RST, TCP, UDP, checksum},
+        kernel::{DROP, Kernel, REDIRECT, any, hex, with_kernel},
+    };
+
+    /// The answer as it is sent back: what the address itself would say.
+    fn answer(asked: &Frame) -> Vec<u8> {
+        let from = asked.dst.0.to_string();
+        let v4 = asked.dst.0.is_ipv4();
+        let (kind, quoted) = if v4 { ((3, 3, [0; 4]), 40) } else { ((1, 4, [0; 4]), 60) };
+        let mut error = Frame::error_of(kind, &from, asked, quoted);
+        // Always as long, filled up with zeros.
+        error.payload.resize(7 + quoted, 0);
+        let error = Frame { dst_mac: asked.src_mac, src_mac: asked.dst_mac, ..error };
+        let mut bytes = error.bytes();
+        if v4 {
+            // Neither an identification nor a wish not to be fragmented.
+            bytes[18..22].fill(0);
+            bytes[24..26].fill(0);
+            let sum = checksum(&bytes[14..34]).to_be_bytes();
+            bytes[24..26].copy_from_slice(&sum);
+        }
+        bytes
+    }
+
+    #[track_caller]
+    fn refuses(kernel: &mut Kernel, hook: &str, asked: &Frame, reason: DropReason) {
+        let before = kernel.drops();
+        let (verdict, out) = kernel.run(hook, &asked.bytes());
+        assert_eq!((verdict, hex(&out)), (REDIRECT, hex(&answer(asked))), "{hook} {asked:?}");
+        assert_eq!(kernel.drops_since(&before), [(reason, 1)]);
+    }
+
+    #[test]
+    fn a_service_without_endpoints_and_an_unknown_one_refuse() {
+        with_kernel(|kernel, at| {
+            for proto in [TCP, UDP] {
+                let nobody = Frame::new(proto, (at.pod, 40_000), (at.service, 9));
+                let of_node = Frame::new(proto, (at.gateway, 40_000), (at.service, 9));
+                let outside = Frame::new(proto, (at.client, 40_000), (at.service, 9));
+                for (hook, asked) in [
+                    ("tc_from_pod", &nobody),
+                    ("tc_from_host", &of_node),
+                    ("tc_from_underlay", &outside),
+                ] {
+                    refuses(kernel, hook, asked, DropReason::UnknownService);
+                }
+                kernel.serve(proto, (at.service, 80), &[]);
+                kernel.serve(proto, (any(at.node), 30_080), &[]);
+                let empty = Frame::new(proto, (at.pod, 40_000), (at.service, 80));
+                let far = Frame::new(proto, (at.far_pod, 40_000), (at.node, 30_080));
+                let outside = Frame::new(proto, (at.client, 40_000), (at.node, 30_080));
+                for (hook, asked) in [
+                    ("tc_from_pod", &empty),
+                    ("tc_from_underlay", &outside),
+                    ("tc_from_overlay", &far),
+                ] {
+                    refuses(kernel, hook, asked, DropReason::NoBackend);
+                }
+            }
+            let short = Frame { payload: Vec::new(), ..Frame::udp((at.pod, 1), (at.service, 9)) };
+            refuses(kernel, "tc_from_pod", &short, DropReason::UnknownService);
+            assert!(kernel.flows().is_empty());
+        });
+    }
+
+    #[test]
+    fn resets_and_later_fragments_are_not_answered() {
+        with_kernel(|kernel, at| {
+            let asked = Frame::tcp((at.pod, 40_000), (at.service, 9));
+            let reset = Frame { flags: RST, ..asked.clone() };
+            kernel.drops_for("tc_from_pod", &reset.bytes(), DropReason::UnknownService);
+            let later = Frame { fragment: Some((24, 8, false)), ..asked };
+            kernel.drops_for("tc_from_pod", &later.bytes(), DropReason::FragmentLost);
+        });
+    }
+
+    #[test]
+    fn answers_are_bounded() {
+        with_kernel(|kernel, at| {
+            let asked = Frame::udp((at.pod, 40_000), (at.service, 9)).bytes();
+            let before = kernel.drops();
+            // More than all CPUs may send in a second, and in the next that may begin meanwhile.
+            let cpus = u32::try_from(aya::util::nr_cpus().unwrap()).unwrap();
+            let mut dropped = 0;
+            for _ in 0..(2 * cpus + 1) * REFUSALS_PER_SECOND {
+                let (verdict, _) = kernel.run("tc_from_pod", &asked);
+                dropped += u64::from(verdict == DROP);
+            }
+            let counted = kernel.drops_since(&before);
+            assert!(dropped > 0);
+            assert!(counted.contains(&(DropReason::RefusalLimit, dropped)), "{counted:?}");
+        });
+    }
+}
