@@ -310,7 +310,7 @@ fn find_masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Ste
     if flow.flags & FLOW_MASQUERADE == 0 {
         return Step::Unknown;
     }
-    if packet.kind != FLOW || packet.flags & TCP_RST != 0 {
+    if !packet.may_open() {
         maps::count(DropReason::NoFlow);
         return Step::Dropped;
     }

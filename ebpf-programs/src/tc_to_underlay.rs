@@ -11,7 +11,7 @@ use ebpf_common::{TCP, UDP, verdict::DropReason};
 use crate::{
     count, helpers, maps,
     nat::{self, Step},
-    packet::{self, FLOW, NOT_IP, Packet},
+    packet::{self, NOT_IP, Packet},
 };
 
 #[classifier]
@@ -41,7 +41,7 @@ fn try_to_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Unknown => {}
         Step::Dropped => return Ok(count::DROP),
     }
-    let is_new = packet.kind == FLOW && (packet.key.proto != TCP || packet.is_syn());
+    let is_new = packet.may_open() && (packet.key.proto != TCP || packet.is_syn());
     if is_new && nat::is_taken(&packet.key) && nat::evade(ctx, &packet, &mut flow) == Step::Dropped
     {
         return Ok(count::DROP);

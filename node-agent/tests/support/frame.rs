@@ -139,7 +139,7 @@ impl Frame {
                 let extensions = self.chain(fragment);
                 let length = u16::try_from(extensions.len() + body.len()).unwrap();
                 let first = self.extensions.first().copied();
-                let next = first.or(fragment.map(|_| 44)).unwrap_or(self.proto);
+                let next = first.or_else(|| fragment.map(|_| 44)).unwrap_or(self.proto);
                 let mut ip = vec![0x60, 0, 0, 0];
                 ip.extend(length.to_be_bytes());
                 ip.extend([next, self.ttl]);
