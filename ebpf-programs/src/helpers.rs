@@ -1,7 +1,10 @@
 //! Safe wrappers of the few kernel helpers used.
 #![expect(unsafe_code, reason = "kernel helpers take raw pointers")]
 
-use core::{mem::offset_of, ptr};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    ptr,
+};
 
 use aya_ebpf::{
     EbpfContext,
@@ -245,6 +248,22 @@ pub fn sum<T>(of: &T) -> u32 {
     let (of, length) = (ptr::from_ref(of).cast_mut().cast(), size_of::<T>() as u32);
     // SAFETY: the region outlives the call, has that length and is only read; nothing is taken off.
     unsafe { generated::bpf_csum_diff(ptr::null_mut(), 0, of, length, 0) as u32 }
+}
+
+/// The ones' complement sum of some words of the packet; `None` if it ends before them.
+#[inline(always)]
+pub fn sum_at<const WORDS: usize>(ctx: &TcContext, offset: u32) -> Option<u32> {
+    let mut copy = MaybeUninit::<[u32; WORDS]>::uninit();
+    let length = size_of::<[u32; WORDS]>() as u32;
+    let into = copy.as_mut_ptr();
+    // SAFETY: the context is this program's own; the copy has that length.
+    let result =
+        unsafe { generated::bpf_skb_load_bytes(ctx.as_ptr(), offset, into.cast(), length) };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: the helper has filled all of it.
+    Some(sum(unsafe { copy.assume_init_ref() }))
 }
 
 #[inline(always)]
