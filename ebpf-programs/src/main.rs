@@ -32,6 +32,7 @@ mod tc_from_underlay;
 mod tc_to_overlay;
 mod tc_to_pod;
 mod tc_to_underlay;
+mod tc_trace_socket;
 mod trace;
 mod xdp_entry;
 mod xdp_frame;

@@ -44,6 +44,7 @@ use crate::{
     sys::cgroup::{self, CgroupError},
     table::Table,
     watch::{self as sources, Sources},
+    way::Known,
 };
 
 /// Kept back from pods for the system and the agent itself.
@@ -264,7 +265,8 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
 fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Arc<Readers>> {
     let reporter = network.dataplane.as_ref()?.reporter();
     let pins = dataplane::DataplaneConfig::new(base.node_ip()).pins?;
-    let readers = Readers::new(&pins, base.sources.services.clone(), Some(reporter));
+    let (services, endpoints) = (base.sources.services.clone(), base.endpoints.clone());
+    let readers = Readers::new(&pins, Known { services, endpoints }, Some(reporter));
     let readers = Arc::new(readers);
     let (address, served) = (base.config.metrics_address, Arc::clone(&readers));
     tasks.spawn(async move {

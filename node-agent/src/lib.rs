@@ -22,3 +22,4 @@ pub mod snapshot;
 pub mod sys;
 pub mod table;
 pub mod watch;
+pub mod way;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, readers};
+use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, readers, way};
 
 /// The Orlop node agent.
 #[derive(Debug, Parser)]
@@ -58,6 +58,18 @@ enum Command {
     /// Show why packets were dropped and connections refused, how often, and how often since the
     /// last time this was asked.
     Drops(ReadArgs),
+    /// Show which way a connection would take, by running the programs without any effect.
+    Trace {
+        #[command(flatten)]
+        read: ReadArgs,
+        /// pod/NAME or pod/NAME.NAMESPACE of this node, node, or an ADDRESS outside.
+        from: String,
+        /// svc/NAME[.NAMESPACE]:PORT, pod/NAME[.NAMESPACE]:PORT or ADDRESS:PORT.
+        to: String,
+        /// tcp or udp.
+        #[arg(long, default_value = "tcp")]
+        protocol: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -103,6 +115,10 @@ fn main() -> ExitCode {
             read("conntrack", &[("src", src), ("dst", dst), ("service", service)], &args)
         }
         Command::Drops(args) => read("drops", &[], &args),
+        Command::Trace { read: args, from, to, protocol } => {
+            let ends = [("from", Some(from)), ("to", Some(to)), ("protocol", Some(protocol))];
+            read("trace", &ends, &args)
+        }
     }
 }
 
@@ -149,6 +165,7 @@ fn read(what: &str, arguments: &[(&str, Option<String>)], args: &ReadArgs) -> Ex
     }
     match (args.output, readers::columns(what), value.as_array()) {
         (Output::Json, _, _) => print(&format!("{value:#}\n")),
+        (Output::Text, _, Some(hops)) if what == "trace" => print(&way::text(hops)),
         (Output::Text, Some(columns), Some(rows)) => print(&readers::table(rows, columns)),
         (Output::Text, _, _) => print(&debug::text(&value)),
     }

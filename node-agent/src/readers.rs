@@ -1,4 +1,4 @@
-//! What `node-agent conntrack`, `drops` and a scrape of metrics are told: the kernel's maps, read and
+//! What `node-agent conntrack`, `drops`, `trace` and a scrape of metrics are told: the kernel's maps, read and
 //! put into words.
 //!
 //! Effects: reads pinned maps on a blocking thread and asks the dataplane's task for its report.
@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
@@ -22,18 +22,19 @@ use crate::{
         look::Look,
         metrics::Metrics,
     },
-    model::{ObjectKey, ServiceRow},
-    table::Table,
+    model::ObjectKey,
+    way::{self, Known},
 };
 
 /// The questions that are answered here, beside those of [`crate::debug`].
-pub const QUESTIONS: [&str; 2] = ["conntrack", "drops"];
+pub const QUESTIONS: [&str; 3] = ["conntrack", "drops", "trace"];
 
 /// What the answers are read from.
 #[derive(Debug)]
 pub struct Readers {
+    pins: PathBuf,
     look: Look,
-    services: Table<ObjectKey, ServiceRow>,
+    known: Known,
     reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
     /// Drops when they were asked for the last time.
     before: Mutex<BTreeMap<&'static str, u64>>,
@@ -44,10 +45,11 @@ impl Readers {
     #[must_use]
     pub fn new(
         pins: &Path,
-        services: Table<ObjectKey, ServiceRow>,
+        known: Known,
         reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
     ) -> Self {
-        Self { look: Look::below(pins), services, reporter, before: Mutex::default() }
+        let (pins, look) = (pins.to_owned(), Look::below(pins));
+        Self { pins, look, known, reporter, before: Mutex::default() }
     }
 
     /// Answers a question of [`QUESTIONS`] with its arguments.
@@ -61,6 +63,7 @@ impl Readers {
     ) -> Result<Value, String> {
         match question {
             "conntrack" => self.conntrack(arguments).await,
+            "trace" => self.trace(arguments).await,
             _ => self.drops(arguments).await,
         }
     }
@@ -98,6 +101,19 @@ impl Readers {
         Ok(rows.iter().filter(|row| filter.takes(row)).map(flows::FlowRow::json).collect())
     }
 
+    /// One at a time: the socket that asks is answered one question after another.
+    async fn trace(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
+        known(arguments, &["from", "to", "protocol"])?;
+        let (pins, known) = (self.pins.clone(), self.known.clone());
+        let owned = |(name, value): (&&str, &&str)| ((*name).to_owned(), (*value).to_owned());
+        let arguments: BTreeMap<String, String> = arguments.iter().map(owned).collect();
+        let run = move || {
+            let borrowed = arguments.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            way::trace(&pins, &known, &borrowed.collect())
+        };
+        tokio::task::spawn_blocking(run).await.map_err(words)?
+    }
+
     /// Drops by reason since the maps were made, and since somebody asked for them the last time.
     async fn drops(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
         known(arguments, &[])?;
@@ -117,7 +133,7 @@ impl Readers {
     fn frontends(&self, name: &str) -> Result<Vec<Want>, String> {
         let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
         let key = ObjectKey::new(namespace, name);
-        let rows = self.services.changes_since(0).upserts;
+        let rows = self.known.services.changes_since(0).upserts;
         let (_, row) = rows
             .iter()
             .find(|(one, _)| *one == key)
@@ -193,6 +209,7 @@ pub fn columns(question: &str) -> Option<&'static [&'static str]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::Table;
 
     #[test]
     fn tables_line_up() {
@@ -209,7 +226,8 @@ mod tests {
 
     #[tokio::test]
     async fn wrong_questions_name_the_right_ones() {
-        let readers = Readers::new(Path::new("/nonexistent"), Table::new(), None);
+        let known = Known { services: Table::new(), endpoints: Table::new() };
+        let readers = Readers::new(Path::new("/nonexistent"), known, None);
         let ask = async |question: &str, name: &'static str, value: &'static str| {
             let arguments = BTreeMap::from([(name, value)]);
             readers.answer(question, &arguments).await.expect_err("wrong")

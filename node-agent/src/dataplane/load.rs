@@ -182,7 +182,7 @@ const CGROUP_HOOKS: [(&str, AttachType); 8] = [
     ("cg_getpeername6", AttachType::CgroupGetpeername6),
 ];
 
-const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 18] = [
     names::CONFIG,
     names::SERVICES,
     names::BACKENDS,
@@ -438,6 +438,6 @@ fn is_unknown_hook(error: &ProgramError) -> bool {
 }
 
 /// Length of `struct __sk_buff` up to and without `hwtstamp` (linux/bpf.h), which 6.1 has too.
-const SKB_LEN: usize = 184;
+pub(super) const SKB_LEN: usize = 184;
 /// Offset of `ifindex` in it: the tenth word.
-const SKB_IFINDEX: usize = 40;
+pub(super) const SKB_IFINDEX: usize = 40;

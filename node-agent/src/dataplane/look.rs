@@ -6,17 +6,24 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use ebpf_common::{
     ABI_VERSION,
+    addr::Addr,
+    config::Config,
     conntrack::{Flow, FlowKey},
     maps as names,
+    tunnel::Tunnel,
     verdict::DropReason,
 };
 
@@ -93,6 +100,32 @@ impl Look {
     /// As [`Self::flows`].
     pub fn fill(&self) -> io::Result<Vec<Fill>> {
         COUNTED.iter().map(|name| self.fill_of(name)).collect()
+    }
+
+    /// The settings that programs read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flows`].
+    pub fn config(&self) -> io::Result<Config> {
+        let map = Map::Array(self.open(names::CONFIG)?);
+        let map: Array<_, Config> = Array::try_from(map).map_err(io::Error::other)?;
+        map.get(&0, 0).map_err(io::Error::other)
+    }
+
+    /// Whether another node has an address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flows`].
+    pub fn is_elsewhere(&self, ip: IpAddr) -> io::Result<bool> {
+        let map = Map::LpmTrie(self.open(names::TUNNELS)?);
+        let map: LpmTrie<_, Addr, Tunnel> = LpmTrie::try_from(map).map_err(io::Error::other)?;
+        match map.get(&Key::new(128, Addr::from(ip)), 0) {
+            Ok(_row) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     fn fill_of(&self, map: &'static str) -> io::Result<Fill> {

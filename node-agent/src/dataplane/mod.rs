@@ -21,6 +21,8 @@ pub mod service_maps;
 mod services;
 pub mod size;
 pub mod status;
+pub mod trace;
+pub mod tracer;
 pub mod xdp;
 
 use std::{

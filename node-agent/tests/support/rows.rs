@@ -1,4 +1,5 @@
 //! Rows of the pinned maps as a test wants them, written beside the agent.
+#![expect(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     collections::BTreeMap,
@@ -79,7 +80,6 @@ impl Rows {
     }
 
     /// As [`Self::put_service`], for clients outside.
-    #[expect(dead_code, reason = "not every test has clients outside")]
     pub(crate) fn put_external(
         &self,
         frontend: &str,

@@ -1,0 +1,178 @@
+//! A trace on the running kernel: it says what the programs would do, and nothing is written.
+
+#[cfg(test)]
+#[path = "support/place.rs"]
+mod place;
+#[cfg(test)]
+#[path = "support/rows.rs"]
+mod rows;
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::SocketAddr, path::Path, thread};
+
+    use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+    use ebpf_common::{
+        ABI_VERSION, TCP,
+        addr::Net,
+        affinity::{Affinity, AffinityKey},
+        config::Config,
+        conntrack::{Flow, FlowKey},
+        endpoint::Endpoint,
+        fragment::{Fragment, FragmentKey},
+        maps as names,
+        service::{Service, choose},
+        socket::{Ask, CONNECT},
+        trace::{ADD_FLOW, BACKEND, DROP, KEEP_CLIENT, SERVICE, Step},
+        verdict::{DROP_REASONS, DropReason},
+    };
+    use node_agent::{
+        dataplane::{
+            load::{Programs, TcHook},
+            trace::{Names, frame},
+            tracer::{Answer, Tracer},
+        },
+        sys::netlink::Netlink,
+    };
+
+    use super::{
+        place::{ip, is_possible, own_namespaces},
+        rows::{Rows, addr, peer},
+    };
+
+    const SERVICE_V4: &str = "10.96.0.1:80";
+    const SERVICE_V6: &str = "[fd00:10:96::1]:80";
+    const EMPTY: &str = "10.96.0.2:80";
+    const COOKIE: u64 = 4_711;
+
+    /// Every map that a program writes, byte for byte.
+    fn dump(pins: &Path) -> BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>> {
+        let open =
+            |name| MapData::from_pin(pins.join(format!("v{ABI_VERSION}")).join(name)).unwrap();
+        fn rows<const K: usize, const V: usize>(map: Map) -> BTreeMap<Vec<u8>, Vec<u8>> {
+            let map: HashMap<_, [u8; K], [u8; V]> = HashMap::try_from(map).unwrap();
+            map.iter().map(Result::unwrap).map(|(key, row)| (key.into(), row.into())).collect()
+        }
+        const FLOW: [usize; 2] = [size_of::<FlowKey>(), size_of::<Flow>()];
+        const CLIENT: [usize; 2] = [size_of::<AffinityKey>(), size_of::<Affinity>()];
+        const PIECE: [usize; 2] = [size_of::<FragmentKey>(), size_of::<Fragment>()];
+        let flows = |name| rows::<{ FLOW[0] }, { FLOW[1] }>(Map::HashMap(open(name)));
+        let clients = Map::LruHashMap(open(names::AFFINITY));
+        let pieces = Map::LruHashMap(open(names::FRAGMENTS));
+        let pods = Map::HashMap(open(names::ENDPOINTS));
+        let counters: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(Map::PerCpuArray(open(names::COUNTERS))).unwrap();
+        let counts = (0..DROP_REASONS).map(|at| {
+            let values = counters.get(&at, 0).unwrap();
+            let bytes = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            (at.to_ne_bytes().to_vec(), bytes)
+        });
+        BTreeMap::from([
+            (names::CONNTRACK, flows(names::CONNTRACK)),
+            (names::CONNTRACK_OLD, flows(names::CONNTRACK_OLD)),
+            (names::AFFINITY, rows::<{ CLIENT[0] }, { CLIENT[1] }>(clients)),
+            (names::FRAGMENTS, rows::<{ PIECE[0] }, { PIECE[1] }>(pieces)),
+            (names::ENDPOINTS, rows::<16, { size_of::<Endpoint>() }>(pods)),
+            (names::COUNTERS, counts.collect()),
+        ])
+    }
+
+    fn backends(ips: [&str; 3]) -> Vec<SocketAddr> {
+        ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 8_080)).collect()
+    }
+
+    fn set_up(pins: &Path) -> Programs {
+        let (programs, _maps) = Programs::load(Some(pins)).unwrap();
+        let rows = Rows::below(pins);
+        let net = |ip: &str, length| Net::new(ip.parse::<std::net::IpAddr>().unwrap(), length);
+        rows.set_config(Config {
+            services: [net("10.96.0.0", 16), net("fd00:10:96::", 108)],
+            gateway: [addr("10.244.1.1"), addr("fd00:244::1")],
+            node_port_first: 30_000,
+            node_port_last: 32_767,
+            ..Config::default()
+        });
+        rows.put_node_address("192.0.2.1");
+        rows.put_netns(COOKIE, ["10.244.1.7", "fd00:244::7"]);
+        let sticky = Service { affinity_s: 60, ..Service::default() };
+        let four = backends(["10.244.2.3", "10.244.2.4", "10.244.2.5"]);
+        rows.put_service(SERVICE_V4, TCP, sticky, &four);
+        rows.put_service("0.0.0.0:30080", TCP, Service::default(), &four);
+        rows.put_service(EMPTY, TCP, Service::default(), &[]);
+        let six = backends(["fd00:2::3", "fd00:2::4", "fd00:2::5"]);
+        rows.put_service(SERVICE_V6, TCP, sticky, &six);
+        programs
+    }
+
+    fn ask(tracer: &mut Tracer, to: &str, random: u32) -> (Answer, Vec<Step>) {
+        let wanted = peer(to.parse().unwrap());
+        let ask =
+            Ask { netns: COOKIE, wanted, random, proto: TCP, call: CONNECT, reserved: [0; 6] };
+        tracer.ask(&ask).unwrap()
+    }
+
+    fn has(steps: &[Step], kind: u32) -> bool {
+        steps.iter().any(|step| step.kind == kind)
+    }
+
+    fn sockets_are_answered(tracer: &mut Tracer) {
+        for (to, ips) in [
+            (SERVICE_V4, ["10.244.2.3", "10.244.2.4", "10.244.2.5"]),
+            (SERVICE_V6, ["fd00:2::3", "fd00:2::4", "fd00:2::5"]),
+        ] {
+            for random in [0, 1 << 31, u32::MAX] {
+                let (answer, steps) = ask(tracer, to, random);
+                let slot = usize::try_from(choose(random, 3).unwrap()).unwrap();
+                assert_eq!(answer, Answer::Translated(peer(backends(ips)[slot])), "{to} {random}");
+                assert!(has(&steps, SERVICE) && has(&steps, BACKEND) && has(&steps, KEEP_CLIENT));
+                let words = Names::default().words(&steps[0]);
+                assert!(words.contains("with 3 backends, a client keeps its backend for 60 s"));
+            }
+        }
+        let (answer, steps) = ask(tracer, EMPTY, 0);
+        assert_eq!(answer, Answer::Refused(DropReason::NoBackend));
+        assert!(has(&steps, DROP));
+        let (answer, _) = ask(tracer, "10.96.0.99:80", 0);
+        assert_eq!(answer, Answer::Refused(DropReason::UnknownService));
+        let (answer, _) = ask(tracer, "198.51.100.1:80", 0);
+        assert_eq!(answer, Answer::Left);
+    }
+
+    #[test]
+    fn a_trace_says_what_would_be_and_writes_nothing() {
+        if !is_possible() {
+            return;
+        }
+        let test = || {
+            let pins = own_namespaces().join("orlop");
+            ip("link add under0 type veth peer name far0");
+            ip("addr add 192.0.2.1/24 dev under0");
+            ip("link set under0 up");
+            ip("route add 10.244.2.0/24 dev under0");
+            let link = Netlink::open().unwrap().link("under0").unwrap().unwrap();
+            let mut programs = set_up(&pins);
+            let client = "192.0.2.9:40000".parse().unwrap();
+            let to = "192.0.2.1:30080".parse().unwrap();
+            let packet = frame(client, to, TCP, link.mac.unwrap());
+
+            let before = dump(&pins);
+            let mut tracer = Tracer::load(&pins).unwrap();
+            sockets_are_answered(&mut tracer);
+            let run = tracer.tc("tc_from_underlay", link.index, &packet).unwrap();
+            assert!(has(&run.steps, SERVICE) && has(&run.steps, ADD_FLOW), "{:?}", run.steps);
+            assert_eq!(run.steps.iter().filter(|step| step.kind == ADD_FLOW).count(), 2);
+            assert_eq!(dump(&pins), before, "a trace writes nothing");
+
+            // The same packet through the programs that packets meet is written down: the dump sees it.
+            programs.test_run(TcHook::FromUnderlay, link.index, &packet).unwrap();
+            let after = dump(&pins);
+            assert_ne!(after, before);
+            assert_eq!(after[names::CONNTRACK].len(), before[names::CONNTRACK].len() + 2);
+            // And a trace of the next packet finds the flow and does not age it.
+            let run = tracer.tc("tc_from_underlay", link.index, &packet).unwrap();
+            assert!(!has(&run.steps, ADD_FLOW));
+            assert_eq!(dump(&pins), after);
+        };
+        thread::scope(|scope| scope.spawn(test).join()).unwrap();
+    }
+}
