@@ -42,6 +42,8 @@ pub struct Known {
 
 /// Programs that a packet may pass one after another; more is a loop.
 const MAX_HOPS: usize = 6;
+/// The device at whose ingress the node's own packets to services are translated.
+const HOST_PEER: &str = "orlop.net";
 /// Port of the made-up client: the first of Linux's ephemeral range.
 const CLIENT_PORT: u16 = 32_768;
 
@@ -119,9 +121,12 @@ impl Way {
         let dst = Addr::from(to.ip());
         let source = SocketAddr::new(self.config.gateway_for(&dst).ip(), CLIENT_PORT);
         let packet = frame(source, to, self.proto, [0; 6]);
-        let Config { host_ifindex, vxlan_ifindex, .. } = self.config;
-        if self.config.is_service_address(&dst) && host_ifindex != 0 {
-            return self.packets("tc_from_host", host_ifindex, packet);
+        let vxlan_ifindex = self.config.vxlan_ifindex;
+        let host = self.names.devices.iter().find(|(_, name)| *name == HOST_PEER);
+        if self.config.is_service_address(&dst)
+            && let Some((host, _)) = host
+        {
+            return self.packets("tc_from_host", *host, packet);
         }
         if self.look.is_elsewhere(to.ip()).map_err(words)? && vxlan_ifindex != 0 {
             return self.packets("tc_to_overlay", vxlan_ifindex, packet);
