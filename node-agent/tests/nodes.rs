@@ -25,13 +25,17 @@ mod tests {
     };
 
     use node_agent::{
+        cni::{
+            ipam::Attachment,
+            veth::{self, VethSpec},
+        },
         dataplane::{self, DataplaneConfig, Tables, TcPath},
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey,
             Protocol, ServiceKind, ServicePort, ServiceRow,
         },
         overlay::{self, Mode, OverlayConfig},
-        sys::netlink::Netlink,
+        sys::netns::NetNs,
         table::Table,
     };
     use tokio::sync::oneshot;
@@ -59,8 +63,11 @@ mod tests {
             let cluster = Self::default();
             for number in 1..=2 {
                 let row = NodeRow {
-                    internal_ips: vec![node_ip(number).into()],
-                    pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+                    internal_ips: node_ips(number),
+                    pod_cidrs: vec![
+                        format!("10.244.{number}.0/24").parse().unwrap(),
+                        format!("fd00:244:0:{number}::/64").parse().unwrap(),
+                    ],
                     ready: true,
                     labels: BTreeMap::new(),
                 };
@@ -116,6 +123,14 @@ mod tests {
         Ipv4Addr::new(10, 244, node, pod)
     }
 
+    fn node_ips(number: u8) -> Vec<IpAddr> {
+        vec![node_ip(number).into(), format!("2001:db8::{number}").parse().unwrap()]
+    }
+
+    fn pod_ip6(node: u8, pod: u8) -> IpAddr {
+        format!("fd00:244:0:{node}::{pod}").parse().unwrap()
+    }
+
     struct Node {
         number: u8,
         space: Space,
@@ -135,39 +150,25 @@ mod tests {
         /// A pod as the CNI server makes it, with a server that says the pod's last byte.
         fn add_pod(&mut self, last: u8) {
             let pod = Space::new();
-            let (address, tid) = (pod_ip(self.number, last), pod.tid);
-            let host = format!("orl{last:08x}");
-            let row = self.space.run(move || {
-                ip(&format!(
-                    "link add {host} mtu 1450 type veth peer name eth0 mtu 1450 netns {tid}"
-                ));
-                ip(&format!("link set {host} up"));
-                ip(&format!("route add {address}/32 dev {host}"));
-                let link = Netlink::open().unwrap().link(&host).unwrap().unwrap();
-                (link.index, link.mac.unwrap())
-            });
-            let (host_ifindex, host_mac) = row;
-            let mac = host_mac.map(|byte| format!("{byte:02x}")).join(":");
-            let pod_mac = pod.run(move || {
-                ip(&format!("addr add {address}/32 dev eth0"));
-                ip("link set eth0 up");
-                ip("route add 169.254.1.1 dev eth0");
-                ip(&format!("neigh add 169.254.1.1 lladdr {mac} dev eth0 nud permanent"));
-                ip("route add default via 169.254.1.1 dev eth0");
-                serve(last);
-                Netlink::open().unwrap().link("eth0").unwrap().unwrap().mac.unwrap()
-            });
-            let pod_key = ObjectKey::new("default", &format!("pod-{last}"));
-            let address = IpAddr::V4(address);
-            let endpoint = LocalEndpoint {
-                pod: pod_key,
-                ip: address,
-                netns_cookie: 0,
-                host_ifindex,
-                host_mac,
-                pod_mac,
-            };
-            self.endpoints.upsert(address, endpoint);
+            let ips = [pod_ip(self.number, last).into(), pod_ip6(self.number, last)];
+            let attachment = Attachment::new(&format!("pod-{last}"), "eth0");
+            let spec = VethSpec::new(&attachment, &ips, 1450, &node_ips(self.number));
+            let netns =
+                |space: &Space| PathBuf::from(format!("/proc/self/task/{}/ns/net", space.tid));
+            let host = NetNs::open(&netns(&self.space)).unwrap();
+            let link = veth::attach(&host, &netns(&pod), &spec).unwrap();
+            pod.run(move || serve(last));
+            for ip in ips {
+                let endpoint = LocalEndpoint {
+                    pod: ObjectKey::new("default", &format!("pod-{last}")),
+                    ip,
+                    netns_cookie: link.netns_cookie,
+                    host_ifindex: link.host_ifindex,
+                    host_mac: spec.host_mac,
+                    pod_mac: spec.pod_mac,
+                };
+                self.endpoints.upsert(ip, endpoint);
+            }
             self.pods.insert(last, pod);
         }
 
@@ -185,7 +186,7 @@ mod tests {
                 runtime.block_on(async {
                     let config = OverlayConfig {
                         mode: set_up.mode,
-                        ..OverlayConfig::new(&name(number), vec![node_ip(number).into()])
+                        ..OverlayConfig::new(&name(number), node_ips(number))
                     };
                     let overlay = overlay::start(config, cluster.nodes).unwrap();
                     let tables = Tables {
@@ -242,13 +243,14 @@ mod tests {
         });
         space.run(move || {
             ip(&format!("addr add {}/24 dev eth0", node_ip(number)));
+            ip(&format!("addr add 2001:db8::{number}/64 dev eth0 nodad"));
             ip("link set eth0 up");
         });
     }
 
     /// TCP and UDP servers at port 8080 that say a number.
     fn serve(number: u8) {
-        let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+        let listener = TcpListener::bind("[::]:8080").unwrap();
         let _tcp = thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 let _connection = thread::spawn(move || answer(stream, number));
@@ -357,6 +359,11 @@ mod tests {
         let host = (node_ip(2), 8080);
         assert_eq!(client.run(move || answered_by(&tcp(host, 3))), [200], "a pod reaches a node");
         assert_eq!(one.space.run(|| answered_by(&tcp((pod_ip(2, 21), 8080), 3))), [21]);
+        for (ip, number) in [(pod_ip6(1, 12), 12), (pod_ip6(2, 21), 21)] {
+            let asked = move || ask(&mut connect(SocketAddr::new(ip, 8080)));
+            assert_eq!(client.run(asked), number, "pod to {ip}");
+            assert_eq!(one.space.run(asked), number, "node to {ip}");
+        }
         let seen = client.run(|| tcp(SERVICE, 200));
         assert!(seen.len() == 2 && seen.values().all(|count| *count > 60), "{seen:?}");
         assert_eq!(client.run(|| answered_by(&udp(SERVICE, 40))), [12, 21]);
@@ -373,7 +380,8 @@ mod tests {
         let far = client.run(|| connect((pod_ip(2, 21), 8080).into()));
         let near = client.run(|| connect(SERVICE.into()));
         let from_outside = outside.run(move || connect(node_port.into()));
-        let mut open = [far, near, from_outside];
+        let far6 = client.run(|| connect(SocketAddr::new(pod_ip6(2, 21), 8080)));
+        let mut open = [far, near, from_outside, far6];
         let first: Vec<u8> = open.iter_mut().map(ask).collect();
         drop(agents);
         one.space.settle();
