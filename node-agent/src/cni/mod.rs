@@ -28,6 +28,7 @@ pub mod ipam;
 mod server;
 pub mod veth;
 pub mod wire;
+mod wishes;
 
 pub use engine::StateError;
 use engine::{Engine, StateFile};

@@ -9,7 +9,10 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::ipam::Attachment;
+use super::{
+    ipam::Attachment,
+    wishes::{check_arguments, check_capabilities, pairs, runtime_dns},
+};
 use crate::model::ObjectKey;
 
 /// The newest version that we speak; also that of errors about an unreadable version.
@@ -252,59 +255,6 @@ fn is_interface_name(text: &str) -> bool {
     (1..=15).contains(&text.len())
         && !matches!(text, "." | "..")
         && !text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
-}
-
-/// `CNI_ARGS` that ask for what we do not give: the conventions' way to choose addresses. Others are
-/// the runtime's own words, such as the pod's name.
-fn check_arguments(command: Command, args: &str) -> Result<(), CniError> {
-    let asked = |name: &&str| pairs(args).any(|(key, value)| key == *name && !value.is_empty());
-    match ["IP", "MAC", "GATEWAY"].into_iter().find(asked) {
-        Some(name) if command == Command::Add => {
-            let error = CniError::new(Code::UnsupportedField, "unsupported CNI_ARGS");
-            Err(error.with_details(format!("{name}: orlop chooses addresses itself")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn pairs(args: &str) -> impl Iterator<Item = (&str, &str)> {
-    args.split(';').filter_map(|pair| pair.split_once('='))
-}
-
-/// Capabilities of which a runtime may tell without a change of the network: names, and `dns`, which
-/// is handed back.
-const KNOWN_CAPABILITIES: [&str; 5] =
-    ["aliases", "cgroupPath", "dns", "io.kubernetes.cri.pod-annotations", "podAnnotations"];
-
-fn runtime_dns(config: &Map<String, Value>) -> Option<&Value> {
-    config.get("runtimeConfig")?.get("dns").filter(|dns| !dns.is_null())
-}
-
-/// Refuses what the runtime wants of a capability that we do not have; wanting nothing is well.
-fn check_capabilities(config: &Map<String, Value>) -> Result<(), CniError> {
-    let Some(wanted) = config.get("runtimeConfig").and_then(Value::as_object) else {
-        return Ok(());
-    };
-    let empty = |value: &Value| match value {
-        Value::Null => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::String(text) => text.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    };
-    let foreign = wanted
-        .iter()
-        .find(|(name, value)| !KNOWN_CAPABILITIES.contains(&name.as_str()) && !empty(value));
-    match foreign {
-        Some((name, value)) => {
-            let error = CniError::new(
-                Code::UnsupportedField,
-                "a capability that orlop does not have; a plugin chained behind it may",
-            );
-            Err(error.with_details(format!("runtimeConfig.{name}: {value}")))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Keys that runtimes and libcni write, or that we read. Any other would change the network in a
