@@ -191,8 +191,10 @@ mod tests {
             until(|| (node.ask(WEB, rtype::A).ok()? == expected).then_some(())).await;
             fastest = fastest.min(before.elapsed());
         }
-        // The best of five, as other tests share this machine's processors.
-        assert!(fastest <= Duration::from_millis(500), "{fastest:?}");
+        // The best of five, as other tests share this machine's processors. An emulated processor is 10 times slower.
+        let emulated = std::env::var_os("ORLOP_EMULATED").is_some();
+        let limit = Duration::from_millis(if emulated { 5000 } else { 500 });
+        assert!(fastest <= limit, "{fastest:?}");
         assert!(node.services.delete(&ObjectKey::new("default", "web")));
         until(|| (node.ask(WEB, rtype::A).ok()?.0 == 3).then_some(())).await;
     }

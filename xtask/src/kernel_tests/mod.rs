@@ -172,12 +172,13 @@ fn in_vm(
     let disk = disk::make(paths, &kernel, &plan)?;
     let accel = vm::accel(paths, &kernel.image, &initramfs)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let emulated = if accel == vm::Accel::Tcg { " orlop.emulated" } else { "" };
     let spec = vm::Spec {
         dir: paths.cluster.clone(),
         kernel: kernel.image,
         initramfs,
         disk: Some(disk),
-        append: format!("orlop.time={now}"),
+        append: format!("orlop.time={now}{emulated}"),
         memory_mib: MEMORY_MIB,
         accel,
         nics: Vec::new(),
