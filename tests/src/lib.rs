@@ -1,3 +1,1 @@
-//! End-to-end tests and the traffic that benchmarks use.
-
-pub mod bench;
+//! End-to-end tests: see the folder `tests` beside this one; traffic that is measured is in `bench`.

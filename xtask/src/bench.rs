@@ -84,7 +84,7 @@ pub fn bench(paths: &Paths, wish: &Wish) -> Result<()> {
     // Not for release, whose link-time optimisation takes longer than the measurement: what is
     // measured is mostly the kernel.
     let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "vm", "--quiet"]);
-    cargo.args(["--package", "tests", "--bin", "bench", "--"]).args(&flags);
+    cargo.args(["--package", "bench", "--"]).args(&flags);
     for (flag, path) in [("--json", &wish.json), ("--svg", &wish.svg)] {
         if let Some(path) = path {
             // The program runs in the workspace's root, the path is meant from here.

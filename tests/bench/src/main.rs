@@ -1,10 +1,10 @@
 //! The measuring program behind `cargo xtask bench`: a benchmark each, and the roles of its children.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
+use bench::{lb, orlop, overlay, packets, program, programming, traffic};
 use clap::{Parser, Subcommand};
-use tests::bench::{lb, orlop, overlay, program, programming, traffic};
 
 #[derive(Parser)]
 struct Flags {
@@ -24,6 +24,15 @@ enum Role {
     OverlayNode(overlay::NodeFlags),
     /// A child that echoes.
     Server,
+    /// A child that echoes datagrams.
+    UdpEcho {
+        #[arg(long)]
+        address: Ipv4Addr,
+    },
+    /// A child that has had an answer by every flow of the packet source.
+    Prime,
+    /// A child that holds a program on a device, and sends frames out of it.
+    Hold(packets::HoldFlags),
     /// A child that is a node's dataplane.
     Node(orlop::NodeFlags),
     /// A child that is a dataplane to be programmed.
@@ -45,6 +54,9 @@ fn main() -> Result<()> {
         Role::OverlayNode(flags) => orlop::run(overlay::life(flags)),
         Role::Program(flags) => orlop::run(program::life(flags)),
         Role::Node(flags) => orlop::run(orlop::node(flags)),
+        Role::UdpEcho { address } => packets::udp_echo(address),
+        Role::Prime => packets::prime(),
+        Role::Hold(flags) => packets::hold(&flags),
         Role::Server => traffic::server(traffic::SERVER_PORT),
         Role::Client { target, cgroup } => traffic::client(target, cgroup.as_deref()),
     }

@@ -1,14 +1,11 @@
 //! `bench overlay`: traffic between pods of two nodes: by Orlop's VXLAN and L3 overlay, by the kernel's VXLAN
 //! and by plain routes, both set up by hand. Effects.
 
-use std::{
-    io::Read as _,
-    net::{Ipv4Addr, SocketAddrV4},
-};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use node_agent::{
-    dataplane::{self, Tables},
+    dataplane::{self, Tables, XdpMode},
     model::{NodeRow, ObjectKey},
     overlay::{self, Mode, OverlayConfig},
     table::Table,
@@ -18,9 +15,11 @@ use serde_json::json;
 use super::{
     chart::{Bar, Chart, Content, Panel},
     hosts::{self, Cgroup, ETHERNET_MTU, Node},
+    kube_proxy,
     measure::{self, Effort, Ends},
     orlop,
     output::{Output, progress},
+    packets,
     report::{self, Lane, Parameters, Row},
     traffic::{SERVER_PORT, Worker, say},
 };
@@ -55,6 +54,15 @@ pub struct NodeFlags {
     pub pods: Vec<String>,
     #[arg(long)]
     pub cgroup: Option<std::path::PathBuf>,
+    /// Services programmed beside.
+    #[arg(long, default_value_t = 0)]
+    pub services: u32,
+    /// Where the UDP node port of `packets` leads.
+    #[arg(long)]
+    pub node_port_to: Option<SocketAddrV4>,
+    /// What carries node ports: `tc` or `xdp`.
+    #[arg(long, default_value = "tc")]
+    pub path: String,
 }
 
 /// What one lane runs on; agents end before their namespaces.
@@ -169,7 +177,8 @@ fn tunnel(nodes: &[Node; 2], mtu: u32) -> Result<()> {
     Ok(())
 }
 
-/// The child's life: Orlop's overlay and dataplane on one node, until standard input ends.
+/// The child's life: Orlop's overlay and dataplane on one node, until standard input ends;
+/// orders are those of `packets`.
 ///
 /// # Errors
 /// When one of them cannot start or is not ready in time.
@@ -192,7 +201,9 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
     };
     let mut overlay = overlay::start(config, nodes).context("start the overlay")?;
     let pods = flags.pods.iter().map(|flag| orlop::endpoint(flag)).collect::<Result<_>>()?;
-    let orlop::Filled { tables, overlay: _unused } = orlop::fill(std::iter::empty(), pods);
+    let mut all: Vec<_> = (0..flags.services).map(|n| kube_proxy::service(n, 2)).collect();
+    all.extend(flags.node_port_to.map(|to| packets::node_port_service(flags.services, to)));
+    let orlop::Filled { tables, overlay: _unused } = orlop::fill(all.into_iter(), pods);
     tables.services.mark_synced();
     tables.slices.mark_synced();
     let revision = *tables.endpoints.subscribe().borrow();
@@ -201,6 +212,7 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
     let config = dataplane::DataplaneConfig {
         node_ips: vec![own.into()],
         devices: Vec::new(),
+        xdp: if flags.path == "xdp" { XdpMode::Native } else { XdpMode::Off },
         ..orlop::config(flags.cgroup)
     };
     let device = overlay.device.wait_for(Option::is_some);
@@ -212,7 +224,7 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
     let report = handle.report().await.context("the dataplane ended")?;
     ensure!(report.trouble.is_empty(), "{:?}", report.trouble);
     say("ready")?;
-    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
+    tokio::task::spawn_blocking(packets::take_orders).await??;
     handle.stop().await;
     overlay.stop().await;
     Ok(())

@@ -53,7 +53,11 @@ pub fn endpoint(flag: &str) -> Result<LocalEndpoint> {
     })
 }
 
-fn mac(text: &str) -> Result<[u8; 6]> {
+/// An Ethernet address as `ip` prints it.
+///
+/// # Errors
+/// When it is none.
+pub fn mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Vec<u8> = text
         .split(':')
         .map(|part| u8::from_str_radix(part, 16))

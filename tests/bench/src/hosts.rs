@@ -182,7 +182,10 @@ pub fn exec(netns: &str, command: &[&str], input: Option<&str>) -> Result<()> {
 }
 
 /// Interface index and Ethernet address of a device, from `ip -o link`.
-fn link(netns: &str, device: &str) -> Result<(u32, String)> {
+///
+/// # Errors
+/// When there is no such device.
+pub fn link(netns: &str, device: &str) -> Result<(u32, String)> {
     let out = Command::new("ip")
         .args(["-n", netns, "-o", "link", "show", device])
         .output()

@@ -77,8 +77,11 @@ const COLOURS: [(&str, &str, &str); 6] = [
 /// The picture as an SVG file.
 #[must_use]
 pub fn svg(chart: &Chart) -> String {
+    // Four are two rows of two, else a page is too narrow for them.
     let count = u32::try_from(chart.panels.len()).unwrap_or(1).max(1);
-    let (width, height) = (PANEL.0 * f64::from(count) + 16.0, HEAD + PANEL.1);
+    let in_row = if count == 4 { 2 } else { count };
+    let rows = count.div_ceil(in_row);
+    let (width, height) = (PANEL.0 * f64::from(in_row) + 16.0, HEAD + PANEL.1 * f64::from(rows));
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
          width=\"{width}\" height=\"{height}\" role=\"img\">\n<title>{}</title>\n{}\
@@ -88,16 +91,16 @@ pub fn svg(chart: &Chart) -> String {
     );
     text(&mut out, "title", (20.0, 32.0), &chart.title);
     text(&mut out, "note", (20.0, 54.0), &chart.note);
-    let mut x = 8.0;
-    for panel in &chart.panels {
-        line(&mut out, format_args!("<g transform=\"translate({x} {HEAD})\">"));
+    for (panel, n) in chart.panels.iter().zip(0_u32..) {
+        let x = 8.0 + PANEL.0 * f64::from(n % in_row);
+        let y = HEAD + PANEL.1 * f64::from(n / in_row);
+        line(&mut out, format_args!("<g transform=\"translate({x} {y})\">"));
         text(&mut out, "panel", (12.0, 24.0), &panel.title);
         match &panel.content {
             Content::Lines { x_title, log_y, series } => lines(&mut out, x_title, *log_y, series),
             Content::Bars(bars) => columns(&mut out, bars),
         }
         line(&mut out, format_args!("</g>"));
-        x += PANEL.0;
     }
     out.push_str("</svg>\n");
     out

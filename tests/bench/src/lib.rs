@@ -1,6 +1,6 @@
 //! Side-by-side benchmarks: every subject in the same run, in interleaved rounds.
 //!
-//! `lb`, `programming`, `overlay` are the benchmarks (effects); `hosts` makes the network namespaces (effects),
+//! `lb`, `programming`, `overlay` are the benchmarks (effects), `packets` the part of `lb` without sockets; `hosts` makes the network namespaces (effects),
 //! `kube_proxy` the services and the peers' rule sets (pure), `orlop` the agent's dataplane as a subject (effects),
 //! `traffic` the client and server processes (effects), `measure` the rounds (effects), `report` turns samples into
 //! rows and ratios (pure), `chart` rows into a picture (pure).
@@ -13,8 +13,10 @@ pub mod measure;
 pub mod orlop;
 pub mod output;
 pub mod overlay;
+pub mod packets;
 pub mod program;
 pub mod programming;
+pub mod raw;
 pub mod report;
 pub mod tool;
 pub mod traffic;

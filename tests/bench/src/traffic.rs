@@ -65,7 +65,7 @@ impl Worker {
         let own = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(REAL_TIME[0]);
         // What programs a node takes its time like any other process.
-        if matches!(role, "client" | "server") {
+        if matches!(role, "client" | "server" | "hold") {
             command.args(&REAL_TIME[1..]).arg("nsenter");
         } else {
             command = Command::new("nsenter");
@@ -86,6 +86,19 @@ impl Worker {
         let first = worker.answer()?;
         ensure!(first == "ready", "{role} in {netns} said {first:?} instead of ready");
         Ok(worker)
+    }
+
+    /// Packets that a device of its namespace has received.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn received(&self, device: &str) -> Result<u64> {
+        let path = format!("/proc/{}/net/dev", self.child.id());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let start = format!("{device}:");
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(&start));
+        let packets = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        packets.with_context(|| format!("no {device} in {path}"))
     }
 
     /// Sends an order and waits for its one line of answer.
@@ -310,7 +323,7 @@ pub fn cpu_ns() -> Result<u64> {
 }
 
 /// Pins the calling thread to a core; a machine with fewer cores leaves it where it is.
-fn pin(core: usize) {
+pub fn pin(core: usize) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(core);
     let _pinned: bool = rustix::thread::sched_setaffinity(None, &set).is_ok();

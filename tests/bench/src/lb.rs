@@ -13,6 +13,7 @@ use super::{
     measure::{self, Effort, Ends, float},
     orlop,
     output::{Output, progress},
+    packets,
     report::{self, Lane, Parameters, Row},
     traffic::{SERVER_PORT, Worker},
 };
@@ -79,7 +80,8 @@ pub fn run(wish: &Wish) -> Result<()> {
     let samples = measure::rounds(&lanes, &mut ends, effort)?;
     drop(ends);
     drop(grounds);
-    let rows = report::rows(&lanes, &samples);
+    let mut rows = report::rows(&lanes, &samples);
+    rows.extend(packets::run(&wish.against, wish.quick)?);
     wish.output.finish("lb", &rows, |note| chart(&rows, note))
 }
 
@@ -127,8 +129,9 @@ fn chart(rows: &[Row], note: &str) -> Chart {
                 title: format!("throughput, bit/s{at} (higher is better)"),
                 content: Content::Bars(bars("throughput")),
             },
+            packets::panel(rows),
             Panel {
-                title: format!("CPU of one connection, µs{at} (lower is better)"),
+                title: format!("CPU of one connection, µs{at}"),
                 content: Content::Bars(bars("cpu_per_transaction")),
             },
         ],
