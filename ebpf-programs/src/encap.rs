@@ -10,7 +10,7 @@ use ebpf_common::{
     packet::{ETH_IPV4, ETH_IPV6, ETH_LEN},
 };
 
-use crate::xdp_frame;
+use crate::driver_frame;
 
 /// Ethernet, IP, UDP and VXLAN over IPv4 and over IPv6.
 const LEN4: usize = ETH_LEN + 20 + 8 + 8;
@@ -131,8 +131,8 @@ impl Outer {
     /// Writes the MACs over those of the frame.
     #[inline(always)]
     pub fn readdress(&self, ctx: &XdpContext) -> Option<()> {
-        xdp_frame::write(ctx, 0, &self.word(0))?;
-        xdp_frame::write(ctx, 8, &(self.word(1) as u32))
+        driver_frame::write(ctx, 0, &self.word(0))?;
+        driver_frame::write(ctx, 8, &(self.word(1) as u32))
     }
 
     /// Puts the headers in front of the frame. `None` leaves it as it was.
@@ -152,8 +152,8 @@ impl Outer {
             // The class is the second byte of the header's first half-word.
             let sum = u64::from(self.sum) + total + id + (ecn << 8);
             let checksum = u64::from(!csum::fold(sum));
-            xdp_frame::grow(ctx, LEN4)?;
-            xdp_frame::write(
+            driver_frame::grow(ctx, LEN4)?;
+            driver_frame::write(
                 ctx,
                 0,
                 &[
@@ -165,11 +165,11 @@ impl Outer {
                     self.word(5),
                 ],
             )?;
-            return xdp_frame::write(ctx, 48, &(self.word(6) as u16));
+            return driver_frame::write(ctx, 48, &(self.word(6) as u16));
         }
         let udp = u64::from(((packet.len + LEN6 - ETH_LEN - 40) as u16).to_be());
-        xdp_frame::grow(ctx, LEN6)?;
-        xdp_frame::write(
+        driver_frame::grow(ctx, LEN6)?;
+        driver_frame::write(
             ctx,
             0,
             &[
@@ -183,8 +183,8 @@ impl Outer {
                 self.word(7) | udp << 16,
             ],
         )?;
-        xdp_frame::write(ctx, 64, &(self.word(8) as u32))?;
-        xdp_frame::write(ctx, 68, &((self.word(8) >> 32) as u16))
+        driver_frame::write(ctx, 64, &(self.word(8) as u32))?;
+        driver_frame::write(ctx, 68, &((self.word(8) >> 32) as u16))
     }
 }
 

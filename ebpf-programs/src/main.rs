@@ -3,6 +3,7 @@
 #![no_main]
 #![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+mod carry;
 mod cg_connect4;
 mod cg_connect6;
 mod cg_getpeername4;
@@ -12,6 +13,7 @@ mod cg_recvmsg6;
 mod cg_sendmsg4;
 mod cg_sendmsg6;
 mod count;
+mod driver_frame;
 mod encap;
 mod fragment;
 mod frame;
@@ -19,6 +21,7 @@ mod helpers;
 mod icmp;
 mod maps;
 mod nat;
+mod next_hop;
 mod packet;
 mod refuse;
 mod rewrite;
@@ -35,8 +38,6 @@ mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
 mod xdp_entry;
-mod xdp_frame;
-mod xdp_route;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -35,8 +35,8 @@ use ebpf_common::{
 };
 
 use crate::{
+    next_hop::{PLACES, Path},
     trace,
-    xdp_route::{PLACES, Path},
 };
 
 #[map]

@@ -2,22 +2,20 @@
 //! from outside, and the answers to it.
 //!
 //! Only the common case, whole: packets of flows that are known, whose way is clear. All else passes
-//! untouched to `tc_from_underlay`, which has the same connection table, opens flows and ends them. So nothing is refused here, and nothing dropped but what no
-//! longer fits its frame.
+//! untouched to `tc_from_underlay`, which has the same connection table, opens flows and ends
+//! them. So nothing is refused here, and nothing dropped but what no longer fits its frame.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use ebpf_common::{
     TCP,
-    conntrack::{FORWARD, Flow, FlowKey},
+    conntrack::{FORWARD, FlowKey},
     service::BackendKey,
-    verdict::DropReason,
 };
 
 use crate::{
-    encap::{self, Variable},
-    helpers, maps, nat,
-    xdp_frame::{self, Family, Frame},
-    xdp_route::{self, HERE, Path, TUNNEL},
+    carry,
+    driver_frame::{self, Family, Frame},
+    helpers, maps, nat, next_hop,
 };
 
 #[xdp(frags)]
@@ -27,7 +25,7 @@ pub fn xdp_entry(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn try_entry(ctx: &XdpContext) -> Option<u32> {
-    match xdp_frame::family(ctx)? {
+    match driver_frame::family(ctx)? {
         Family::V4 => steps::<false>(ctx),
         Family::V6 => steps::<true>(ctx),
     }
@@ -59,9 +57,9 @@ fn try_carry<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::<V6>::parse(ctx, &mut key)?;
     let flow = maps::flow(&key)?;
     let now_s = helpers::now_s();
-    let Some(path) = xdp_route::path(ctx, &flow.dst, now_s) else { return Some(WAY_UNKNOWN) };
+    let Some(path) = next_hop::path(ctx, &flow.dst, now_s) else { return Some(WAY_UNKNOWN) };
     // Pods' own connections, and what is for the node itself, are tc's.
-    if flow.flags != 0 || !xdp_frame::is_for(ctx, path.mac) {
+    if flow.flags != 0 || !driver_frame::is_for(ctx, path.mac) {
         return None;
     }
     let is_ours = if flow.direction == FORWARD {
@@ -74,7 +72,7 @@ fn try_carry<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     maps::touch(flow, nat::seen(frame.flags), now_s);
-    carry_by(ctx, &frame, flow, path)
+    carry::carry(ctx, &frame, flow, path)
 }
 
 /// Looks up the way that a packet's flow takes. Gives 1 when it is known now.
@@ -88,48 +86,5 @@ fn try_learn<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     let mut key = FlowKey::default();
     let _frame: Frame<'_, V6> = Frame::parse(ctx, &mut key)?;
     let flow = maps::flow(&key)?;
-    xdp_route::learn(ctx, maps::config()?, &flow.dst, helpers::now_s())
-}
-
-/// Translates a packet and sends it on its way.
-#[inline(always)]
-fn carry_by<const V6: bool>(
-    ctx: &XdpContext,
-    frame: &Frame<'_, V6>,
-    flow: &Flow,
-    path: &Path,
-) -> Option<u32> {
-    if path.kind == HERE {
-        let _changed: u16 = frame.translate(flow, 0)?;
-        return Some(xdp_action::XDP_PASS);
-    }
-    let tunnelled = path.kind == TUNNEL;
-    let len = if tunnelled { path.outer.packet_len(frame.len) } else { frame.packet_len() };
-    // Too big: tc says so to the client.
-    if len > path.mtu as usize {
-        return None;
-    }
-    let id = frame.translate(flow, 1)?;
-    let addressed = if tunnelled {
-        let spread = encap::spread(&flow.src, &flow.dst, frame.ports);
-        let packet = Variable { len: frame.len, class: frame.class, flow: spread, id };
-        path.outer.push(ctx, &packet)
-    } else {
-        path.outer.readdress(ctx)
-    };
-    Some(send(ctx, path.ifindex, addressed))
-}
-
-/// Sends a translated packet. What could not be addressed any more (a driver without room in front of
-/// its frames) cannot pass either, as nobody would know it.
-#[inline(always)]
-fn send(ctx: &XdpContext, ifindex: u32, addressed: Option<()>) -> u32 {
-    if addressed.is_none() {
-        maps::count(DropReason::Rewrite);
-        return xdp_action::XDP_DROP;
-    }
-    if ifindex == ctx.ingress_ifindex() as u32 {
-        return xdp_action::XDP_TX;
-    }
-    helpers::redirect(ifindex) as u32
+    next_hop::learn(ctx, maps::config()?, &flow.dst, helpers::now_s())
 }

@@ -40,7 +40,7 @@ use crate::{
     model::{LocalEndpoint, PodNetwork},
     overlay, problems,
     readers::Readers,
-    snapshot,
+    readiness, snapshot,
     sys::cgroup::{self, CgroupError},
     table::Table,
     watch::{self as sources, Sources},
@@ -238,7 +238,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     }
     let connects = base.config.components.contains(&Component::Overlay);
     let pods = network.pods().filter(|_| connects);
-    tasks.spawn(follow_trouble(base.trouble.clone(), pods, network.trouble()));
+    tasks.spawn(readiness::follow(base.trouble.clone(), pods, network.trouble()));
     let socket = base.config.run_dir.join("agent.sock");
     let views = debug::Views {
         node: base.config.node_name.to_string(),
@@ -363,40 +363,6 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
         network.dns = Some(dns::start(wanted, services, slices).map_err(AgentError::Dns)?);
     }
     Ok(network)
-}
-
-/// Says why the node is not ready: no pod CIDR yet, or the overlay's trouble.
-async fn follow_trouble(
-    out: watch::Sender<Option<String>>,
-    pods: Option<watch::Receiver<Option<PodNetwork>>>,
-    trouble: Option<watch::Receiver<Option<String>>>,
-) -> &'static str {
-    let (Some(mut pods), Some(mut trouble)) = (pods, trouble) else {
-        out.send_replace(None);
-        return std::future::pending().await;
-    };
-    loop {
-        let words = if pods.borrow_and_update().is_none() {
-            // Upstream's words while no CNI configuration is there.
-            Some(
-                "container runtime network not ready: NetworkReady=false \
-                  reason:NetworkPluginNotReady message:Network plugin returns error: \
-                  cni plugin not initialized"
-                    .to_owned(),
-            )
-        } else {
-            trouble.borrow_and_update().clone()
-        };
-        out.send_if_modified(|old| {
-            let differs = *old != words;
-            old.clone_from(&words);
-            differs
-        });
-        tokio::select! {
-            changed = pods.changed() => if changed.is_err() { return "overlay" },
-            changed = trouble.changed() => if changed.is_err() { return "overlay" },
-        }
-    }
 }
 
 /// What the kubelet part waits for: the node's uid once it is registered.

@@ -18,6 +18,7 @@ pub mod overlay;
 pub mod parse;
 pub mod problems;
 pub mod readers;
+pub mod readiness;
 pub mod snapshot;
 pub mod sys;
 pub mod table;

@@ -344,6 +344,7 @@ mod tests {
         Ok(result.unwrap_or(Value::Null))
     }
 
+    #[expect(clippy::print_stderr, reason = "a test says why it skips")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn debians_plugins_are_chained_before_and_behind() {
         skip_unless_able!();

@@ -14,6 +14,7 @@ mod tests {
     };
 
     /// Maps need root and a kernel that lets it use them.
+    #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
     fn is_possible() -> bool {
         let made = RowMap::<u32, u64>::create(1);
         if let Err(error) = &made {

@@ -9,13 +9,7 @@ mod wire;
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        net::IpAddr,
-        path::PathBuf,
-        thread,
-        time::{Duration, Instant},
-    };
+    use std::{collections::BTreeMap, net::IpAddr, thread};
 
     use aya::{
         Ebpf, EbpfLoader, Pod,
@@ -34,15 +28,7 @@ mod tests {
         service::{Backend, BackendKey, Service, ServiceKey},
         tunnel::{ROUTED, Tunnel},
     };
-    use node_agent::{
-        dataplane::{
-            XdpMode,
-            load::Programs,
-            object,
-            xdp::{Why, Xdp, XdpPath},
-        },
-        sys::netlink::Netlink,
-    };
+    use node_agent::dataplane::object;
 
     use super::{
         place::{ip, is_possible, own_namespaces},

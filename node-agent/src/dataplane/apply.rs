@@ -206,7 +206,7 @@ impl Runner {
         let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
             services,
-            gateway: device.map_or([Addr::default(); 2], |device| device.gateways.map(gateway)),
+            gateway: device.map_or_else(Default::default, |device| device.gateways.map(gateway)),
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
             host_ifindex: device.map_or(0, |device| device.host_ifindex),

@@ -118,7 +118,7 @@ fn row(key: &FlowKey, forward: &Flow, reverse: Option<&Flow>, now_s: u32) -> Flo
         // A packet that came after the clock was read.
         if age > u32::MAX / 2 { 0 } else { age }
     };
-    let idle_s = reverse.map_or(age(forward), |flow| age(flow).min(age(forward)));
+    let idle_s = reverse.map_or_else(|| age(forward), |flow| age(flow).min(age(forward)));
     FlowRow {
         protocol: protocol(key.proto),
         client: address(&key.src, key.sport),
@@ -272,7 +272,7 @@ mod tests {
         assert!(!takes(None, want("10.96.0.1:81")) && !takes(want("10.96.0.1"), None));
         let of = |frontends| Filter { frontends, ..Filter::default() }.takes(&row);
         assert!(of(Some(vec![Want::parse("10.96.0.1:80").unwrap()])) && !of(Some(Vec::new())));
-        assert!(Want::parse("web").is_err());
+        Want::parse("web").unwrap_err();
         assert_eq!(Want::parse("[fd00::1]:80").unwrap().port, Some(80));
         assert_eq!(Want::parse("fd00::1").unwrap().port, None);
     }

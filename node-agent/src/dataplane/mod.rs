@@ -4,6 +4,7 @@
 //! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
 
 mod apply;
+mod batch;
 mod devices;
 pub mod flows;
 pub mod frontends;

@@ -15,112 +15,14 @@ use ebpf_common::{
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SourceRange},
 };
 
+pub use super::batch::{Batch, Gone, Plan, RangeKey};
 use super::frontends::{Frontend, Port, PortId, Which};
 use crate::model::{Family, ObjectKey, Protocol};
-
-/// A row of the source ranges: prefix length with the 32 bits of the service, and the rest of the key.
-pub type RangeKey = (u32, SourceRange);
 
 /// Slots beyond this are no set of ours: a set has at most [`super::frontends::BACKENDS`].
 const SLOTS: u32 = 1 << 16;
 /// Blocks of the longest table that there is.
 const BLOCKS: usize = maglev::BACKENDS_MAX;
-
-/// Writes of one kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Batch {
-    PutBackends(Vec<(BackendKey, Backend)>),
-    PutMembers(Vec<(MemberKey, u32)>),
-    PutRanges(Vec<RangeKey>),
-    PutBlocks(Vec<(MaglevKey, MaglevBlock)>),
-    PutServices(Vec<(ServiceKey, Service)>),
-    DelServices(Vec<ServiceKey>),
-    DelBlocks(Vec<MaglevKey>),
-    DelRanges(Vec<RangeKey>),
-    DelMembers(Vec<MemberKey>),
-    DelBackends(Vec<BackendKey>),
-}
-
-impl Batch {
-    /// Number of rows.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        match self {
-            Self::PutBackends(rows) => rows.len(),
-            Self::PutMembers(rows) => rows.len(),
-            Self::PutRanges(rows) => rows.len(),
-            Self::PutBlocks(rows) => rows.len(),
-            Self::PutServices(rows) => rows.len(),
-            Self::DelServices(keys) => keys.len(),
-            Self::DelBlocks(keys) => keys.len(),
-            Self::DelRanges(keys) => keys.len(),
-            Self::DelMembers(keys) => keys.len(),
-            Self::DelBackends(keys) => keys.len(),
-        }
-    }
-
-    /// Whether there is nothing to write.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The writes of one round. Nothing is left to choose.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    pub backends: Vec<(BackendKey, Backend)>,
-    pub members: Vec<(MemberKey, u32)>,
-    pub ranges: Vec<RangeKey>,
-    pub blocks: Vec<(MaglevKey, MaglevBlock)>,
-    pub services: Vec<(ServiceKey, Service)>,
-    pub gone: Gone,
-}
-
-/// What is to go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Gone {
-    pub services: Vec<ServiceKey>,
-    pub blocks: Vec<MaglevKey>,
-    pub ranges: Vec<RangeKey>,
-    pub members: Vec<MemberKey>,
-    pub backends: Vec<BackendKey>,
-}
-
-impl Plan {
-    /// The writes in their order: this list is what the promise at the head of this file rests on.
-    #[must_use]
-    pub fn into_batches(mut self) -> Vec<Batch> {
-        // One service gives a frontend up and another takes it: the new row is in place of the old.
-        if !self.gone.services.is_empty() {
-            let put: BTreeSet<ServiceKey> = self.services.iter().map(|(key, _)| *key).collect();
-            self.gone.services.retain(|key| !put.contains(key));
-        }
-        let mut batches = vec![
-            Batch::PutBackends(self.backends),
-            Batch::PutMembers(self.members),
-            Batch::PutRanges(self.ranges),
-            Batch::PutBlocks(self.blocks),
-            Batch::PutServices(self.services),
-        ];
-        batches.extend(self.gone.into_batches());
-        batches
-    }
-}
-
-impl Gone {
-    /// Frontends before what they lead to.
-    #[must_use]
-    pub fn into_batches(self) -> Vec<Batch> {
-        vec![
-            Batch::DelServices(self.services),
-            Batch::DelBlocks(self.blocks),
-            Batch::DelRanges(self.ranges),
-            Batch::DelMembers(self.members),
-            Batch::DelBackends(self.backends),
-        ]
-    }
-}
 
 /// What the service maps hold, row by row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

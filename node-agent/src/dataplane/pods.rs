@@ -90,7 +90,8 @@ impl Runner {
     /// The namespaces whose packets pass our programs. The node's own is one of them once its packets
     /// to services have a device.
     pub(super) fn follow_namespaces(&mut self) -> Result<(), String> {
-        let own = match *self.tables.overlay.borrow() {
+        let overlay = *self.tables.overlay.borrow();
+        let own = match overlay {
             Some(device) if device.host_ifindex != 0 => {
                 let cookie = netns_cookie().map_err(|error| chain(&error))?;
                 Some((cookie, device.gateways))

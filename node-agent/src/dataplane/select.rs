@@ -141,9 +141,9 @@ impl Narrowing {
 /// not done, and traffic must not pile up on the others meanwhile.
 fn narrowing(all: &[Candidate<'_>], place: &Place) -> Narrowing {
     let ready = || all.iter().filter(|one| one.is_ready).map(|one| one.endpoint);
-    let is_for = |of: fn(&crate::model::Hints) -> &[Box<str>], name: &Box<str>| {
+    let is_for = |of: fn(&crate::model::Hints) -> &[Box<str>], name: &str| {
         ready().all(|one| !hinted(one, of).is_empty())
-            && ready().any(|one| hinted(one, of).contains(name))
+            && ready().any(|one| hinted(one, of).iter().any(|hint| **hint == *name))
     };
     if is_for(|hints| &hints.nodes, &place.node) {
         return Narrowing::ThisNode;

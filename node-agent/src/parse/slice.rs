@@ -1,6 +1,6 @@
 //! Endpoint slices.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice};
 
@@ -32,7 +32,7 @@ pub fn endpoint_slice(object: &EndpointSlice) -> Option<(ObjectKey, EndpointSlic
         }
     }
     rejected.shrink_to_fit();
-    let service = ObjectKey { namespace: key.namespace.clone(), name: name.as_str().into() };
+    let service = ObjectKey { namespace: Arc::clone(&key.namespace), name: name.as_str().into() };
     Some((key, EndpointSliceRow { service, family, ports, endpoints, rejected }))
 }
 
@@ -57,7 +57,7 @@ fn ports(object: &EndpointSlice, rejected: &mut Vec<Box<str>>) -> Vec<EndpointPo
 
 fn address(object: &Endpoint, family: Family) -> Result<IpAddr, String> {
     let text = object.addresses.first().ok_or("there is none")?;
-    let ip: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address"))?;
+    let ip: IpAddr = text.parse().map_err(|_why| format!("{text:?} is no IP address"))?;
     if Family::of(&ip) != family {
         return Err(format!("{ip} is not of the slice's addressType {}", family.name()));
     }

@@ -206,9 +206,9 @@ impl<K: Pod, V: Pod> RowMap<K, V> {
             }
         }
         let command = if command == UPDATE_BATCH { UPDATE_ELEM } else { DELETE_ELEM };
-        for at in at..keys.len() {
+        for (at, key) in keys.iter_mut().enumerate().skip(at) {
             let value = values.get_mut(at).map_or(0, address);
-            if let Err(error) = self.one(command, address(&mut keys[at]), value) {
+            if let Err(error) = self.one(command, address(key), value) {
                 failed(at, error);
             }
         }
