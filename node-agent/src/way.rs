@@ -77,9 +77,9 @@ pub fn trace(
     let tracer = Tracer::load(pins).map_err(|error| chain(&error))?;
     let mut way = Way { tracer, look, config, names, proto, hops: Vec::new() };
     match start {
-        Start::Pod(pod) => way.from_pod(&pod, to)?,
-        Start::Node => way.from_node(to)?,
-        Start::Outside(ip) => way.from_outside(ip, to)?,
+        Start::Pod(pod) => way.start_at_pod(&pod, to)?,
+        Start::Node => way.start_at_node(to)?,
+        Start::Outside(ip) => way.start_outside(ip, to)?,
     }
     Ok(way.hops.iter().map(Hop::json).collect())
 }
@@ -109,13 +109,13 @@ struct Way {
 }
 
 impl Way {
-    fn from_pod(&mut self, pod: &LocalEndpoint, to: SocketAddr) -> Result<(), String> {
+    fn start_at_pod(&mut self, pod: &LocalEndpoint, to: SocketAddr) -> Result<(), String> {
         let Some(to) = self.socket(pod.netns_cookie, to)? else { return Ok(()) };
         let packet = frame(SocketAddr::new(pod.ip, CLIENT_PORT), to, self.proto, pod.host_mac);
         self.packets("tc_from_pod", pod.host_ifindex, packet)
     }
 
-    fn from_node(&mut self, to: SocketAddr) -> Result<(), String> {
+    fn start_at_node(&mut self, to: SocketAddr) -> Result<(), String> {
         let cookie = netns_cookie().map_err(words)?;
         let Some(to) = self.socket(cookie, to)? else { return Ok(()) };
         let dst = Addr::from(to.ip());
@@ -140,7 +140,7 @@ impl Way {
         Ok(())
     }
 
-    fn from_outside(&mut self, ip: IpAddr, to: SocketAddr) -> Result<(), String> {
+    fn start_outside(&mut self, ip: IpAddr, to: SocketAddr) -> Result<(), String> {
         let (ifindex, mac) = underlay()?;
         let mut packet = frame(SocketAddr::new(ip, CLIENT_PORT), to, self.proto, mac);
         if self.tracer.has("xdp_entry") {
