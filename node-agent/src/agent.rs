@@ -340,6 +340,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             node_ips: base.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade,
+            xdp: config.xdp,
             node_name: (&*config.node_name).into(),
             nodes: Some(sources.nodes.clone()),
             ..dataplane::DataplaneConfig::new(base.node_ip())

@@ -13,7 +13,10 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer};
 
-use crate::join::{Join, Token};
+use crate::{
+    dataplane::XdpMode,
+    join::{Join, Token},
+};
 
 /// A part of the agent that can be switched on alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +129,9 @@ pub struct RunArgs {
     /// Where Prometheus asks for metrics [default: 127.0.0.1:10249, kube-proxy's].
     #[arg(long)]
     pub metrics_address: Option<SocketAddr>,
+    /// Service traffic from outside in the driver's XDP hook: auto, off, native or generic [default: off].
+    #[arg(long)]
+    pub xdp: Option<String>,
     /// `host:port` of a registry without TLS; may be repeated.
     #[arg(long)]
     pub insecure_registry: Option<Vec<String>>,
@@ -147,6 +153,7 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub overlay: OverlayMode,
+    pub xdp: XdpMode,
     pub metrics_address: SocketAddr,
     pub insecure_registries: Vec<String>,
 }
@@ -199,6 +206,7 @@ impl RunArgs {
             cluster_dns: self.cluster_dns.or(file.cluster_dns),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             overlay: self.overlay.or(file.overlay),
+            xdp: self.xdp.or(file.xdp),
             metrics_address: self.metrics_address.or(file.metrics_address),
             insecure_registry: self.insecure_registry.or(file.insecure_registry),
         }
@@ -228,6 +236,7 @@ impl RunArgs {
             (Some(_), None) | (None, Some(_)) => return Err(ConfigError::HalfJoin),
         };
         let overlay = self.overlay.as_deref().unwrap_or("vxlan").parse();
+        let xdp = self.xdp.as_deref().map_or_else(|| Ok(XdpMode::default()), str::parse);
         let default_dns = || vec![IpAddr::from([10, 96, 0, 10])];
         Ok(Config {
             kubeconfig: self.kubeconfig.ok_or(ConfigError::NoKubeconfig)?,
@@ -242,6 +251,7 @@ impl RunArgs {
             cluster_dns: self.cluster_dns.unwrap_or_else(default_dns),
             cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".to_owned()),
             overlay: overlay.map_err(ConfigError::Value)?,
+            xdp: xdp.map_err(ConfigError::Value)?,
             metrics_address: self.metrics_address.unwrap_or(METRICS_ADDRESS),
             insecure_registries: self.insecure_registry.unwrap_or_default(),
         })
@@ -342,6 +352,7 @@ impl fmt::Display for Config {
             OverlayMode::Auto => "auto",
         };
         writeln!(f, "overlay: {overlay}")?;
+        writeln!(f, "xdp: {}", self.xdp.name())?;
         writeln!(f, "metrics_address: {}", self.metrics_address)?;
         write!(f, "insecure_registry: [{}]", list(self.insecure_registries.clone()))
     }

@@ -93,6 +93,12 @@ mod tests {
             cluster
         }
 
+        fn with_backends(pods: &[Ipv4Addr]) -> Self {
+            let cluster = Self::new();
+            cluster.set_backends(pods);
+            cluster
+        }
+
         fn set_backends(&self, pods: &[Ipv4Addr]) {
             let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| EndpointPort {
                 name: format!("{protocol:?}").into(),
@@ -330,18 +336,26 @@ mod tests {
         }
     }
 
+    fn make_bridge() {
+        ip("link add lan type bridge");
+        ip("link set lan up");
+    }
+
+    fn add_pods(node: &mut Node, lasts: &[u8]) {
+        for last in lasts {
+            node.add_pod(*last);
+        }
+    }
+
     fn scenario(plain: SetUp, with_sockets: SetUp) {
         let lan = Space::new();
-        lan.run(|| ip("link add lan type bridge"));
-        lan.run(|| ip("link set lan up"));
+        lan.run(make_bridge);
         let (mut one, mut two) = (Node::new(1, &lan), Node::new(2, &lan));
         let outside = Space::new();
         plug(&lan, &outside, 99);
-        one.add_pod(11);
-        one.add_pod(12);
-        two.add_pod(21);
-        let cluster = Cluster::new();
-        cluster.set_backends(&[pod_ip(1, 12), pod_ip(2, 21)]);
+        add_pods(&mut one, &[11, 12]);
+        add_pods(&mut two, &[21]);
+        let cluster = Cluster::with_backends(&[pod_ip(1, 12), pod_ip(2, 21)]);
 
         // The folder is another file system in each namespace.
         let pins = Some(one.space.bpf.join("orlop"));

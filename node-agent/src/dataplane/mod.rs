@@ -105,7 +105,7 @@ impl DataplaneConfig {
             }),
             masquerade: true,
             tc: None,
-            xdp: XdpMode::Auto,
+            xdp: XdpMode::default(),
         }
     }
 }

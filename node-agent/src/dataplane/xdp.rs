@@ -8,6 +8,7 @@ use std::{
     fmt, fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
+    str::FromStr,
 };
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp as XdpProgram};
@@ -29,15 +30,42 @@ const PROGRAM: &str = "xdp_entry";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
     /// In the driver, where that is sure to be right.
-    #[default]
     Auto,
-    /// Nowhere.
+    /// Nowhere. The default until more drivers have been tried.
+    #[default]
     Off,
     /// In the driver, also of devices whose senders may leave checksums unfinished: who asks for it has
     /// seen to it that they do not.
     Native,
     /// In the kernel's stack, which any device can. Slower than tc; for trying out.
     Generic,
+}
+
+impl FromStr for XdpMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            "native" => Ok(Self::Native),
+            "generic" => Ok(Self::Generic),
+            _ => Err(format!("unknown XDP mode \"{text}\"; there are auto, off, native, generic")),
+        }
+    }
+}
+
+impl XdpMode {
+    /// As it is written in flags.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
 }
 
 /// What carries a device's service traffic.

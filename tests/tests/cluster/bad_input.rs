@@ -90,28 +90,29 @@ fn pod_with_an_unimplemented_field_is_not_started_and_says_which() {
     kubectl.run(&["delete", "pod", "odd", "--timeout=30s"]).unwrap();
 }
 
+/// SCTP keeps its port, as its checksum cannot be renewed: another target port is not supported.
+fn odd_service(sctp_target: u16) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "odd-service" },
+        "spec": {
+            "selector": { "app": "nginx" },
+            "ports": [
+                { "name": "http", "port": 80 },
+                { "name": "sctp", "port": 81, "protocol": "SCTP", "targetPort": sctp_target },
+            ],
+        },
+    })
+}
+
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     let (_, cluster) = cluster();
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "service", "odd-service", "--ignore-not-found"]).unwrap();
-    // SCTP keeps its port: its checksum cannot be renewed.
-    let service = |sctp_target: u16| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": { "name": "odd-service" },
-            "spec": {
-                "selector": { "app": "nginx" },
-                "ports": [
-                    { "name": "http", "port": 80 },
-                    { "name": "sctp", "port": 81, "protocol": "SCTP", "targetPort": sctp_target },
-                ],
-            },
-        })
-    };
-    kubectl.apply(&service(82)).unwrap();
+    kubectl.apply(&odd_service(82)).unwrap();
     let condition = || -> anyhow::Result<serde_json::Value> {
         let service = kubectl.json(&["get", "service", "odd-service"])?;
         let conditions = service["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -148,7 +149,7 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     }
 
     // With the field taken away it works, so that nothing but the field was in the way.
-    kubectl.apply(&service(81)).unwrap();
+    kubectl.apply(&odd_service(81)).unwrap();
     for node in &cluster.nodes {
         let what = format!("the Service to answer on {}", node.name);
         wait_for(&what, Duration::from_secs(30), || Ok(get(node)?.then_some(()))).unwrap();
