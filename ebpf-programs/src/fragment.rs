@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Completes the key of a later fragment, and remembers that of a first one.
-#[inline(never)]
+#[inline(always)]
 pub fn resolve(packet: &mut Packet) -> Result<(), DropReason> {
     let FlowKey { src, dst, sport, dport, proto, .. } = packet.key;
     let key = FragmentKey { src, dst, id: packet.id, proto, reserved: [0; 3] };

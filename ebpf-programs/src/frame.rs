@@ -4,9 +4,13 @@ use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     programs::TcContext,
 };
-use ebpf_common::{addr::Addr, conntrack::FlowKey, verdict::DropReason};
+use ebpf_common::{
+    addr::Addr,
+    conntrack::{Flow, FlowKey},
+    verdict::DropReason,
+};
 
-use crate::helpers;
+use crate::{apart, helpers, icmp::Quote, nat::Step, packet::Packet};
 
 /// How a difference goes into a transport's checksum.
 #[derive(Clone, Copy)]
@@ -39,11 +43,16 @@ pub trait Frame {
     fn fold(&self, sum: Sum, difference: u32) -> Result<(), DropReason>;
     /// The device by which the packet came in or leaves.
     fn ifindex(&self) -> u32;
-    /// A zero that the verifier does not know to be one. What is combined with it is unknown to the
-    /// verifier too, so that it follows what comes after once, not once for every kind of packet.
-    fn blind(&self) -> u32;
     /// The device by which `dst` is reached; 0 for this node itself.
     fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason>;
+    /// Replaces addresses and ports as the flow says.
+    fn translate(&self, packet: &Packet, flow: &Flow) -> Result<(), DropReason>;
+    /// Reads the packet that an error quotes ([`crate::icmp::read`]).
+    fn quote(&self, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason>;
+    /// Makes both rows of a flow and translates the packet ([`crate::nat::open`]).
+    fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step;
+    /// Inserts a flow's row of answers ([`crate::nat::insert_reverse`]).
+    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32;
     /// Whether a socket of this node speaks or may speak to what a packet of `key` comes from.
     fn has_socket(&self, key: &FlowKey) -> bool;
 }
@@ -100,18 +109,33 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn blind(&self) -> u32 {
-        helpers::blind(self)
+    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
+        apart::route(self, src, dst)
     }
 
     #[inline(always)]
-    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
-        helpers::route(self, helpers::ifindex(self), src, dst)
+    fn translate(&self, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
+        apart::translate(self, packet, flow)
+    }
+
+    #[inline(always)]
+    fn quote(&self, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason> {
+        apart::quote(self, packet, quote)
+    }
+
+    #[inline(always)]
+    fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
+        apart::open(self, packet, flow, flags)
+    }
+
+    #[inline(always)]
+    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
+        apart::insert_reverse(self, key, flow, flags)
     }
 
     #[inline(always)]
     fn has_socket(&self, key: &FlowKey) -> bool {
-        helpers::has_socket(self, key)
+        apart::has_socket(self, key)
     }
 }
 

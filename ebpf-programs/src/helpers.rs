@@ -109,7 +109,7 @@ pub fn set_tunnel_key(ctx: &TcContext, vni: u32, node: &Addr) -> Result<(), Drop
 }
 
 /// The device by which `dst` is reached from a packet that came in by `ifindex`; 0 for this node itself.
-#[inline(never)]
+#[inline(always)]
 pub fn route<C: EbpfContext>(
     ctx: &C,
     ifindex: u32,
@@ -145,7 +145,7 @@ pub fn route<C: EbpfContext>(
 }
 
 /// Whether a socket of this node speaks to what a packet of `key` comes from, or, for UDP, may.
-#[inline(never)]
+#[inline(always)]
 pub fn has_socket<C: EbpfContext>(ctx: &C, key: &FlowKey) -> bool {
     let v4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
         saddr: key.src.words()[3],
@@ -206,16 +206,6 @@ pub fn mark_for_host(ctx: &TcContext) -> Result<(), DropReason> {
 pub fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: a field of this program's context.
     unsafe { (*ctx.skb.skb).ifindex }
-}
-
-/// A zero that neither the compiler nor the verifier knows to be one.
-#[inline(always)]
-pub fn blind(ctx: &TcContext) -> u32 {
-    let length = || {
-        // SAFETY: a field of this program's context.
-        unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).len) }
-    };
-    length() ^ length()
 }
 
 /// The `EtherType`, network order.

@@ -20,27 +20,29 @@ use crate::{
 const ICMP_LEN: usize = 8;
 
 /// A quoted packet.
-struct Quote {
+#[repr(C)]
+pub struct Quote {
     /// The flow of answers to it.
     answer: FlowKey,
     /// Offset of its IP header.
-    l3: usize,
+    l3: u32,
     /// Offset of its transport's header.
-    l4: usize,
+    l4: u32,
 }
 
 /// Translates an error about a packet of a known flow: the quoted packet was translated by one row,
 /// the other one turns it and the error back.
-#[inline(never)]
+#[inline(always)]
 pub fn follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
     Step::of(try_follow(frame, packet, flow))
 }
 
 #[inline(always)]
 fn try_follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Result<bool, DropReason> {
-    let l3 = packet.l4 as usize + ICMP_LEN;
-    let quote = if packet.key.dst.is_v4() { quoted_v4(frame, l3)? } else { quoted_v6(frame, l3)? };
-    let Some(quote) = quote else { return Ok(false) };
+    let mut quote = Quote { answer: FlowKey::default(), l3: 0, l4: 0 };
+    if !frame.quote(packet, &mut quote)? {
+        return Ok(false);
+    }
     let Some(row) = maps::flow(&quote.answer) else { return Ok(false) };
     *flow = *row;
     // Who sent the quoted packet's answer may have sent the error too; a router keeps its name.
@@ -56,6 +58,16 @@ fn try_follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Result<b
         frame.fold(Sum { pseudo: true, ..sum }, outer)?;
     }
     rewrite::set_addresses(frame, flow, outer)?;
+    Ok(true)
+}
+
+/// Reads the quoted packet: whether there is one that may have a flow.
+#[inline(always)]
+pub fn read<F: Frame>(frame: &F, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason> {
+    let l3 = packet.l4 as usize + ICMP_LEN;
+    let found = if packet.key.dst.is_v4() { quoted_v4(frame, l3)? } else { quoted_v6(frame, l3)? };
+    let Some(found) = found else { return Ok(false) };
+    *quote = found;
     Ok(true)
 }
 
@@ -107,13 +119,14 @@ fn quote<F: Frame>(
     };
     let answer =
         FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, reserved: [0; 3] };
-    Ok(Some(Quote { answer, l3, l4 }))
+    Ok(Some(Quote { answer, l3: l3 as u32, l4: l4 as u32 }))
 }
 
 /// Rewrites the quoted packet; gives what the sum of its bytes went up by.
 #[inline(always)]
 fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, DropReason> {
     let answer = &quote.answer;
+    let (l3, l4) = (quote.l3 as usize, quote.l4 as usize);
     let v6 = !answer.dst.is_v4();
     // The quoted packet has source and destination the other way round; sums do not mind.
     let addresses = helpers::address_difference(answer, row);
@@ -122,10 +135,10 @@ fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, Drop
     // An IPv4 header sums up to the same as before, its checksum sees to that.
     let mut total = if v6 { add(addresses, ports) } else { ports };
     let (at, covers_addresses) = match answer.proto {
-        TCP => (quote.l4 + 16, true),
-        UDP => (quote.l4 + 6, true),
-        ICMP => (quote.l4 + 2, false),
-        ICMPV6 => (quote.l4 + 2, true),
+        TCP => (l4 + 16, true),
+        UDP => (l4 + 6, true),
+        ICMP => (l4 + 2, false),
+        ICMPV6 => (l4 + 2, true),
         _ => (0, false),
     };
     let covered = if covers_addresses { add(addresses, ports) } else { ports };
@@ -142,17 +155,17 @@ fn turn_back<F: Frame>(frame: &F, quote: &Quote, row: &Flow) -> Result<u32, Drop
         total = add(total, !covered);
     }
     match answer.proto {
-        ICMP | ICMPV6 => frame.store(quote.l4 + 4, &rewrite::identifier(new_ports))?,
-        _ => frame.store(quote.l4, &new_ports)?,
+        ICMP | ICMPV6 => frame.store(l4 + 4, &rewrite::identifier(new_ports))?,
+        _ => frame.store(l4, &new_ports)?,
     }
     if v6 {
-        frame.store(quote.l3 + 8, &row.dst)?;
-        frame.store(quote.l3 + 24, &row.src)?;
+        frame.store(l3 + 8, &row.dst)?;
+        frame.store(l3 + 24, &row.src)?;
     } else {
-        let old: [u8; 2] = frame.load(quote.l3 + 10)?;
-        frame.store(quote.l3 + 10, &checksum_after_change(old, addresses))?;
-        frame.store(quote.l3 + 12, &row.dst.v4_octets())?;
-        frame.store(quote.l3 + 16, &row.src.v4_octets())?;
+        let old: [u8; 2] = frame.load(l3 + 10)?;
+        frame.store(l3 + 10, &checksum_after_change(old, addresses))?;
+        frame.store(l3 + 12, &row.dst.v4_octets())?;
+        frame.store(l3 + 16, &row.src.v4_octets())?;
     }
     Ok(total)
 }

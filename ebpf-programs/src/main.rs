@@ -3,6 +3,7 @@
 #![no_main]
 #![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+mod apart;
 mod carry;
 mod cg_connect4;
 mod cg_connect6;

@@ -306,12 +306,13 @@ pub fn use_client(key: &AffinityKey, now_s: u32) {
     }
 }
 
+/// The slot of a backend in a set.
 #[inline(always)]
-pub fn is_member(key: &MemberKey) -> bool {
-    let row = MEMBERS.get_ptr(key);
-    // SAFETY: a row of one integer; see the module's head.
-    trace::look_up(steps::MEMBER, key, row.map(|row| unsafe { &*row }));
-    row.is_some()
+pub fn member(key: &MemberKey) -> Option<u32> {
+    // SAFETY: copied at once, see the module's head.
+    let row = unsafe { MEMBERS.get(key) };
+    trace::look_up(steps::MEMBER, key, row);
+    row.copied()
 }
 
 /// Whether a range of the service holds the address.

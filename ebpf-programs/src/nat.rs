@@ -6,22 +6,23 @@
 use ebpf_common::{
     SCTP, TCP, UDP,
     addr::Addr,
+    affinity::MemberKey,
     config::Config,
     conntrack::{
         FLOW_FROM_POD, FLOW_LOCAL, FLOW_MASQUERADE, FLOW_TO_HOST, FORWARD, Flow, FlowKey, REVERSE,
         SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
     },
     packet::{TCP_FIN, TCP_RST},
-    service::{BackendKey, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, choose, mix},
+    service::{BackendKey, Peer, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, choose, mix},
     verdict::DropReason,
 };
 
 use crate::{
-    fragment,
+    apart,
     frame::Frame,
-    helpers, icmp, maps,
-    packet::{ERROR, FLOW, Packet, WHOLE},
-    rewrite, service,
+    helpers, maps,
+    packet::{FLOW, Packet, WHOLE},
+    service,
 };
 
 /// Where a packet to a service comes from.
@@ -34,6 +35,18 @@ pub enum From {
     Host,
     /// Outside.
     Outside,
+}
+
+impl From {
+    /// The origin of a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Inside,
+            1 => Self::Host,
+            _ => Self::Outside,
+        }
+    }
 }
 
 /// What was found about a packet, by a function that the verifier follows on its own.
@@ -51,6 +64,17 @@ pub enum Step {
 }
 
 impl Step {
+    /// The step of a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Translated,
+            1 => Self::Unknown,
+            2 => Self::Dropped,
+            _ => Self::Refused,
+        }
+    }
+
     /// Whether it was translated, or why it may not go on, which is counted.
     #[inline(always)]
     pub fn of(found: Result<bool, DropReason>) -> Self {
@@ -68,29 +92,16 @@ impl Step {
     }
 }
 
-/// Slots of a set that are searched for a backend that has another slot than it had: when one leaves,
-/// the last takes its place. Beyond it a flow is taken for one whose backend has left.
-const SLOTS: u32 = 128;
-
-/// Translates a packet of a known flow, or an error about one, and copies out the flow's row.
+/// Translates a packet of a known flow, and copies out the flow's row.
 #[inline(always)]
-pub fn follow<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
-    match packet.kind {
-        FLOW => known(frame, packet, flow),
-        ERROR => icmp::follow(frame, packet, flow),
-        _ => Step::Unknown,
-    }
-}
-
-#[inline(never)]
-fn known<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
+pub fn known<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
     Step::of(try_known(frame, packet, flow))
 }
 
 #[inline(always)]
 fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result<bool, DropReason> {
     if packet.fragment != WHOLE {
-        fragment::resolve(packet)?;
+        apart::resolve(packet)?;
     }
     let Some(flow) = maps::flow(&packet.key) else { return Ok(false) };
     if is_over(packet, flow) {
@@ -99,7 +110,7 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
     }
     maps::touch(flow, seen(packet.flags), helpers::now_s());
     *out = *flow;
-    rewrite::translate(frame, packet, out)?;
+    frame.translate(packet, out)?;
     Ok(true)
 }
 
@@ -116,21 +127,18 @@ fn is_over(packet: &Packet, flow: &'static Flow) -> bool {
 
 /// Whether the flow's backend still is in its set. Datagrams have no connection that could end, so
 /// their flow moves when the backend goes; TCP's drains.
-#[inline(never)]
-fn is_member(flow: &'static Flow) -> bool {
-    let mut key = BackendKey { set: flow.set, slot: flow.slot };
-    if is_at(&key, flow) {
+///
+/// Most have the slot that they had; where one has left, the last has taken its place, which the row of
+/// members says. Without room for such rows a flow moves once when its backend's slot does.
+#[inline(always)]
+pub fn is_member(flow: &'static Flow) -> bool {
+    if is_at(&BackendKey { set: flow.set, slot: flow.slot }, flow) {
         return true;
     }
-    key.slot = 0;
-    while key.slot < SLOTS {
-        if is_at(&key, flow) {
-            maps::set_slot(flow, key.slot);
-            return true;
-        }
-        key.slot += 1;
-    }
-    false
+    let backend = Peer { addr: flow.dst, port: flow.dport, reserved: [0; 2] };
+    let Some(slot) = maps::member(&MemberKey { set: flow.set, backend }) else { return false };
+    maps::set_slot(flow, slot);
+    true
 }
 
 #[inline(always)]
@@ -159,21 +167,15 @@ pub const fn seen(flags: u8) -> u8 {
     seen
 }
 
-/// Opens a flow for a packet to a service, whose row it fills in, and translates the packet.
-/// [`Step::Unknown`]: its destination is no service.
+/// Flags of the row of answers of a new flow to a service.
 #[inline(always)]
-pub fn open_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from: From) -> Step {
-    match find_service(packet, flow, from) {
-        Step::Translated => choose_source(frame, &packet.key, flow, from),
-        other => return other,
-    }
-    let back = if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE };
-    open(frame, packet, flow, back)
+pub fn reverse_flags(flow: &Flow, from: From) -> u16 {
+    if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE }
 }
 
 /// Fills in what a new flow to a service is translated to, but for the source port.
-#[inline(never)]
-fn find_service(packet: &Packet, flow: &mut Flow, from: From) -> Step {
+#[inline(always)]
+pub fn find_service(packet: &Packet, flow: &mut Flow, from: From) -> Step {
     let Some(config) = maps::config() else { return Step::Unknown };
     Step::of(try_find_service(config, packet, flow, from))
 }
@@ -239,8 +241,8 @@ fn flow_hash(key: &FlowKey) -> u32 {
 
 /// Decides under which source address the backend sees the client, such that its answer comes back to
 /// this node: the client's own wherever that is so.
-#[inline(never)]
-fn choose_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
+#[inline(always)]
+pub fn choose_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
     let gateway = maps::config().map_or(Addr::ANY_V6, |config| config.gateway_for(&key.src));
     flow.src = key.src;
     if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
@@ -295,14 +297,6 @@ fn masquerade_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow) {
 /// this node.
 #[inline(always)]
 pub fn masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
-    match find_masquerade(frame, packet, flow) {
-        Step::Translated => open(frame, packet, flow, FLOW_MASQUERADE),
-        other => other,
-    }
-}
-
-#[inline(never)]
-fn find_masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
     let key = &packet.key;
     flow.dst = key.dst;
     flow.dport = key.dport;
@@ -314,7 +308,7 @@ fn find_masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Ste
         maps::count(DropReason::NoFlow);
         return Step::Dropped;
     }
-    Step::Translated
+    frame.open(packet, flow, FLOW_MASQUERADE)
 }
 
 /// Gives a connection of the node itself another source port where its own has been given to a pod's.
@@ -325,7 +319,7 @@ pub fn evade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
     flow.dst = key.dst;
     flow.dport = key.dport;
     flow.flags = FLOW_MASQUERADE | FLOW_LOCAL;
-    open(frame, packet, flow, FLOW_MASQUERADE | FLOW_LOCAL)
+    frame.open(packet, flow, FLOW_MASQUERADE | FLOW_LOCAL)
 }
 
 /// Whether the 4-tuple of a packet that the node itself sends belongs to a pod's connection.
@@ -339,10 +333,10 @@ pub fn is_taken(key: &FlowKey) -> bool {
 
 /// Makes both rows of a flow and translates the packet. `flow` has everything but its port; `flags`
 /// are those of the reverse row.
-#[inline(never)]
-fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
+#[inline(always)]
+pub fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
     let opened = insert(frame, &packet.key, flow, flags);
-    Step::of(opened.and_then(|()| rewrite::translate(frame, packet, flow)).map(|()| true))
+    Step::of(opened.and_then(|()| frame.translate(packet, flow)).map(|()| true))
 }
 
 /// Inserts both rows, the reverse one first, since it is what holds the port.
@@ -363,7 +357,7 @@ fn insert<F: Frame>(
             break;
         }
         flow.sport = port(key, flow, random, attempt);
-        match insert_reverse(frame, key, flow, flags) {
+        match frame.insert_reverse(key, flow, flags) {
             0 => return insert_forward(key, flow),
             maps::EEXIST => {}
             _ => return Err(DropReason::ConntrackFull),
@@ -375,8 +369,8 @@ fn insert<F: Frame>(
 
 /// Inserts the row of answers; gives the kernel's error number, `EEXIST` also where a socket of this
 /// node has the port.
-#[inline(never)]
-fn insert_reverse<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
+#[inline(always)]
+pub fn insert_reverse<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
     let reverse = flow.opposite(key.proto);
     if flow.flags & FLOW_MASQUERADE != 0
         && matches!(key.proto, TCP | UDP)
@@ -405,7 +399,7 @@ fn insert_reverse<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -
 }
 
 /// Inserts the row of questions when that of answers is there.
-#[inline(never)]
+#[inline(always)]
 fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
     if let Err(error) = maps::insert_flow(key, flow) {
         maps::remove_flow(&flow.opposite(key.proto));

@@ -30,6 +30,10 @@ pub const FIRST: u8 = 1;
 /// Another fragment, without the transport's header; the key's ports are not known yet.
 pub const LATER: u8 = 2;
 
+/// Where the transport's header lies behind an IP header without options or extensions.
+const V4_TRANSPORT: usize = ETH_LEN + IPV4_LEN;
+const V6_TRANSPORT: usize = ETH_LEN + IPV6_LEN;
+
 /// IPv6 extension headers that are followed. Real packets have one or two; each costs every packet's
 /// path a step.
 const EXTENSIONS: u32 = 6;
@@ -40,6 +44,7 @@ const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 /// What is known of a packet.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
     /// Whose it is, as the connection table has it.
@@ -70,23 +75,6 @@ impl Packet {
             reserved: [0; 3],
         };
         Self { key, l4: 0, id: 0, ttl: 0, flags: 0, kind: NOT_IP, fragment: WHOLE }
-    }
-
-    /// Makes the verifier forget what it has learnt of the fields; `blind` is [`Frame::blind`].
-    #[inline(always)]
-    fn forget(&mut self, blind: u32) {
-        let [low, ..] = blind.to_ne_bytes();
-        self.key.src = self.key.src.combined(blind);
-        self.key.dst = self.key.dst.combined(blind);
-        for byte in [&mut self.key.proto, &mut self.flags, &mut self.kind, &mut self.fragment] {
-            *byte ^= low;
-        }
-        for [one, other] in [&mut self.key.sport, &mut self.key.dport] {
-            *one ^= low;
-            *other ^= low;
-        }
-        self.l4 ^= blind;
-        self.id ^= blind;
     }
 
     /// Whether it opens a connection of TCP.
@@ -143,14 +131,13 @@ struct Ipv6 {
 const _: () = assert!(size_of::<Ipv6>() == IPV6_LEN);
 
 /// Reads a packet's headers. What is not IP is no error.
-#[inline(never)]
+#[inline(always)]
 pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
     match frame.ether_type()? {
         ETH_IPV4 => parse_v4(frame, packet)?,
         ETH_IPV6 => parse_v6(frame, packet)?,
         _ => {}
     }
-    packet.forget(frame.blind());
     Ok(())
 }
 
@@ -243,12 +230,12 @@ fn transport<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason>
     }
     if proto == UDP {
         // The whole header: a piece of one is no packet.
-        let header: [u16; 4] = frame.load(offset)?;
+        let header: [u16; 4] = transport_header(frame, offset)?;
         packet.key.sport = header[0].to_ne_bytes();
         packet.key.dport = header[1].to_ne_bytes();
     } else {
         // Up to TCP's flags, and to the type of SCTP's first chunk.
-        let header: [u16; 7] = frame.load(offset)?;
+        let header: [u16; 7] = transport_header(frame, offset)?;
         packet.key.sport = header[0].to_ne_bytes();
         packet.key.dport = header[1].to_ne_bytes();
         let [chunk, flags] = header[6].to_ne_bytes();
@@ -256,6 +243,19 @@ fn transport<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason>
     }
     packet.kind = FLOW;
     Ok(())
+}
+
+/// A copy of the transport's header, read where it lies if nothing comes between it and the IP header.
+#[inline(always)]
+fn transport_header<F: Frame, T: Copy>(frame: &F, offset: usize) -> Result<T, DropReason> {
+    let place = match offset {
+        V4_TRANSPORT => frame.at::<T>(V4_TRANSPORT),
+        V6_TRANSPORT => frame.at::<T>(V6_TRANSPORT),
+        _ => None,
+    };
+    // SAFETY: `at` has checked that the whole header lies inside the packet; headers begin at even
+    // addresses, and halves of words are all that is read.
+    place.map_or_else(|| frame.load(offset), |header| Ok(unsafe { header.read() }))
 }
 
 #[inline(always)]

@@ -28,7 +28,7 @@ struct V4Tail {
 }
 
 /// Replaces addresses and ports.
-#[inline(never)]
+#[inline(always)]
 pub fn translate<F: Frame>(frame: &F, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
     let addresses = helpers::address_difference(&packet.key, flow);
     set_addresses(frame, flow, addresses)?;

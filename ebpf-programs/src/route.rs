@@ -12,7 +12,7 @@ use ebpf_common::{
 use crate::{count, frame::Frame as _, helpers, maps, packet, packet::Packet};
 
 /// Into a pod of this node.
-#[inline(never)]
+#[inline(always)]
 pub fn deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> i32 {
     match try_deliver(ctx, packet, endpoint) {
         Ok(verdict) => verdict,
@@ -45,7 +45,7 @@ fn to_host(ctx: &TcContext, config: &Config) -> Result<i32, DropReason> {
 
 /// To wherever a translated packet's new destination is: this node itself, a pod here, a pod of
 /// another node, or out of the flow's device.
-#[inline(never)]
+#[inline(always)]
 pub fn forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
     match try_forward(ctx, packet, flow) {
         Ok(verdict) => verdict,

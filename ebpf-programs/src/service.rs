@@ -85,7 +85,7 @@ pub fn choose(service: &Service, client: &Addr, random: u32) -> Result<Backend, 
 fn kept(service: &Service, key: &AffinityKey, now: u32) -> Option<Backend> {
     let known = maps::client(key)?;
     if !holds(known.last_used, now, service.affinity_s)
-        || !maps::is_member(&MemberKey { set: service.set, backend: known.backend })
+        || maps::member(&MemberKey { set: service.set, backend: known.backend }).is_none()
     {
         return None;
     }
@@ -101,17 +101,4 @@ pub fn at(set: u32, slot: u32) -> Result<Backend, DropReason> {
     maps::backend(&BackendKey { set, slot })
         .or_else(|| maps::backend(&BackendKey { set, slot: 0 }))
         .ok_or(DropReason::BackendMissing)
-}
-
-/// The backend of a random number, for clients of whom nothing is known.
-#[inline(always)]
-pub fn pick(service: Service, random: u32) -> Result<Backend, DropReason> {
-    let slot = slot_of(random, service.count).ok_or(DropReason::NoBackend)?;
-    at(service.set, slot)
-}
-
-/// The service behind a node port at `addr`, an address of this node.
-#[inline(always)]
-pub fn node_port(addr: &Addr, port: [u8; 2], proto: u8) -> Option<Service> {
-    row(addr.any(), port, proto, SCOPE_INTERNAL)
 }

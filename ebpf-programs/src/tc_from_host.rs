@@ -5,10 +5,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    count,
+    apart, count,
     nat::{self, From, Step},
-    packet::{self, NOT_IP, Packet},
-    refuse, route,
+    packet::{NOT_IP, Packet},
 };
 
 #[classifier]
@@ -22,21 +21,21 @@ pub fn tc_from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_from_host(ctx: &TcContext) -> Result<i32, DropReason> {
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();
-    match nat::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+    match apart::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
-    match nat::open_service(ctx, &packet, &mut flow, From::Host) {
-        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+    match apart::open_service(ctx, &packet, &mut flow, From::Host) {
+        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
         // Nothing but service addresses is routed here; what else comes must not go round.
         Step::Unknown => Err(DropReason::UnknownService),
         Step::Dropped => Ok(count::DROP),
-        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+        Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }
 }

@@ -4,10 +4,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
-    count, helpers, maps,
+    apart, count, helpers, maps,
     nat::{self, From, Step},
-    packet::{self, NOT_IP, Packet},
-    refuse, route,
+    packet::{NOT_IP, Packet},
 };
 
 #[classifier]
@@ -23,7 +22,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     // The far end does not know this device's MAC; what came through the tunnel is ours.
     helpers::mark_for_host(ctx)?;
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
@@ -31,25 +30,25 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if let Some(endpoint) = endpoint
         && endpoint.flags & HAS_FLOWS == 0
     {
-        return Ok(route::deliver(ctx, &packet, endpoint));
+        return Ok(apart::deliver(ctx, &packet, endpoint));
     }
     let mut flow = nat::new_flow();
-    match nat::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+    match apart::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
     if let Some(endpoint) = endpoint {
-        return Ok(route::deliver(ctx, &packet, endpoint));
+        return Ok(apart::deliver(ctx, &packet, endpoint));
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
     if !maps::is_node_address(&packet.key.dst) {
         return Ok(count::PASS);
     }
-    match nat::open_service(ctx, &packet, &mut flow, From::Inside) {
-        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+    match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
+        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => Ok(count::PASS),
         Step::Dropped => Ok(count::DROP),
-        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+        Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }
 }

@@ -10,10 +10,10 @@ use ebpf_common::{
 };
 
 use crate::{
-    count, maps,
+    apart, count, maps,
     nat::{self, From, Step},
-    packet::{self, NOT_IP, Packet},
-    refuse, route,
+    packet::{NOT_IP, Packet},
+    route,
 };
 
 #[classifier]
@@ -27,7 +27,7 @@ pub fn tc_from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     // The stack answers expired hops, and speaks with neighbours.
     if packet.kind == NOT_IP || packet.ttl <= 1 || is_group(&packet.key.dst) {
         return Ok(count::PASS);
@@ -39,16 +39,16 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     {
         if endpoint.flags & HAS_FLOWS != 0 {
             // It may answer what that pod asked of a service.
-            match nat::follow(ctx, &mut packet, &mut flow) {
-                Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+            match apart::follow(ctx, &mut packet, &mut flow) {
+                Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
                 Step::Unknown => {}
                 Step::Dropped | Step::Refused => return Ok(count::DROP),
             }
         }
-        return Ok(route::deliver(ctx, &packet, endpoint));
+        return Ok(apart::deliver(ctx, &packet, endpoint));
     }
-    match nat::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+    match apart::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
@@ -61,17 +61,17 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         }
         return route::to_overlay(ctx, config, &packet);
     }
-    match nat::open_service(ctx, &packet, &mut flow, From::Inside) {
-        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+    match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
+        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => {}
         Step::Dropped => return Ok(count::DROP),
-        Step::Refused => return Ok(refuse::answer(ctx, &packet)),
+        Step::Refused => return Ok(apart::refuse(ctx, &packet)),
     }
     if !is_masqueraded(config, &packet) || maps::is_node_address(&packet.key.dst) {
         return Ok(count::PASS);
     }
-    match nat::masquerade(ctx, &packet, &mut flow) {
-        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+    match apart::masquerade(ctx, &packet, &mut flow) {
+        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => Ok(count::PASS),
         Step::Dropped | Step::Refused => Ok(count::DROP),
     }

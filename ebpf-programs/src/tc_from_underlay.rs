@@ -5,10 +5,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{UDP, endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
-    count, helpers, maps,
+    apart, count, helpers, maps,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
-    refuse, route,
 };
 
 #[classifier]
@@ -29,7 +28,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
@@ -42,22 +41,22 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if let Some(endpoint) = endpoint
         && endpoint.flags & HAS_FLOWS == 0
     {
-        return Ok(route::deliver(ctx, &packet, endpoint));
+        return Ok(apart::deliver(ctx, &packet, endpoint));
     }
     let mut flow = nat::new_flow();
-    match nat::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(route::forward(ctx, &packet, &flow)),
+    match apart::follow(ctx, &mut packet, &mut flow) {
+        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
     if let Some(endpoint) = endpoint {
-        return Ok(route::deliver(ctx, &packet, endpoint));
+        return Ok(apart::deliver(ctx, &packet, endpoint));
     }
-    match nat::open_service(ctx, &packet, &mut flow, origin(&packet)) {
-        Step::Translated => Ok(route::forward(ctx, &packet, &flow)),
+    match apart::open_service(ctx, &packet, &mut flow, origin(&packet)) {
+        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
         Step::Unknown => Ok(count::PASS),
         Step::Dropped => Ok(count::DROP),
-        Step::Refused => Ok(refuse::answer(ctx, &packet)),
+        Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }
 }
 

@@ -4,9 +4,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    count, helpers, maps,
+    apart, count, helpers, maps,
     nat::{self, Step},
-    packet::{self, NOT_IP, Packet},
+    packet::{NOT_IP, Packet},
 };
 
 #[classifier]
@@ -20,14 +20,14 @@ pub fn tc_to_overlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_to_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     if packet.kind == NOT_IP {
         return Err(DropReason::NoTunnel);
     }
     // Of what the node itself sends some answers a pod elsewhere that asked a service.
     if helpers::came_by(ctx) == 0 {
         let mut flow = nat::new_flow();
-        if nat::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
+        if apart::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
             return Ok(count::DROP);
         }
     }

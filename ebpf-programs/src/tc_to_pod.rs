@@ -5,9 +5,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
-    count, helpers, maps,
+    apart, count, helpers, maps,
     nat::{self, Step},
-    packet::{self, Packet},
+    packet::Packet,
 };
 
 #[classifier]
@@ -24,11 +24,11 @@ fn try_to_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     // A process of the node may be the backend of a service that the pod asked.
     let has_flows = maps::endpoint(&packet.key.dst).is_some_and(|row| row.flags & HAS_FLOWS != 0);
     let mut flow = nat::new_flow();
-    if has_flows && nat::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
+    if has_flows && apart::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
         return Ok(count::DROP);
     }
     Ok(count::PASS)

@@ -9,9 +9,9 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{TCP, UDP, verdict::DropReason};
 
 use crate::{
-    count, helpers, maps,
+    apart, count, helpers, maps,
     nat::{self, Step},
-    packet::{self, NOT_IP, Packet},
+    packet::{NOT_IP, Packet},
 };
 
 #[classifier]
@@ -28,7 +28,7 @@ fn try_to_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut packet = Packet::new();
-    packet::parse(ctx, &mut packet)?;
+    apart::parse(ctx, &mut packet)?;
     let Some(config) = maps::config() else { return Ok(count::PASS) };
     let is_tunnel =
         packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port;
@@ -36,7 +36,7 @@ fn try_to_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();
-    match nat::follow(ctx, &mut packet, &mut flow) {
+    match apart::follow(ctx, &mut packet, &mut flow) {
         Step::Translated | Step::Refused => return Ok(count::PASS),
         Step::Unknown => {}
         Step::Dropped => return Ok(count::DROP),

@@ -77,14 +77,6 @@ impl Addr {
         bytes
     }
 
-    /// Each word exclusive-ored with `mask`.
-    #[inline(always)]
-    #[must_use]
-    pub const fn combined(&self, mask: u32) -> Self {
-        let [a, b, c, d] = self.words;
-        Self { words: [a ^ mask, b ^ mask, c ^ mask, d ^ mask] }
-    }
-
     /// Whether it is an IPv4 address.
     #[inline(always)]
     #[must_use]

@@ -25,8 +25,8 @@ pub struct Affinity {
 }
 const _: () = assert!(size_of::<Affinity>() == 24 && align_of::<Affinity>() == 4);
 
-/// A backend that belongs to a set; there only for services with affinity. A remembered backend that
-/// is no member any more is forgotten.
+/// A backend that belongs to a set, whose slot is the row's value; there only for services with affinity and
+/// for UDP. A remembered backend that is no member any more is forgotten, and a flow of datagrams moves.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberKey {

@@ -27,7 +27,7 @@ pub mod tunnel;
 pub mod verdict;
 
 /// Version of the map layouts. It is part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Protocol number of TCP (IANA).
 pub const TCP: u8 = 6;
@@ -64,7 +64,7 @@ pub mod maps {
     /// The connection table before it grew; rows are looked up here when [`CONNTRACK`] has none. Its
     /// place is taken by an empty table of one row while nothing grows.
     pub const CONNTRACK_OLD: &str = "CONNTRACK_OLD";
-    /// [`crate::affinity::MemberKey`] to its slot: who may be chosen by affinity.
+    /// [`crate::affinity::MemberKey`] to its slot: who may be chosen by affinity, and whose flows of datagrams stay.
     pub const MEMBERS: &str = "MEMBERS";
     /// [`crate::affinity::AffinityKey`] to [`crate::affinity::Affinity`], least recently used go first.
     pub const AFFINITY: &str = "AFFINITY";
@@ -96,7 +96,7 @@ pub mod maps {
     pub const SERVICES_MAX: u32 = 65_536;
     /// Four backends for each frontend on average; not preallocated.
     pub const BACKENDS_MAX: u32 = 262_144;
-    /// Backends of services with affinity.
+    /// Backends of services with affinity, and of UDP.
     pub const MEMBERS_MAX: u32 = 65_536;
     /// Clients that are remembered; the least recently used are forgotten first.
     pub const AFFINITY_MAX: u32 = 65_536;

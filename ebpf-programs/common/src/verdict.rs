@@ -16,6 +16,16 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// The reason of a counter; of one that is none, [`Self::Malformed`].
+            #[inline(always)]
+            #[must_use]
+            pub const fn of(index: u32) -> Self {
+                match index {
+                    $($value => Self::$name,)*
+                    _ => Self::Malformed,
+                }
+            }
+
             /// The reason in words.
             #[must_use]
             pub const fn words(self) -> &'static str {
@@ -39,14 +49,13 @@ drop_reasons! {
     PortsExhausted = 8, "no free source port towards the backend";
     Rewrite = 9, "kernel refused to rewrite the packet";
     NoRoute = 10, "no route to the destination";
-    BackendOnThisNode = 11, "node port backend in this node's own network";
-    SourceRange = 12, "client is not in the service's source ranges";
-    NoFlow = 13, "packet of a connection that is not known";
-    FragmentLost = 14, "fragment before the first one of its packet";
-    SctpPort = 15, "SCTP service with a target port that is not its own port";
-    Extensions = 16, "more IPv6 extension headers than are followed";
-    RefusalLimit = 17, "refused without an answer, more than the answers allowed per second";
-    ServiceAddress = 18, "protocol without ports to a service address";
+    SourceRange = 11, "client is not in the service's source ranges";
+    NoFlow = 12, "packet of a connection that is not known";
+    FragmentLost = 13, "fragment before the first one of its packet";
+    SctpPort = 14, "SCTP service with a target port that is not its own port";
+    Extensions = 15, "more IPv6 extension headers than are followed";
+    RefusalLimit = 16, "refused without an answer, more than the answers allowed per second";
+    ServiceAddress = 17, "protocol without ports to a service address";
 }
 
 /// How many answers a CPU may send in a second to tell of refusals: enough for every client that
@@ -103,6 +112,7 @@ mod tests {
     fn counters_are_numbered_without_a_gap_and_every_reason_has_words_of_its_own() {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(DropReason::of(*reason as u32), *reason);
             let same = DropReason::ALL.iter().filter(|other| other.words() == reason.words());
             assert_eq!(same.count(), 1, "{}", reason.words());
         }

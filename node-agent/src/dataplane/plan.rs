@@ -65,7 +65,7 @@ pub struct Programmed {
 struct Set {
     /// By slot; a hole is [`Backend::default`].
     slots: Vec<Backend>,
-    /// Sorted; only of ports with affinity.
+    /// Sorted; only where [`has_members`] says so.
     members: Vec<(Peer, u32)>,
     /// The table, as far as there is one.
     blocks: Vec<MaglevBlock>,
@@ -254,7 +254,7 @@ impl Observed {
             set.is_taken = true;
             let slots = arrange(&set.slots, &port.backends[at]);
             set.fill_slots(sets[at], slots, plan);
-            set.fill_members(sets[at], port.affinity_s, plan);
+            set.fill_members(sets[at], has_members(port), plan);
             set.fill_table(sets[at], is_consistent, plan);
         }
         let frontends = self.plan_frontends(port, service, sets);
@@ -354,12 +354,12 @@ impl Set {
         self.is_filled = false;
     }
 
-    fn fill_members(&mut self, id: u32, affinity_s: u32, plan: &mut Plan) {
-        if affinity_s == 0 && self.members.is_empty() {
+    fn fill_members(&mut self, id: u32, wanted: bool, plan: &mut Plan) {
+        if !wanted && self.members.is_empty() {
             return;
         }
         let mut members: Vec<(Peer, u32)> = Vec::new();
-        if affinity_s != 0 {
+        if wanted {
             let peer = |one: &Backend| Peer { addr: one.addr, port: one.port, reserved: [0; 2] };
             members.extend(self.slots.iter().zip(0..).map(|(one, slot)| (peer(one), slot)));
             members.sort_unstable();
@@ -441,6 +441,12 @@ fn place<T: Copy>(rows: &mut Vec<T>, at: usize, row: T, hole: T) {
         rows.resize(at + 1, hole);
     }
     rows[at] = row;
+}
+
+/// Whether programs ask who belongs to a port's sets: affinity before it takes a client back to its
+/// backend, and UDP before a flow goes on.
+fn has_members(port: &Port) -> bool {
+    port.affinity_s != 0 || port.id.protocol == Protocol::Udp
 }
 
 fn slot(index: usize) -> u32 {

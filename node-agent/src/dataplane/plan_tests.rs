@@ -131,7 +131,7 @@ impl Maps {
         prop_assert_eq!(self.services.len(), frontends);
         let all: usize = sets.values().map(|set| set.len()).sum();
         prop_assert_eq!(self.backends.len(), all);
-        let members = world.values().flatten().filter(|port| port.affinity_s != 0);
+        let members = world.values().flatten().filter(|port| has_members(port));
         let members: usize =
             members.map(|port| leading(port).map(|set| set.len()).sum::<usize>()).sum();
         prop_assert_eq!(self.members.len(), members);

@@ -17,12 +17,13 @@ use aya::{
 };
 use ebpf_common::{
     addr::{Addr, Net},
+    affinity::MemberKey,
     config::{Config, MASQUERADE_V4, MASQUERADE_V6},
     conntrack::{Flow, FlowKey},
     device::Device,
     endpoint::Endpoint,
     fragment::{Fragment, FragmentKey},
-    service::{Backend, BackendKey, SCOPE_INTERNAL, Service, ServiceKey, SourceRange},
+    service::{Backend, BackendKey, Peer, SCOPE_INTERNAL, Service, ServiceKey, SourceRange},
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
 };
@@ -235,11 +236,19 @@ impl Kernel {
         service
     }
 
+    /// Replaces who belongs to a set, and its slots as far as there are backends.
     pub(crate) fn set_backends(&mut self, set: u32, backends: &[End<'_>]) {
+        let former: HashMap<_, MemberKey, u32> = self.map("MEMBERS").try_into().unwrap();
+        let former: Vec<MemberKey> = former.keys().map(Result::unwrap).collect();
+        for key in former.iter().filter(|key| key.set == set) {
+            self.delete::<_, u32>("MEMBERS", key);
+        }
         for (slot, backend) in (0..).zip(backends) {
             let port = backend.1.to_be_bytes();
-            let backend = Backend { addr: addr(backend.0), port, reserved: [0; 2] };
-            self.put("BACKENDS", BackendKey { set, slot }, backend);
+            let row = Backend { addr: addr(backend.0), port, reserved: [0; 2] };
+            self.put("BACKENDS", BackendKey { set, slot }, row);
+            let backend = Peer { addr: addr(backend.0), port, reserved: [0; 2] };
+            self.put("MEMBERS", MemberKey { set, backend }, slot);
         }
     }
 
@@ -277,6 +286,7 @@ impl Kernel {
         self.empty_map::<FlowKey, Flow>("CONNTRACK");
         self.empty_map::<ServiceKey, Service>("SERVICES");
         self.empty_map::<BackendKey, Backend>("BACKENDS");
+        self.empty_map::<MemberKey, u32>("MEMBERS");
         self.empty_map::<FragmentKey, Fragment>("FRAGMENTS");
         self.empty_map::<u32, Device>("DEVICES");
         let map = self.object.map_mut("REFUSALS").unwrap();
