@@ -4,6 +4,7 @@
 #![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod apart;
+mod arrival;
 mod carry;
 mod cg_connect4;
 mod cg_connect6;

@@ -1,10 +1,10 @@
 //! What other nodes send through the tunnel: ingress of the VXLAN device.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
+use ebpf_common::verdict::DropReason;
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, arrival, count, helpers, maps,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
 };
@@ -26,20 +26,9 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if packet.kind == NOT_IP || packet.ttl <= 1 {
         return Ok(count::PASS);
     }
-    let endpoint = maps::endpoint(&packet.key.dst);
-    if let Some(endpoint) = endpoint
-        && endpoint.flags & HAS_FLOWS == 0
-    {
-        return Ok(apart::deliver(ctx, &packet, endpoint));
-    }
     let mut flow = nat::new_flow();
-    match apart::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
-        Step::Unknown => {}
-        Step::Dropped | Step::Refused => return Ok(count::DROP),
-    }
-    if let Some(endpoint) = endpoint {
-        return Ok(apart::deliver(ctx, &packet, endpoint));
+    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow) {
+        return Ok(verdict);
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.
     if !maps::is_node_address(&packet.key.dst) {

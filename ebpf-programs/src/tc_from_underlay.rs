@@ -2,10 +2,10 @@
 //! asked outside, and pods of nodes reached by routes.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use ebpf_common::{UDP, endpoint::HAS_FLOWS, verdict::DropReason};
+use ebpf_common::{UDP, verdict::DropReason};
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, arrival, count, helpers, maps,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
 };
@@ -37,20 +37,9 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port {
         return Ok(count::PASS);
     }
-    let endpoint = maps::endpoint(&packet.key.dst);
-    if let Some(endpoint) = endpoint
-        && endpoint.flags & HAS_FLOWS == 0
-    {
-        return Ok(apart::deliver(ctx, &packet, endpoint));
-    }
     let mut flow = nat::new_flow();
-    match apart::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
-        Step::Unknown => {}
-        Step::Dropped | Step::Refused => return Ok(count::DROP),
-    }
-    if let Some(endpoint) = endpoint {
-        return Ok(apart::deliver(ctx, &packet, endpoint));
+    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow) {
+        return Ok(verdict);
     }
     match apart::open_service(ctx, &packet, &mut flow, origin(&packet)) {
         Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),

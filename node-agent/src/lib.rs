@@ -19,6 +19,7 @@ pub mod parse;
 pub mod problems;
 pub mod readers;
 pub mod readiness;
+mod service_event;
 pub mod snapshot;
 pub mod sys;
 pub mod table;

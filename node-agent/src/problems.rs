@@ -5,14 +5,16 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference, Service},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
-};
+use k8s_openapi::api::core::v1::{Event, Service};
 use kube::{Api, Client, api::PostParams};
 use tokio::sync::watch;
 
-use crate::{dataplane::Problems, model::ObjectKey, overlay::chain, watch::fingerprint};
+use crate::{
+    dataplane::Problems,
+    model::ObjectKey,
+    overlay::chain,
+    service_event::{About, warning},
+};
 
 /// Services whose problems are remembered, so that each is told once; all are forgotten when it is
 /// full.
@@ -56,34 +58,8 @@ async fn write(client: &Client, node: &str, key: &ObjectKey, words: &str) -> kub
 }
 
 fn event(key: &ObjectKey, uid: &str, node: &str, words: &str) -> Event {
-    let now = Time(jiff::Timestamp::now());
-    let mark = fingerprint(&[uid, words, node]);
-    Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{}.{mark:016x}", key.name)),
-            namespace: Some(key.namespace.to_string()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            name: Some(key.name.to_string()),
-            namespace: Some(key.namespace.to_string()),
-            uid: Some(uid.to_owned()),
-            ..ObjectReference::default()
-        },
-        type_: Some("Warning".to_owned()),
-        reason: Some("PartlyProgrammed".to_owned()),
-        message: Some(format!("On node {node} the rest of the Service is programmed: {words}")),
-        source: Some(EventSource {
-            component: Some("orlop-dataplane".to_owned()),
-            host: Some(node.to_owned()),
-        }),
-        first_timestamp: Some(now.clone()),
-        last_timestamp: Some(now),
-        count: Some(1),
-        ..Event::default()
-    }
+    let message = format!("On node {node} the rest of the Service is programmed: {words}");
+    warning(About { key, uid }, node, "PartlyProgrammed", words, message)
 }
 
 /// As many words as an Event bears.

@@ -13,10 +13,10 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::{
     api::{
-        core::v1::{Event, EventSource, Node, ObjectReference, Service},
+        core::v1::{Event, Node, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{
     Api, Client, Resource,
@@ -32,6 +32,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use crate::{
     model::{EndpointSliceRow, NodeRow, ObjectKey, ServiceRow},
     parse,
+    service_event::{About, warning},
     table::Table,
 };
 
@@ -230,46 +231,9 @@ async fn tell(client: Client, node: String, mut reports: mpsc::Receiver<Unsuppor
 }
 
 fn event(report: &Unsupported, node: &str) -> Event {
-    let now = Time(jiff::Timestamp::now());
-    let name = &report.key.name;
-    let mark = fingerprint(&[&report.uid, &report.fields, node]);
-    Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{name}.{mark:016x}")),
-            namespace: Some(report.key.namespace.to_string()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            name: Some(name.to_string()),
-            namespace: Some(report.key.namespace.to_string()),
-            uid: Some(report.uid.clone()),
-            ..ObjectReference::default()
-        },
-        type_: Some("Warning".to_owned()),
-        reason: Some("UnsupportedField".to_owned()),
-        message: Some(format!(
-            "Service is not programmed on node {node}: {} is not supported",
-            report.fields
-        )),
-        source: Some(EventSource {
-            component: Some("orlop-dataplane".to_owned()),
-            host: Some(node.to_owned()),
-        }),
-        first_timestamp: Some(now.clone()),
-        last_timestamp: Some(now),
-        count: Some(1),
-        ..Event::default()
-    }
-}
-
-/// FNV-1a over the parts: the same report gets the same name, also after a restart.
-pub(crate) fn fingerprint(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    let Unsupported { key, uid, fields, .. } = report;
+    let message = format!("Service is not programmed on node {node}: {fields} is not supported");
+    warning(About { key, uid }, node, "UnsupportedField", fields, message)
 }
 
 #[cfg(test)]

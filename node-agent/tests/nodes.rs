@@ -62,7 +62,7 @@ mod tests {
     }
 
     impl Cluster {
-        fn new() -> Self {
+        fn new(node_ips: NodeIps) -> Self {
             let cluster = Self::default();
             for number in 1..=2 {
                 let row = NodeRow {
@@ -96,8 +96,8 @@ mod tests {
             cluster
         }
 
-        fn with_backends(pods: &[Ipv4Addr]) -> Self {
-            let cluster = Self::new();
+        fn with_backends(node_ips: NodeIps, pods: &[Ipv4Addr]) -> Self {
+            let cluster = Self::new(node_ips);
             cluster.set_backends(pods);
             cluster
         }
@@ -132,8 +132,15 @@ mod tests {
         Ipv4Addr::new(10, 244, node, pod)
     }
 
-    fn node_ips(number: u8) -> Vec<IpAddr> {
-        vec![node_ip(number).into(), format!("2001:db8::{number}").parse().unwrap()]
+    /// The addresses by which nodes know each other.
+    type NodeIps = fn(u8) -> Vec<IpAddr>;
+
+    fn both_families(number: u8) -> Vec<IpAddr> {
+        [vec![node_ip(number).into()], ipv6_alone(number)].concat()
+    }
+
+    fn ipv6_alone(number: u8) -> Vec<IpAddr> {
+        vec![format!("2001:db8::{number}").parse().unwrap()]
     }
 
     fn pod_ip6(node: u8, pod: u8) -> IpAddr {
@@ -142,18 +149,19 @@ mod tests {
 
     struct Node {
         number: u8,
+        ips: Vec<IpAddr>,
         space: Space,
         endpoints: Table<IpAddr, LocalEndpoint>,
         pods: BTreeMap<u8, Space>,
     }
 
     impl Node {
-        fn new(number: u8, lan: &Space) -> Self {
+        fn new(number: u8, node_ips: NodeIps, lan: &Space) -> Self {
             let space = Space::new();
             plug(lan, &space, number);
             let endpoints = Table::new();
             endpoints.mark_synced();
-            Self { number, space, endpoints, pods: BTreeMap::new() }
+            Self { number, ips: node_ips(number), space, endpoints, pods: BTreeMap::new() }
         }
 
         /// A pod as the CNI server makes it, with a server that says the pod's last byte.
@@ -161,7 +169,7 @@ mod tests {
             let pod = Space::new();
             let ips = [pod_ip(self.number, last).into(), pod_ip6(self.number, last)];
             let attachment = Attachment::new(&format!("pod-{last}"), "eth0");
-            let spec = VethSpec::new(&attachment, &ips, 1450, &node_ips(self.number));
+            let spec = VethSpec::new(&attachment, &ips, 1430, &self.ips);
             let netns =
                 |space: &Space| PathBuf::from(format!("/proc/self/task/{}/ns/net", space.tid));
             let host = NetNs::open(&netns(&self.space)).unwrap();
@@ -185,8 +193,8 @@ mod tests {
         /// dropped, and then stops as if killed.
         fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
             let (stop, stopped) = oneshot::channel::<()>();
-            let (number, endpoints, cluster) =
-                (self.number, self.endpoints.clone(), cluster.clone());
+            let (number, ips, cluster) = (self.number, self.ips.clone(), cluster.clone());
+            let endpoints = self.endpoints.clone();
             let revision = endpoints.changes_since(0).revision;
             let (ready, is_ready) = std::sync::mpsc::channel();
             self.space.spawn(move || {
@@ -195,7 +203,7 @@ mod tests {
                 runtime.block_on(async {
                     let config = OverlayConfig {
                         mode: set_up.mode,
-                        ..OverlayConfig::new(&name(number), node_ips(number))
+                        ..OverlayConfig::new(&name(number), ips.clone())
                     };
                     let overlay = overlay::start(config, cluster.nodes).unwrap();
                     let tables = Tables {
@@ -209,7 +217,7 @@ mod tests {
                         cgroup: set_up.cgroup,
                         pins: set_up.pins,
                         tc: set_up.tc,
-                        ..DataplaneConfig::new(node_ip(number).into())
+                        ..DataplaneConfig::new(ips[0])
                     };
                     let handle = dataplane::start(config, tables).unwrap();
                     let start = Instant::now();
@@ -337,6 +345,7 @@ mod tests {
             let with_sockets = SetUp { cgroup: Some(cgroup.path.clone()), ..set_up.clone() };
             scenario(set_up, with_sockets);
         }
+        over_ipv6();
     }
 
     fn make_bridge() {
@@ -353,12 +362,13 @@ mod tests {
     fn scenario(plain: SetUp, with_sockets: SetUp) {
         let lan = Space::new();
         lan.run(make_bridge);
-        let (mut one, mut two) = (Node::new(1, &lan), Node::new(2, &lan));
+        let new = |number| Node::new(number, both_families, &lan);
+        let (mut one, mut two) = (new(1), new(2));
         let outside = Space::new();
         plug(&lan, &outside, 99);
         add_pods(&mut one, &[11, 12]);
         add_pods(&mut two, &[21]);
-        let cluster = Cluster::with_backends(&[pod_ip(1, 12), pod_ip(2, 21)]);
+        let cluster = Cluster::with_backends(both_families, &[pod_ip(1, 12), pod_ip(2, 21)]);
 
         // The folder is another file system in each namespace.
         let pins = Some(one.space.bpf.join("orlop"));
@@ -420,6 +430,36 @@ mod tests {
                 .run(move || TcpStream::connect_timeout(&address.into(), TIMEOUT).unwrap_err());
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
+        drop(agents);
+        one.space.settle();
+    }
+
+    /// Nodes that know each other by IPv6 alone: the tunnel's packets are IPv6, and pods' of both families
+    /// go through it.
+    fn over_ipv6() {
+        let lan = Space::new();
+        lan.run(make_bridge);
+        let new = |number| Node::new(number, ipv6_alone, &lan);
+        let (mut one, mut two) = (new(1), new(2));
+        add_pods(&mut one, &[11, 12]);
+        add_pods(&mut two, &[21]);
+        let cluster = Cluster::with_backends(ipv6_alone, &[pod_ip(1, 12), pod_ip(2, 21)]);
+        let set_up = |node: &Node| SetUp {
+            mode: Mode::Vxlan,
+            tc: None,
+            cgroup: None,
+            pins: Some(node.space.bpf.join("orlop")),
+        };
+        let agents = [one.start(&cluster, set_up(&one)), two.start(&cluster, set_up(&two))];
+        let client = &one.pods[&11];
+        for ip in [pod_ip(2, 21).into(), pod_ip6(2, 21)] {
+            let asked = move || ask(&mut connect(SocketAddr::new(ip, 8080)));
+            assert_eq!(client.run(asked), 21, "pod to {ip}");
+            assert_eq!(one.space.run(asked), 21, "node to {ip}");
+        }
+        // Without programs at sockets every packet to the service is translated on its way.
+        let seen = client.run(|| tcp(SERVICE, 40));
+        assert_eq!(answered_by(&seen), [12, 21], "{seen:?}");
         drop(agents);
         one.space.settle();
     }

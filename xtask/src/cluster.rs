@@ -253,6 +253,7 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Res
             shared.registry_port
         ),
         memory_mib: MEMORY_MIB,
+        reboots: true,
         accel: plan.accel,
         // Locally administered addresses; the last byte is the node's number on both networks.
         nics: vec![

@@ -46,6 +46,8 @@ pub(crate) struct Spec {
     /// Words added to the kernel's command line.
     pub(crate) append: String,
     pub(crate) memory_mib: u32,
+    /// A reset boots it again; else it ends the VM.
+    pub(crate) reboots: bool,
     pub(crate) accel: Accel,
     /// `-netdev` value (its `id` first) and MAC address of each NIC, in order.
     pub(crate) nics: Vec<(String, String)>,
@@ -106,19 +108,14 @@ pub(crate) fn start(spec: &Spec) -> Result<Process> {
         }
     }
     let memory = format!("{}M", spec.memory_mib);
-    let append = format!("console=ttyS0 quiet net.ifnames=0 panic=-1 {}", spec.append);
+    // A kernel that panics ends its VM, or stays as it is where that would begin again.
+    let panic = if spec.reboots { "0" } else { "-1" };
+    let append = format!("console=ttyS0 quiet net.ifnames=0 panic={panic} {}", spec.append);
     let mut qemu = cmd("qemu-system-x86_64", spec.accel.args());
-    qemu.args([
-        "-machine",
-        "q35",
-        "-smp",
-        "2",
-        "-m",
-        &memory,
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
+    qemu.args(["-machine", "q35", "-smp", "2", "-m", &memory, "-nodefaults", "-no-user-config"]);
+    if !spec.reboots {
+        qemu.arg("-no-reboot");
+    }
     qemu.args(["-display", "none", "-rtc", "base=utc", "-append", &append, "-daemonize"]);
     qemu.arg("-kernel").arg(&spec.kernel).arg("-initrd").arg(&spec.initramfs);
     qemu.arg("-serial").arg(format!("file:{}", console.display()));
@@ -183,6 +180,7 @@ fn boots(paths: &Paths, kernel: &Path, initramfs: &Path, accel: Accel) -> Result
         disk: None,
         append: "orlop.probe".into(),
         memory_mib: 512,
+        reboots: false,
         accel,
         nics: Vec::new(),
     };

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::sys::daemon::{self, Process};
 
-/// How long a process may take until it serves; it takes milliseconds.
-const START: Duration = Duration::from_secs(5);
+/// How long a process may take until it serves. It takes milliseconds, but seconds on a machine that boots
+/// with all its pods at once; ended too soon it would only begin anew.
+const START: Duration = Duration::from_secs(20);
 /// A process that ends sooner after its start is in trouble, so the next one waits.
 const STABLE: Duration = Duration::from_secs(1);
 /// Pauses between failing starts: doubled each time from the first to the last.

@@ -24,13 +24,15 @@ pub struct Vxlan {
     pub collect_metadata: bool,
     /// It notes who sent from where.
     pub learning: bool,
+    /// Tunnel packets of IPv6 may come without a checksum, as our programs send them (RFC 6935).
+    pub zero_checksum6: bool,
 }
 
 impl Vxlan {
     /// What [`Netlink::add_vxlan`] makes.
     #[must_use]
     pub const fn ours(port: u16) -> Self {
-        Self { port, collect_metadata: true, learning: false }
+        Self { port, collect_metadata: true, learning: false, zero_checksum6: true }
     }
 }
 
@@ -51,6 +53,7 @@ impl Netlink {
             LinkInfo::Data(InfoData::Vxlan(vec![
                 InfoVxlan::CollectMetadata(true),
                 InfoVxlan::Learning(false),
+                InfoVxlan::UDPZeroCsumRX(true),
                 InfoVxlan::Port(port),
             ])),
         ]));
@@ -93,12 +96,14 @@ fn vxlan_from(answer: &RouteNetlinkMessage) -> Option<Vxlan> {
         LinkInfo::Data(InfoData::Vxlan(settings)) => Some(settings),
         _ => None,
     })?;
-    let mut vxlan = Vxlan { port: 0, collect_metadata: false, learning: false };
+    let mut vxlan =
+        Vxlan { port: 0, collect_metadata: false, learning: false, zero_checksum6: false };
     for setting in settings {
         match setting {
             InfoVxlan::Port(port) => vxlan.port = *port,
             InfoVxlan::CollectMetadata(on) => vxlan.collect_metadata = *on,
             InfoVxlan::Learning(on) => vxlan.learning = *on,
+            InfoVxlan::UDPZeroCsumRX(on) => vxlan.zero_checksum6 = *on,
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ mod bad_input;
 mod pods;
 mod proof;
 mod registry;
+mod services;
 
 use xtask::{cluster::Cluster, kubectl::Kubectl, paths::Paths};
 

@@ -180,6 +180,7 @@ fn in_vm(
         disk: Some(disk),
         append: format!("orlop.time={now}{emulated}"),
         memory_mib: MEMORY_MIB,
+        reboots: false,
         accel,
         nics: Vec::new(),
     };
