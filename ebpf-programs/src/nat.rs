@@ -201,7 +201,8 @@ fn try_find_service(
     let scope = if from == From::Outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL };
     let found = service::frontend(config, &key.dst, key.dport, key.proto, scope)?;
     let Some(service) = found else { return Ok(false) };
-    if packet.flags & TCP_RST != 0 {
+    // A later fragment does not show whether its packet may begin anything; its first one did.
+    if packet.flags & TCP_RST != 0 || !packet.has_transport() {
         return Err(DropReason::NoFlow);
     }
     if !service::admits(&service, &key.src) {

@@ -96,12 +96,15 @@ impl Packet {
         self.key.proto == TCP && self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// Whether it may be the first of a flow: no reset, and no echo that nobody asked for.
+    /// Whether it may be the first of a flow: no reset, no later fragment, and no echo that nobody asked for.
     #[inline(always)]
     pub const fn may_open(&self) -> bool {
         let is_echo = matches!(self.key.proto, ICMP | ICMPV6);
         let answers = u16::from_ne_bytes(self.key.dport) != 0;
-        self.kind == FLOW && self.flags & ebpf_common::packet::TCP_RST == 0 && !(is_echo && answers)
+        self.kind == FLOW
+            && self.has_transport()
+            && self.flags & ebpf_common::packet::TCP_RST == 0
+            && !(is_echo && answers)
     }
 
     /// Whether the transport's header lies in it.

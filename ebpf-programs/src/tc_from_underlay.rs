@@ -5,7 +5,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{UDP, endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
-    count, helpers, maps,
+    count, fragment, helpers, maps,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
     refuse, route,
@@ -36,6 +36,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     let Some(config) = maps::config() else { return Ok(count::PASS) };
     // The tunnel's own packets are most of what comes here.
     if packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port {
+        fragment::note(&packet);
         return Ok(count::PASS);
     }
     let endpoint = maps::endpoint(&packet.key.dst);
