@@ -167,7 +167,8 @@ pub fn open_service<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, from:
         Step::Translated => choose_source(frame, &packet.key, flow, from),
         other => return other,
     }
-    let back = if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE };
+    let host = if from == From::Host { FLOW_TO_HOST } else { 0 };
+    let back = host | flow.flags & FLOW_MASQUERADE;
     open(frame, packet, flow, back)
 }
 

@@ -16,7 +16,8 @@ mod tests {
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, with_kernel,
+            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, to_host,
+            with_kernel,
         },
     };
 
@@ -131,6 +132,25 @@ mod tests {
                 let seen = delivered(&pods.answer());
                 kernel.check("tc_from_underlay", &own.answer(), REDIRECT, Some(&seen));
             }
+        });
+    }
+
+    #[test]
+    fn a_connection_of_the_node_that_meets_its_own_question_to_a_service_gets_another_port() {
+        with_kernel(|kernel, at| {
+            kernel.serve(TCP, (at.service, 80), &[(at.client, 443)]);
+            let asked = Frame::tcp((at.gateway, 40_000), (at.service, 80));
+            let question = Frame::tcp((at.node, 40_000), (at.client, 443));
+            kernel.check("tc_from_host", &asked, REDIRECT, Some(&hop(&question)));
+            let own = question.clone();
+            let (verdict, out) = kernel.run("tc_to_underlay", &own.bytes());
+            let port = port_of(&out, &own);
+            let sent = masked(&own, (at.node, port));
+            assert_eq!((verdict, &out), (PASS, &sent.bytes()));
+            assert_ne!(port, 40_000);
+            kernel.check("tc_from_underlay", &sent.answer(), PASS, Some(&own.answer()));
+            let seen = to_host(&asked.answer());
+            kernel.check("tc_from_underlay", &question.answer(), REDIRECT, Some(&seen));
         });
     }
 
