@@ -267,9 +267,13 @@ impl Reference {
         let met = self.flows.find(&tuple.reversed());
         let is_met = met.is_some_and(|(_, flow, direction)| match flow.kind {
             Kind::Masquerade | Kind::Evaded => true,
-            // Those too that ask a service under the node's address.
+            // Those too that ask a service outside under the node's address.
             Kind::Service(..) => {
-                direction == Direction::Reverse && flow.sent.src.0 != flow.asked.src.0
+                let backend = flow.sent.dst.0;
+                let is_outside = World::far_node_of_pod(&backend).is_none()
+                    && World::pod(&backend).is_none()
+                    && !World::is_node(&backend);
+                direction == Direction::Reverse && is_outside && is(NODE[0], &flow.sent.src.0)
             }
         });
         if !is_new || !is_met {

@@ -169,8 +169,10 @@ mod tests {
         with_kernel(|kernel, at| {
             let reset = Frame { flags: RST, ..Frame::tcp((at.pod, 40_000), (at.client, 443)) };
             kernel.drops_for("tc_from_pod", &reset.bytes(), DropReason::NoFlow);
-            let unasked = Frame::ping((at.client, 7), at.pod).answer();
-            kernel.drops_for("tc_from_pod", &unasked.bytes(), DropReason::NoFlow);
+            for id in [7, 0] {
+                let unasked = Frame::ping((at.client, id), at.pod).answer();
+                kernel.drops_for("tc_from_pod", &unasked.bytes(), DropReason::NoFlow);
+            }
             let tunnelled = Frame::new(47, (at.pod, 0), (at.client, 0));
             kernel.drops_for("tc_from_pod", &tunnelled.bytes(), DropReason::NoFlow);
         });
