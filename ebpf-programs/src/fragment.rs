@@ -11,15 +11,34 @@ use crate::{
     packet::{FIRST, LATER, Packet},
 };
 
+/// Remembers the ports of a first fragment whose packet no flow is asked for, so that its later ones are
+/// told from fragments whose first one is lost.
+#[inline(always)]
+pub fn note(packet: &Packet) {
+    if packet.fragment == FIRST {
+        remember(packet);
+    }
+}
+
+#[inline(never)]
+fn remember(packet: &Packet) {
+    let FlowKey { sport, dport, .. } = packet.key;
+    maps::remember_fragment(&key(packet), &Fragment { sport, dport });
+}
+
+#[inline(always)]
+const fn key(packet: &Packet) -> FragmentKey {
+    let FlowKey { src, dst, proto, .. } = packet.key;
+    FragmentKey { src, dst, id: packet.id, proto, reserved: [0; 3] }
+}
+
 /// Completes the key of a later fragment, and remembers that of a first one.
 #[inline(always)]
 pub fn resolve(packet: &mut Packet) -> Result<(), DropReason> {
-    let FlowKey { src, dst, sport, dport, proto, .. } = packet.key;
-    let key = FragmentKey { src, dst, id: packet.id, proto, reserved: [0; 3] };
     if packet.fragment == FIRST {
-        maps::remember_fragment(&key, &Fragment { sport, dport });
+        remember(packet);
     } else if packet.fragment == LATER {
-        let first = maps::fragment(&key).ok_or(DropReason::FragmentLost)?;
+        let first = maps::fragment(&key(packet)).ok_or(DropReason::FragmentLost)?;
         packet.key.sport = first.sport;
         packet.key.dport = first.dport;
     }

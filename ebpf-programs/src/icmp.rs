@@ -110,7 +110,7 @@ fn quote<F: Frame>(
     let head: [u8; 8] = frame.load(l4)?;
     let (sport, dport) = match proto {
         TCP | UDP | SCTP => ([head[0], head[1]], [head[2], head[3]]),
-        ICMP | ICMPV6 => match Icmp::of(proto, head[0]) {
+        ICMP | ICMPV6 if (proto == ICMP) == src.is_v4() => match Icmp::of(proto, head[0]) {
             Icmp::Request => ([head[4], head[5]], [0; 2]),
             Icmp::Reply => ([0; 2], [head[4], head[5]]),
             Icmp::Error | Icmp::Other => return Ok(None),

@@ -170,7 +170,8 @@ pub const fn seen(flags: u8) -> u8 {
 /// Flags of the row of answers of a new flow to a service.
 #[inline(always)]
 pub fn reverse_flags(flow: &Flow, from: From) -> u16 {
-    if from == From::Host { FLOW_TO_HOST } else { flow.flags & FLOW_MASQUERADE }
+    let host = if from == From::Host { FLOW_TO_HOST } else { 0 };
+    host | flow.flags & FLOW_MASQUERADE
 }
 
 /// Fills in what a new flow to a service is translated to, but for the source port.
@@ -203,7 +204,8 @@ fn try_find_service(
     let scope = if from == From::Outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL };
     let found = service::frontend(config, &key.dst, key.dport, key.proto, scope)?;
     let Some(service) = found else { return Ok(false) };
-    if packet.flags & TCP_RST != 0 {
+    // A later fragment does not show whether its packet may begin anything; its first one did.
+    if packet.flags & TCP_RST != 0 || !packet.has_transport() {
         return Err(DropReason::NoFlow);
     }
     if !service::admits(&service, &key.src) {

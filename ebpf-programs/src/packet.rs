@@ -6,8 +6,8 @@ use ebpf_common::{
     addr::Addr,
     conntrack::FlowKey,
     packet::{
-        ETH_IPV4, ETH_IPV6, ETH_LEN, IPV4_LEN, IPV6_LEN, Icmp, checksum_after_ttl, fragment_offset,
-        is_fragment, sctp_flags,
+        ETH_IPV4, ETH_IPV6, ETH_LEN, IPV4_LEN, IPV6_LEN, Icmp, TCP_ACK, checksum_after_ttl,
+        fragment_offset, is_fragment, sctp_flags,
     },
     verdict::DropReason,
 };
@@ -80,16 +80,19 @@ impl Packet {
     /// Whether it opens a connection of TCP.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
-        use ebpf_common::packet::{TCP_ACK, TCP_SYN};
+        use ebpf_common::packet::TCP_SYN;
         self.key.proto == TCP && self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// Whether it may be the first of a flow: no reset, and no echo that nobody asked for.
+    /// Whether it may be the first of a flow: no reset, no later fragment, and no echo that nobody asked for.
     #[inline(always)]
     pub const fn may_open(&self) -> bool {
         let is_echo = matches!(self.key.proto, ICMP | ICMPV6);
-        let answers = u16::from_ne_bytes(self.key.dport) != 0;
-        self.kind == FLOW && self.flags & ebpf_common::packet::TCP_RST == 0 && !(is_echo && answers)
+        let answers = self.flags & TCP_ACK != 0;
+        self.kind == FLOW
+            && self.has_transport()
+            && self.flags & ebpf_common::packet::TCP_RST == 0
+            && !(is_echo && answers)
     }
 
     /// Whether the transport's header lies in it.
@@ -226,6 +229,10 @@ fn transport<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason>
         return Ok(());
     }
     if proto == ICMP || proto == ICMPV6 {
+        // One family's messages in a packet of the other are nobody's.
+        if (proto == ICMP) != packet.key.src.is_v4() {
+            return Ok(());
+        }
         return echo(frame, packet);
     }
     if proto == UDP {
@@ -269,6 +276,8 @@ fn echo<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> {
         }
         Icmp::Reply => {
             packet.key.dport = id;
+            // An identifier of zero does not tell an answer from a question.
+            packet.flags = TCP_ACK;
             packet.kind = FLOW;
         }
         Icmp::Error => packet.kind = ERROR,

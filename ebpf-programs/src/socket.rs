@@ -79,7 +79,7 @@ pub fn decide(ask: &Ask) -> Result<Option<Peer>, DropReason> {
         return Err(DropReason::NoBackend);
     }
     let connected_udp = ask.proto == UDP && ask.call == CONNECT;
-    let mut client = pseudo_address(ask.netns);
+    let mut client = pseudo_address(ask.netns, &wanted.addr);
     // Most connections are TCP to services that ask for nothing of their client.
     if connected_udp || service.affinity_s != 0 || service.flags & SOURCE_RANGES != 0 {
         if let Some(netns) = maps::netns(ask.netns) {
@@ -129,8 +129,15 @@ fn is_node(config: &Config, netns: &Netns) -> bool {
     netns.addr[0] == config.gateway[0] && netns.addr[1] == config.gateway[1]
 }
 
-/// What stands for the client in a namespace that Orlop does not know.
+/// What stands for the client in a namespace that Orlop does not know: an address of the family of `to`
+/// that no packet has as its source, so that of all ranges only those hold it that hold every address:
+/// 0.0.0.0/8 (RFC 791, "this network") and 100::/64 (RFC 6666, "discard only").
 #[inline(always)]
-const fn pseudo_address(netns: u64) -> Addr {
-    Addr::from_words([netns as u32, (netns >> 32) as u32, 0, 0])
+const fn pseudo_address(netns: u64, to: &Addr) -> Addr {
+    let (low, high) = (netns as u32, (netns >> 32) as u32);
+    if to.is_v4() {
+        let [a, b, c, _] = low.to_ne_bytes();
+        return Addr::v4([0, a, b, c]);
+    }
+    Addr::from_words([u32::from_ne_bytes([1, 0, 0, 0]), 0, low, high])
 }

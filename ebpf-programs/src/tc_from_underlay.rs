@@ -5,7 +5,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{UDP, verdict::DropReason};
 
 use crate::{
-    apart, arrival, count, helpers, maps,
+    apart, arrival, count, fragment, helpers, maps,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
 };
@@ -35,6 +35,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     let Some(config) = maps::config() else { return Ok(count::PASS) };
     // The tunnel's own packets are most of what comes here.
     if packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port {
+        fragment::note(&packet);
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();

@@ -9,7 +9,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{TCP, UDP, verdict::DropReason};
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, count, fragment, helpers, maps,
     nat::{self, Step},
     packet::{NOT_IP, Packet},
 };
@@ -33,6 +33,7 @@ fn try_to_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     let is_tunnel =
         packet.key.proto == UDP && u16::from_be_bytes(packet.key.dport) == config.vxlan_port;
     if packet.kind == NOT_IP || is_tunnel {
+        fragment::note(&packet);
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();

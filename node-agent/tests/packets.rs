@@ -10,6 +10,9 @@ mod kernel;
 #[cfg(test)]
 #[path = "support/place.rs"]
 mod place;
+#[cfg(test)]
+#[path = "support/runs.rs"]
+mod runs;
 
 #[cfg(test)]
 #[path = "packets/errors.rs"]
@@ -24,11 +27,17 @@ mod malformed;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[cfg(test)]
+#[path = "packets/mutated.rs"]
+mod mutated;
+#[cfg(test)]
 #[path = "packets/outside.rs"]
 mod outside;
 #[cfg(test)]
 #[path = "packets/plain.rs"]
 mod plain;
+#[cfg(test)]
+#[path = "packets/reading.rs"]
+mod reading;
 #[cfg(test)]
 #[path = "packets/refusals.rs"]
 mod refusals;

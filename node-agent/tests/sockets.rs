@@ -60,6 +60,7 @@ mod tests {
         pod: &'static str,
         holds: (&'static str, u8),
         other: (&'static str, u8),
+        everybody: &'static str,
         any: &'static str,
     }
 
@@ -74,6 +75,7 @@ mod tests {
         pod: "10.244.1.7",
         holds: ("10.244.0.0", 16),
         other: ("10.245.0.0", 16),
+        everybody: "0.0.0.0",
         any: "0.0.0.0:0",
     };
 
@@ -88,6 +90,7 @@ mod tests {
         pod: "fd00:244::7",
         holds: ("fd00:244::", 64),
         other: ("fd00:245::", 64),
+        everybody: "::",
         any: "[::]:0",
     };
 
@@ -365,6 +368,9 @@ mod tests {
         node.rows.put_source_range(service.service, family.holds.0, family.holds.1);
         assert!(backends.contains(&ask(family.service)));
         node.rows.delete_netns(node.cookie);
+        refused("an unknown namespace is in no range that leaves somebody out");
+        node.rows.put_source_range(service.service, family.everybody, 0);
+        assert!(backends.contains(&ask(family.service)), "everybody may");
         node.rows.put_service(family.service, TCP, Service::default(), backends);
     }
 

@@ -6,8 +6,8 @@ use crate::{addr::Addr, service::Peer};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AffinityKey {
-    /// The client's address; for a process whose namespace is not known, the namespace's cookie in
-    /// the first eight bytes and zero.
+    /// The client's address; for a process whose namespace is not known, one that stands for the
+    /// namespace's cookie: 0.0.0.0/8 with its low 24 bits, or 100::/64 with all of them.
     pub client: Addr,
     /// [`crate::service::Service::service`].
     pub service: u32,

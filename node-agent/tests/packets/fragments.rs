@@ -5,8 +5,11 @@ mod tests {
     use ebpf_common::verdict::DropReason;
 
     use crate::{
-        frame::{Frame, TCP, UDP},
-        kernel::{REDIRECT, addr, delivered, delivered2, hop, masked, redirected, with_kernel},
+        frame::{Frame, RST, TCP, UDP},
+        kernel::{
+            PASS, REDIRECT, addr, config, delivered, delivered2, hop, masked, redirected,
+            with_kernel,
+        },
     };
 
     fn pieces(whole: &Frame) -> [Frame; 3] {
@@ -64,6 +67,34 @@ mod tests {
                 Frame { payload: vec![7; 60], ..Frame::udp((at.pod2, 40_000), (at.pod, 53)) };
             let [_, later, _] = pieces(&plain);
             kernel.check("tc_from_pod", &later, REDIRECT, Some(&delivered(&later)));
+        });
+    }
+
+    #[test]
+    fn later_fragments_open_nothing_that_their_first_may_not() {
+        with_kernel(|kernel, at| {
+            kernel.serve(TCP, (at.service, 53), &[(at.pod2, 5353)]);
+            for to in [at.service, at.client] {
+                let reset = Frame { flags: RST, ..Frame::tcp((at.pod, 40_000), (to, 53)) };
+                let reset = Frame { payload: vec![7; 60], ..reset };
+                for piece in pieces(&reset) {
+                    kernel.drops_for("tc_from_pod", &piece.bytes(), DropReason::NoFlow);
+                }
+            }
+            assert!(kernel.flows().is_empty());
+        });
+    }
+
+    #[test]
+    fn the_tunnels_own_packets_are_the_stacks_in_pieces_too() {
+        with_kernel(|kernel, at| {
+            let outer = Frame::udp((at.other_node, 50_000), (at.node, config().vxlan_port));
+            let outer = Frame { payload: vec![7; 60], ..outer };
+            let ours = Frame { src: outer.dst, dst: (outer.src.0, outer.dst.1), ..outer.clone() };
+            for (came, went) in pieces(&outer).iter().zip(pieces(&ours)) {
+                kernel.check("tc_from_underlay", came, PASS, None);
+                kernel.check("tc_to_underlay", &went, PASS, None);
+            }
         });
     }
 

@@ -16,7 +16,8 @@ mod tests {
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, with_kernel,
+            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, to_host,
+            with_kernel,
         },
     };
 
@@ -135,6 +136,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_of_the_node_that_meets_its_own_question_to_a_service_gets_another_port() {
+        with_kernel(|kernel, at| {
+            kernel.serve(TCP, (at.service, 80), &[(at.client, 443)]);
+            let asked = Frame::tcp((at.gateway, 40_000), (at.service, 80));
+            let question = Frame::tcp((at.node, 40_000), (at.client, 443));
+            kernel.check("tc_from_host", &asked, REDIRECT, Some(&hop(&question)));
+            let own = question.clone();
+            let (verdict, out) = kernel.run("tc_to_underlay", &own.bytes());
+            let port = port_of(&out, &own);
+            let sent = masked(&own, (at.node, port));
+            assert_eq!((verdict, &out), (PASS, &sent.bytes()));
+            assert_ne!(port, 40_000);
+            kernel.check("tc_from_underlay", &sent.answer(), PASS, Some(&own.answer()));
+            let seen = to_host(&asked.answer());
+            kernel.check("tc_from_underlay", &question.answer(), REDIRECT, Some(&seen));
+        });
+    }
+
+    #[test]
     fn without_masquerade_pods_keep_their_address() {
         with_kernel(|kernel, at| {
             kernel.set_config(ebpf_common::config::Config { flags: 0, ..config() });
@@ -149,8 +169,10 @@ mod tests {
         with_kernel(|kernel, at| {
             let reset = Frame { flags: RST, ..Frame::tcp((at.pod, 40_000), (at.client, 443)) };
             kernel.drops_for("tc_from_pod", &reset.bytes(), DropReason::NoFlow);
-            let unasked = Frame::ping((at.client, 7), at.pod).answer();
-            kernel.drops_for("tc_from_pod", &unasked.bytes(), DropReason::NoFlow);
+            for id in [7, 0] {
+                let unasked = Frame::ping((at.client, id), at.pod).answer();
+                kernel.drops_for("tc_from_pod", &unasked.bytes(), DropReason::NoFlow);
+            }
             let tunnelled = Frame::new(47, (at.pod, 0), (at.client, 0));
             kernel.drops_for("tc_from_pod", &tunnelled.bytes(), DropReason::NoFlow);
         });

@@ -37,13 +37,18 @@ pub(crate) type End<'a> = (&'a str, u16);
 
 impl Frame {
     pub(crate) fn new(proto: u8, src: End<'_>, dst: End<'_>) -> Self {
+        let end = |end: End<'_>| (end.0.parse().unwrap(), end.1);
+        Self::between(proto, end(src), end(dst))
+    }
+
+    pub(crate) fn between(proto: u8, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Self {
         Self {
             dst_mac: [0; 6],
             src_mac: [2, 0, 0, 0, 0, 9],
             ttl: 64,
             proto,
-            src: (src.0.parse().unwrap(), src.1),
-            dst: (dst.0.parse().unwrap(), dst.1),
+            src,
+            dst,
             flags: if proto == TCP { SYN } else { 0 },
             payload: b"hello, world".to_vec(),
             unchecked: false,
@@ -90,18 +95,27 @@ impl Frame {
 
     /// An ICMP error of that type, code and rest of the header.
     pub(crate) fn error_of(
-        (kind, code, rest): (u8, u8, [u8; 4]),
+        kind: (u8, u8, [u8; 4]),
         from: &str,
         about: &Self,
         quoted: usize,
     ) -> Self {
         let mut quote = about.bytes().split_off(14);
-        quote.resize(quoted.min(quote.len()), 0);
+        quote.truncate(quoted);
+        Self::error_quoting(kind, (from.parse().unwrap(), about.src.0), &quote)
+    }
+
+    /// An ICMP error with the beginning of a packet in it.
+    pub(crate) fn error_quoting(
+        (kind, code, rest): (u8, u8, [u8; 4]),
+        (from, to): (IpAddr, IpAddr),
+        quote: &[u8],
+    ) -> Self {
         Self {
-            proto: if about.src.0.is_ipv4() { ICMP } else { ICMPV6 },
+            proto: if to.is_ipv4() { ICMP } else { ICMPV6 },
             flags: kind,
-            payload: [&[code, 0, 0][..], &rest, &quote].concat(),
-            ..Self::new(UDP, (from, 0), (&about.src.0.to_string(), 0))
+            payload: [&[code, 0, 0][..], &rest, quote].concat(),
+            ..Self::between(UDP, (from, 0), (to, 0))
         }
     }
 
@@ -204,6 +218,8 @@ impl Frame {
         } else {
             checksum(&[&self.pseudo(bytes.len())[..], &bytes].concat())
         };
+        // Zero stands for no checksum (RFC 768), which IPv6 does not allow (RFC 8200, section 8.1).
+        let sum = if self.proto == UDP && sum == 0 { 0xffff } else { sum };
         bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         bytes
     }

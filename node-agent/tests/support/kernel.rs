@@ -198,6 +198,11 @@ impl Kernel {
         map.iter().map(Result::unwrap).collect()
     }
 
+    pub(crate) fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        let map: HashMap<_, FlowKey, Flow> = self.map("CONNTRACK").try_into().unwrap();
+        map.get(key, 0).ok()
+    }
+
     /// Fills the connection table with rows that mean nothing.
     pub(crate) fn fill_flows(&mut self) {
         let map = self.object.map_mut("CONNTRACK").unwrap();

@@ -1,0 +1,185 @@
+//! Which backends stand behind an address and a port, by the rules of Services as kube-proxy has them:
+//! `pkg/proxy/topology.go` (conditions, hints, policies) and `pkg/proxy/iptables/proxier.go` (which
+//! addresses are bound by which policy and by source ranges).
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    frame::SCTP,
+    world::{DNS, End, Endpoint, NAMES, NODE_PORTS, Port, Service, State, World, ZONES, ip},
+};
+
+/// What shares a client's affinity: a port of a service in one family, as long as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PortId {
+    pub(crate) service: u8,
+    pub(crate) port: usize,
+    pub(crate) v6: bool,
+}
+
+/// What shares backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SetId {
+    pub(crate) port: PortId,
+    /// Only those on this node.
+    pub(crate) local: bool,
+}
+
+/// What answers at an address and a port.
+#[derive(Clone, Debug)]
+pub(crate) struct Frontend {
+    pub(crate) set: SetId,
+    pub(crate) backends: BTreeSet<End>,
+    pub(crate) affinity_s: u32,
+    /// Only clients that are in one of them; `None` lets everybody in.
+    pub(crate) ranges: Option<Vec<ipnet::IpNet>>,
+    /// The backend is this node itself and never goes.
+    pub(crate) node_local: bool,
+}
+
+/// What a destination is.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    Frontend(Frontend),
+    /// In the range of service addresses, and no service has it.
+    Nobody,
+    /// No service.
+    Nothing,
+}
+
+/// Looks a destination up; `outside` says that the client is not in the cluster.
+pub(crate) fn find(world: &World, to: End, proto: u8, outside: bool) -> Found {
+    let frontend = world.services.iter().find_map(|service| at(service, to, proto, outside));
+    match frontend {
+        Some(frontend) => Found::Frontend(frontend),
+        None if World::is_service_address(&to.0) => Found::Nobody,
+        None => Found::Nothing,
+    }
+}
+
+fn at(service: &Service, to: End, proto: u8, outside: bool) -> Option<Frontend> {
+    let v6 = to.0.is_ipv6();
+    if !service.has(v6) {
+        return None;
+    }
+    let (index, port, reach) = service
+        .ports
+        .iter()
+        .enumerate()
+        .filter(|(_, port)| port.proto == proto)
+        .find_map(|(index, port)| Some((index, port, reach(service, port, to)?)))?;
+    let local = match reach {
+        Reach::ClusterIp => service.internal_local,
+        // What starts in the cluster may use every backend, as if it had asked the cluster IP.
+        Reach::Ingress | Reach::External | Reach::NodePort => service.external_local && outside,
+    };
+    let of_family = |net: &&ipnet::IpNet| net.addr().is_ipv6() == v6;
+    let ranges: Vec<_> = service.ranges.iter().filter(of_family).copied().collect();
+    let is_limited = matches!(reach, Reach::Ingress) && !ranges.is_empty();
+    let set = SetId { port: PortId { service: service.number, port: index, v6 }, local };
+    let frontend = Frontend {
+        set,
+        backends: backends(service, port, v6, local),
+        affinity_s: service.affinity_s,
+        ranges: is_limited.then_some(ranges),
+        node_local: service.node_local && !v6,
+    };
+    // The port cannot be changed, so what leads to another one is not served.
+    let is_served = proto != SCTP || frontend.backends.iter().all(|backend| backend.1 == to.1);
+    is_served.then_some(frontend)
+}
+
+/// By which of a service's addresses it was reached.
+enum Reach {
+    ClusterIp,
+    Ingress,
+    External,
+    NodePort,
+}
+
+fn reach(service: &Service, port: &Port, (addr, number): End) -> Option<Reach> {
+    let v6 = addr.is_ipv6();
+    if number == port.port {
+        if addr == service.cluster_ip(v6) {
+            return Some(Reach::ClusterIp);
+        }
+        if service.ingress && addr == service.ingress_ip(v6) {
+            return Some(Reach::Ingress);
+        }
+        if service.external && addr == service.external_ip(v6) {
+            return Some(Reach::External);
+        }
+    }
+    let is_node_port = number == port.node_port && (NODE_PORTS.0..=NODE_PORTS.1).contains(&number);
+    (is_node_port && World::is_node(&addr)).then_some(Reach::NodePort)
+}
+
+/// A node port asked for at the loopback address.
+pub(crate) fn at_loopback(world: &World, port: u16, proto: u8, v6: bool) -> Option<Frontend> {
+    let node = (ip(crate::world::NODE[0], v6), port);
+    if !(NODE_PORTS.0..=NODE_PORTS.1).contains(&port) {
+        return None;
+    }
+    world.services.iter().find_map(|service| at(service, node, proto, false))
+}
+
+/// The backends of a set while its port is there.
+pub(crate) fn members(world: &World, set: SetId) -> BTreeSet<End> {
+    let service = world.services.iter().find(|service| service.number == set.port.service);
+    let port = service.and_then(|service| Some((service, service.ports.get(set.port.port)?)));
+    port.map(|(service, port)| backends(service, port, set.port.v6, set.local)).unwrap_or_default()
+}
+
+/// Whether anything leads to a port at all; SCTP's may lose all that do.
+pub(crate) fn is_reachable(service: &Service, index: usize, v6: bool) -> bool {
+    let port = &service.ports[index];
+    if port.proto != SCTP {
+        return true;
+    }
+    let fits = |number: u16, local: bool| {
+        backends(service, port, v6, local).iter().all(|backend| backend.1 == number)
+    };
+    let outer = || fits(port.port, false) || (service.external_local && fits(port.port, true));
+    let node =
+        || fits(port.node_port, false) || (service.external_local && fits(port.node_port, true));
+    fits(port.port, service.internal_local)
+        || ((service.external || service.ingress) && outer())
+        || (port.node_port != 0 && node())
+}
+
+fn backends(service: &Service, port: &Port, v6: bool, local: bool) -> BTreeSet<End> {
+    if service.node_local && !v6 {
+        return BTreeSet::from([(ip(DNS, false), port.port)]);
+    }
+    let here = |endpoint: &Endpoint| endpoint.place.node() == NAMES[0];
+    let hinted = hinted(&service.endpoints);
+    let ready = |endpoint: &Endpoint| {
+        endpoint.state == State::Ready && if local { here(endpoint) } else { hinted(endpoint) }
+    };
+    let draining =
+        |endpoint: &Endpoint| endpoint.state == State::Draining && (!local || here(endpoint));
+    let target = |endpoint: &Endpoint| -> (IpAddr, u16) {
+        (endpoint.place.ip(v6), port.targets[usize::from(endpoint.second_target)])
+    };
+    let all = service.endpoints.iter();
+    let chosen: BTreeSet<End> = all.clone().filter(|one| ready(one)).map(target).collect();
+    if !chosen.is_empty() {
+        return chosen;
+    }
+    all.filter(|one| draining(one)).map(target).collect()
+}
+
+/// What hints leave of the ready endpoints. They count only if every ready endpoint has one of the kind
+/// and one of them is for us; those that name a node go before those that name a zone.
+fn hinted(endpoints: &[Endpoint]) -> Box<dyn Fn(&Endpoint) -> bool> {
+    let ready = || endpoints.iter().filter(|endpoint| endpoint.state == State::Ready);
+    if ready().all(|one| one.hinted_node.is_some())
+        && ready().any(|one| one.hinted_node == Some(NAMES[0]))
+    {
+        return Box::new(|one| one.hinted_node == Some(NAMES[0]));
+    }
+    if ready().all(|one| one.zone.is_some()) && ready().any(|one| one.zone == Some(ZONES[0])) {
+        return Box::new(|one| one.zone == Some(ZONES[0]));
+    }
+    Box::new(|_| true)
+}
