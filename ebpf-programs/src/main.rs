@@ -13,6 +13,7 @@ mod cg_recvmsg4;
 mod cg_recvmsg6;
 mod cg_sendmsg4;
 mod cg_sendmsg6;
+mod consistent;
 mod count;
 mod driver_frame;
 mod encap;
@@ -39,6 +40,7 @@ mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
 mod xdp_entry;
+mod xdp_open;
 
 #[cfg(not(test))]
 #[panic_handler]

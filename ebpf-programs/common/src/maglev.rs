@@ -17,7 +17,7 @@
 
 use crate::{
     addr::Addr,
-    service::{Backend, ServiceKey},
+    service::{Backend, BackendKey, Service, ServiceKey, choose},
 };
 
 /// Slots in a block. A table is a whole number of blocks long.
@@ -115,6 +115,53 @@ pub const fn position(hash: u32, bits: u8, count: u32) -> u32 {
 #[inline(always)]
 const fn slot_of(cell: u32, bits: u8, len: u32) -> u32 {
     if cell < len { cell } else { cell & ((1 << (bits.wrapping_sub(1) & 31)) - 1) }
+}
+
+/// The slot of a flow's backend in the set of a service whose `maglev_bits` are not 0. `backend` and
+/// `cell` look rows up, the latter one position in a block; rows that are missing while a set changes
+/// lead to any slot of it.
+#[inline(always)]
+pub fn slot(
+    service: &Service,
+    hash: u32,
+    backend: impl Fn(&BackendKey) -> Option<Backend>,
+    cell: impl Fn(&MaglevKey, usize) -> Option<u16>,
+) -> u32 {
+    let &Service { set, count, maglev_bits, .. } = service;
+    if is_ranked(count) {
+        return lowest(set, count, hash, backend);
+    }
+    let position = position(hash, maglev_bits, count);
+    let key = MaglevKey { set, block: position / BLOCK_SLOTS };
+    match cell(&key, position as usize % BLOCK) {
+        Some(slot) => u32::from(slot),
+        None => choose(hash, count).unwrap_or(0),
+    }
+}
+
+/// The slot of the backend that ranks the cell of `hash` lowest.
+#[inline(always)]
+fn lowest(
+    set: u32,
+    count: u32,
+    hash: u32,
+    backend: impl Fn(&BackendKey) -> Option<Backend>,
+) -> u32 {
+    let cell = cell(hash);
+    let (mut found, mut least) = (0, u64::MAX);
+    let mut slot = 0;
+    while slot < RANKED_BACKENDS && slot < count {
+        if let Some(backend) = backend(&BackendKey { set, slot }) {
+            let (rank, identity) = Preference::of(&backend).rank(cell);
+            // One number, so that a single comparison decides; the ranks are small.
+            let rank = u64::from(rank) << (u64::BITS - CELL_BITS) | identity >> CELL_BITS;
+            if rank < least {
+                (found, least) = (slot, rank);
+            }
+        }
+        slot += 1;
+    }
+    found
 }
 
 /// How a backend ranks cells: the same on every node, independent of the order of backends.
@@ -319,12 +366,15 @@ mod tests {
 
         fn choose(&self, hash: u32) -> Backend {
             let count = u32::try_from(self.backends.len()).unwrap();
-            if is_ranked(count) {
-                let rank = |one: &&Backend| Preference::of(one).rank(cell(hash));
-                return *self.backends.iter().min_by_key(rank).unwrap();
-            }
-            let at = position(hash, bits_for(self.backends.len()), count);
-            self.backends[usize::from(self.table[usize::try_from(at).unwrap()])]
+            let maglev_bits = bits_for(self.backends.len());
+            let service = Service { set: 1, count, maglev_bits, ..Service::default() };
+            let backend = |key: &BackendKey| {
+                self.backends.get(usize::try_from(key.slot).unwrap()).copied()
+            };
+            let cell = |key: &MaglevKey, at| {
+                self.table.get(usize::try_from(key.block).unwrap() * BLOCK + at).copied()
+            };
+            self.backends[usize::try_from(slot(&service, hash, backend, cell)).unwrap()]
         }
 
         /// The largest share of a backend, as a multiple of the mean.
