@@ -39,6 +39,7 @@ mod tc_to_pod;
 mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
+mod xdp_apart;
 mod xdp_entry;
 mod xdp_open;
 

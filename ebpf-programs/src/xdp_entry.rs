@@ -16,7 +16,7 @@ use ebpf_common::{
 use crate::{
     carry,
     driver_frame::{self, Family, Frame},
-    helpers, maps, nat, next_hop, xdp_open,
+    helpers, maps, nat, next_hop, xdp_apart,
 };
 
 #[xdp(frags)]
@@ -36,30 +36,29 @@ fn try_entry(ctx: &XdpContext) -> Option<u32> {
 const FLOW_UNKNOWN: u32 = 256;
 const WAY_UNKNOWN: u32 = 257;
 
-/// What is rare is done beside the path of an established flow, in programs of their own, since all
-/// together need more stack than there is; then that path is taken again. Such programs can only give a
-/// number back.
+/// What is rare is done beside the path of an established flow, in functions of their own, since all
+/// together need more stack than there is; then that path is taken again.
 #[inline(always)]
 fn steps<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
     let mut is_new = 0;
-    let mut action = carry::<V6>(ctx, is_new);
+    let mut action = xdp_apart::carry::<V6>(ctx, is_new);
     if action == FLOW_UNKNOWN {
-        is_new = xdp_open::open::<V6>(ctx);
+        is_new = xdp_apart::open::<V6>(ctx);
         if is_new == 0 {
             return None;
         }
-        action = carry::<V6>(ctx, is_new);
+        action = xdp_apart::carry::<V6>(ctx, is_new);
     }
-    if action == WAY_UNKNOWN && learn::<V6>(ctx) == 1 {
-        action = carry::<V6>(ctx, is_new);
+    if action == WAY_UNKNOWN && xdp_apart::learn::<V6>(ctx) == 1 {
+        action = xdp_apart::carry::<V6>(ctx, is_new);
     }
     (action < FLOW_UNKNOWN).then_some(action)
 }
 
-/// `is_new` is 1 for the packet that has opened its flow.
-#[inline(never)]
-fn carry<const V6: bool>(ctx: &XdpContext, is_new: u32) -> u32 {
-    try_carry::<V6>(ctx, is_new != 0).unwrap_or(xdp_action::XDP_PASS)
+/// Carries a packet of a known flow; `is_new` says that it has opened it just now.
+#[inline(always)]
+pub fn carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> u32 {
+    try_carry::<V6>(ctx, is_new).unwrap_or(xdp_action::XDP_PASS)
 }
 
 #[inline(always)]
@@ -95,14 +94,9 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
     carry::carry(ctx, &frame, flow, path)
 }
 
-/// Looks up the way that a packet's flow takes. Gives 1 when it is known now.
-#[inline(never)]
-fn learn<const V6: bool>(ctx: &XdpContext) -> u32 {
-    u32::from(try_learn::<V6>(ctx).is_some())
-}
-
+/// Looks up the way that a packet's flow takes.
 #[inline(always)]
-fn try_learn<const V6: bool>(ctx: &XdpContext) -> Option<()> {
+pub fn learn<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     let mut key = FlowKey::default();
     let _frame: Frame<'_, V6> = Frame::parse(ctx, &mut key)?;
     let flow = maps::flow(&key)?;

@@ -7,28 +7,22 @@
 
 use aya_ebpf::programs::XdpContext;
 use ebpf_common::{
-    addr::Addr,
     conntrack::{Flow, FlowKey},
     packet::is_group,
-    verdict::DropReason,
 };
 
 use crate::{
     driver_frame::{self, Frame},
-    frame::Arrival,
-    helpers, maps,
+    frame::Arrival as _,
+    maps,
     nat::{self, From},
     packet::{FLOW, Packet},
+    xdp_apart,
 };
 
-/// Makes both rows of a packet's flow. Gives 1 when they are there.
-#[inline(never)]
-pub fn open<const V6: bool>(ctx: &XdpContext) -> u32 {
-    u32::from(try_open::<V6>(ctx).is_some())
-}
-
+/// Makes both rows of a packet's flow.
 #[inline(always)]
-fn try_open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
+pub fn open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     let mut packet = Packet::new();
     let frame = Frame::<V6>::parse(ctx, &mut packet.key)?;
     packet.flags = frame.flags;
@@ -41,15 +35,15 @@ fn try_open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let mut flow = nat::new_flow();
-    if find(&packet, &mut flow) == 0 {
+    if !xdp_apart::find(&packet, &mut flow) {
         return None;
     }
-    choose_source(ctx, &packet.key, &mut flow);
+    xdp_apart::choose_source(ctx, &packet.key, &mut flow);
     if flow.flags != 0 {
         return None;
     }
     // What is full or exhausted is tried again and counted by tc.
-    nat::insert(ctx, &packet.key, &mut flow, 0).ok()
+    xdp_apart::insert(ctx, &packet.key, &mut flow).then_some(())
 }
 
 /// Pods of other nodes that come by routes are inside, and pods of this node are nobody's service.
@@ -60,53 +54,9 @@ fn is_from_outside(key: &FlowKey) -> bool {
         && maps::tunnel(&key.src).is_none_or(|tunnel| tunnel.node == key.src)
 }
 
-/// The backend of a packet's flow. Gives 1 when there is one.
-#[inline(never)]
-fn find(packet: &Packet, flow: &mut Flow) -> u32 {
-    let Some(config) = maps::config() else { return 0 };
-    let found = nat::try_find_service(config, packet, flow, From::Outside);
-    u32::from(matches!(found, Ok(true)))
-}
-
-#[inline(never)]
-fn choose_source(ctx: &XdpContext, key: &FlowKey, flow: &mut Flow) {
-    nat::choose_source(ctx, key, flow, From::Outside);
-}
-
-impl Arrival for XdpContext {
-    #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        self.ingress_ifindex() as u32
-    }
-
-    #[inline(always)]
-    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
-        match route(self, src, dst) {
-            NO_ROUTE => Err(DropReason::NoRoute),
-            ifindex => Ok(ifindex),
-        }
-    }
-
-    #[inline(always)]
-    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
-        insert_reverse(self, key, flow, flags)
-    }
-
-    #[inline(always)]
-    fn has_socket(&self, key: &FlowKey) -> bool {
-        helpers::has_socket(self, key)
-    }
-}
-
-/// No device has this index.
-const NO_ROUTE: u32 = u32::MAX;
-
-#[inline(never)]
-fn route(ctx: &XdpContext, src: &Addr, dst: &Addr) -> u32 {
-    helpers::route(ctx, ctx.ifindex(), src, dst).unwrap_or(NO_ROUTE)
-}
-
-#[inline(never)]
-fn insert_reverse(ctx: &XdpContext, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
-    nat::insert_reverse(ctx, key, flow, flags)
+/// The backend of a packet's flow; whether there is one.
+#[inline(always)]
+pub fn find(packet: &Packet, flow: &mut Flow) -> bool {
+    let Some(config) = maps::config() else { return false };
+    matches!(nat::try_find_service(config, packet, flow, From::Outside), Ok(true))
 }

@@ -44,9 +44,13 @@ impl Node {
     /// What the programs choose.
     fn choose(&self, hash: u32) -> Backend {
         let service = self.maps.services[&FRONTEND];
-        let backend = |key: &BackendKey| self.maps.backends.get(key).copied();
+        let rank = |service: &Service, slot, cell| {
+            let backend = self.maps.backends.get(&BackendKey { set: service.set, slot });
+            let backend = backend.filter(|_| slot < service.count);
+            backend.map_or(maglev::NO_RANK, |one| maglev::rank(one, slot, cell))
+        };
         let cell = |key: &MaglevKey, at: usize| Some(self.maps.blocks.get(key)?.slots[at]);
-        let slot = maglev::slot(&service, hash, backend, cell);
+        let slot = maglev::slot(&service, hash, rank, cell);
         self.maps.backends[&BackendKey { set: service.set, slot }]
     }
 }
