@@ -35,6 +35,8 @@ macro_rules! given {
     };
 }
 
+pub(crate) use given;
+
 /// What a function gives whose result is no step: 0, or a reason's number plus one.
 const fn code(result: Result<(), DropReason>) -> u32 {
     match result {

@@ -135,10 +135,6 @@ impl<'a, const V6: bool> Frame<'a, V6> {
                 let tcp = at::<Tcp>(ctx, Self::TRANSPORT)?;
                 // SAFETY: `at` has checked the bounds; alignment as the module's head says.
                 let tcp = unsafe { &*tcp };
-                // Opens a connection, maybe over an old one: tc decides.
-                if tcp.flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-                    return None;
-                }
                 (tcp.ports, tcp.flags)
             }
             UDP => {
@@ -151,6 +147,12 @@ impl<'a, const V6: bool> Frame<'a, V6> {
         let [a, b, c, d] = ports.to_ne_bytes();
         *key = FlowKey { src, dst, sport: [a, b], dport: [c, d], proto, reserved: [0; 3] };
         Some(Self { ctx, proto, ports, flags, class, len })
+    }
+
+    /// Whether it opens a connection, maybe over an old one.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
     /// Bytes of the packet, its Ethernet header not counted.

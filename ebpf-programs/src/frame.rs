@@ -26,8 +26,20 @@ pub struct Sum {
     pub v6: bool,
 }
 
+/// Where a packet is, and what the kernel says of ways from there: enough to open a flow.
+pub trait Arrival {
+    /// The device by which the packet came in or leaves.
+    fn ifindex(&self) -> u32;
+    /// The device by which `dst` is reached; 0 for this node itself.
+    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason>;
+    /// Inserts a flow's row of answers ([`crate::nat::insert_reverse`]).
+    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32;
+    /// Whether a socket of this node speaks or may speak to what a packet of `key` comes from.
+    fn has_socket(&self, key: &FlowKey) -> bool;
+}
+
 /// A packet in an Ethernet frame.
-pub trait Frame {
+pub trait Frame: Arrival {
     /// The `EtherType`, network order.
     fn ether_type(&self) -> Result<[u8; 2], DropReason>;
     /// A pointer to a `T` at a constant offset in the headers if it lies wholly in memory that can be
@@ -41,20 +53,34 @@ pub trait Frame {
     fn store<T: Copy>(&self, offset: usize, value: &T) -> Result<(), DropReason>;
     /// Folds a difference (of [`helpers::difference`]) into a transport's checksum.
     fn fold(&self, sum: Sum, difference: u32) -> Result<(), DropReason>;
-    /// The device by which the packet came in or leaves.
-    fn ifindex(&self) -> u32;
-    /// The device by which `dst` is reached; 0 for this node itself.
-    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason>;
     /// Replaces addresses and ports as the flow says.
     fn translate(&self, packet: &Packet, flow: &Flow) -> Result<(), DropReason>;
     /// Reads the packet that an error quotes ([`crate::icmp::read`]).
     fn quote(&self, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason>;
     /// Makes both rows of a flow and translates the packet ([`crate::nat::open`]).
     fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step;
-    /// Inserts a flow's row of answers ([`crate::nat::insert_reverse`]).
-    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32;
-    /// Whether a socket of this node speaks or may speak to what a packet of `key` comes from.
-    fn has_socket(&self, key: &FlowKey) -> bool;
+}
+
+impl Arrival for TcContext {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        helpers::ifindex(self)
+    }
+
+    #[inline(always)]
+    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
+        apart::route(self, src, dst)
+    }
+
+    #[inline(always)]
+    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
+        apart::insert_reverse(self, key, flow, flags)
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, key: &FlowKey) -> bool {
+        apart::has_socket(self, key)
+    }
 }
 
 impl Frame for TcContext {
@@ -104,16 +130,6 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        helpers::ifindex(self)
-    }
-
-    #[inline(always)]
-    fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
-        apart::route(self, src, dst)
-    }
-
-    #[inline(always)]
     fn translate(&self, packet: &Packet, flow: &Flow) -> Result<(), DropReason> {
         apart::translate(self, packet, flow)
     }
@@ -126,16 +142,6 @@ impl Frame for TcContext {
     #[inline(always)]
     fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
         apart::open(self, packet, flow, flags)
-    }
-
-    #[inline(always)]
-    fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
-        apart::insert_reverse(self, key, flow, flags)
-    }
-
-    #[inline(always)]
-    fn has_socket(&self, key: &FlowKey) -> bool {
-        apart::has_socket(self, key)
     }
 }
 

@@ -14,6 +14,7 @@ mod cg_recvmsg4;
 mod cg_recvmsg6;
 mod cg_sendmsg4;
 mod cg_sendmsg6;
+mod consistent;
 mod count;
 mod driver_frame;
 mod encap;
@@ -39,7 +40,9 @@ mod tc_to_pod;
 mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
+mod xdp_apart;
 mod xdp_entry;
+mod xdp_open;
 
 #[cfg(not(test))]
 #[panic_handler]

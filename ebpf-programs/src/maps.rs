@@ -21,7 +21,7 @@ use ebpf_common::{
     device::Device,
     endpoint::{Endpoint, HAS_FLOWS},
     fragment::{Fragment, FragmentKey},
-    maglev::{MaglevBlock, MaglevKey},
+    maglev::{BLOCK, MaglevBlock, MaglevKey},
     maps::{
         AFFINITY_MAX, BACKENDS_MAX, CONNTRACK_MAX, DEVICES_MAX, ENDPOINTS_MAX, FRAGMENTS_MAX,
         MAGLEV_MAX, MEMBERS_MAX, NETNS_MAX, NODE_ADDRS_MAX, SERVICES_MAX, SOURCE_RANGES_MAX,
@@ -111,6 +111,20 @@ pub fn backend(key: &BackendKey) -> Option<Backend> {
     let row = unsafe { BACKENDS.get(key) };
     trace::look_up(steps::BACKEND, key, row);
     row.copied()
+}
+
+/// A backend that is compared with others; only the one that is chosen is noted.
+#[inline(always)]
+pub fn candidate(key: &BackendKey) -> Option<Backend> {
+    // SAFETY: copied at once, see the module's head.
+    unsafe { BACKENDS.get(key) }.copied()
+}
+
+/// The slot at a position of a block, which is less than the block's length.
+#[inline(always)]
+pub fn maglev_cell(key: &MaglevKey, position: usize) -> Option<u16> {
+    // SAFETY: one integer is read; see the module's head.
+    unsafe { MAGLEV.get(key) }?.slots.get(position & (BLOCK - 1)).copied()
 }
 
 #[inline(always)]

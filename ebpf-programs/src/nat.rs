@@ -18,8 +18,8 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart,
-    frame::Frame,
+    apart, consistent,
+    frame::{Arrival, Frame},
     helpers, maps,
     packet::{FLOW, Packet, WHOLE},
     service,
@@ -182,7 +182,7 @@ pub fn find_service(packet: &Packet, flow: &mut Flow, from: From) -> Step {
 }
 
 #[inline(always)]
-fn try_find_service(
+pub fn try_find_service(
     config: &Config,
     packet: &Packet,
     flow: &mut Flow,
@@ -211,7 +211,7 @@ fn try_find_service(
     if !service::admits(&service, &key.src) {
         return Err(DropReason::SourceRange);
     }
-    choose_backend(key, &service, flow)?;
+    choose_backend(key, &service, flow, from)?;
     if key.proto == SCTP && flow.dport != key.dport {
         return Err(DropReason::SctpPort);
     }
@@ -219,16 +219,25 @@ fn try_find_service(
 }
 
 #[inline(always)]
-fn choose_backend(key: &FlowKey, service: &Service, flow: &mut Flow) -> Result<(), DropReason> {
-    // What a datagram's sender sends in a row belongs together, also beyond the life of its flow.
-    let random = if key.proto == TCP { helpers::random() } else { flow_hash(key) };
-    let backend = service::choose(service, &key.src, random)?;
+fn choose_backend(
+    key: &FlowKey,
+    service: &Service,
+    flow: &mut Flow,
+    from: From,
+) -> Result<(), DropReason> {
+    // A guess where affinity chooses; the flow's next packet finds the slot.
+    flow.slot = if from == From::Outside && service.maglev_bits != 0 {
+        consistent::slot(key, service)
+    } else {
+        // What a datagram's sender sends in a row belongs together, also beyond the life of its flow.
+        let random = if key.proto == TCP { helpers::random() } else { flow_hash(key) };
+        choose(random, service.count).ok_or(DropReason::NoBackend)?
+    };
+    let backend = service::choose_slot(service, &key.src, flow.slot)?;
     flow.dst = backend.addr;
     flow.dport = backend.port;
     flow.service = service.service;
     flow.set = service.set;
-    // A guess where affinity chose; the flow's next packet finds the slot.
-    flow.slot = choose(random, service.count).unwrap_or(0);
     Ok(())
 }
 
@@ -244,7 +253,7 @@ fn flow_hash(key: &FlowKey) -> u32 {
 /// Decides under which source address the backend sees the client, such that its answer comes back to
 /// this node: the client's own wherever that is so.
 #[inline(always)]
-pub fn choose_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
+pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
     let gateway = maps::config().map_or(Addr::ANY_V6, |config| config.gateway_for(&key.src));
     flow.src = key.src;
     if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
@@ -282,7 +291,7 @@ pub fn choose_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow, from: 
 
 /// The address of the device by which the packet leaves. Without one the source stays.
 #[inline(always)]
-fn masquerade_source<F: Frame>(frame: &F, key: &FlowKey, flow: &mut Flow) {
+fn masquerade_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow) {
     // What has no route is the stack's to answer.
     flow.ifindex = frame.route(&key.src, &flow.dst).unwrap_or(0);
     if let Some(device) = maps::device(flow.ifindex) {
@@ -343,7 +352,7 @@ pub fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -
 
 /// Inserts both rows, the reverse one first, since it is what holds the port.
 #[inline(always)]
-fn insert<F: Frame>(
+pub fn insert<F: Arrival>(
     frame: &F,
     key: &FlowKey,
     flow: &mut Flow,
@@ -372,7 +381,7 @@ fn insert<F: Frame>(
 /// Inserts the row of answers; gives the kernel's error number, `EEXIST` also where a socket of this
 /// node has the port.
 #[inline(always)]
-pub fn insert_reverse<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
+pub fn insert_reverse<F: Arrival>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
     let reverse = flow.opposite(key.proto);
     if flow.flags & FLOW_MASQUERADE != 0
         && matches!(key.proto, TCP | UDP)

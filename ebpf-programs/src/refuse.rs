@@ -13,7 +13,7 @@ use ebpf_common::{
 
 use crate::{
     count,
-    frame::Frame as _,
+    frame::Arrival as _,
     helpers, maps,
     packet::{ERROR, LATER, Packet},
 };

@@ -9,7 +9,7 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::{count, frame::Frame as _, helpers, maps, packet, packet::Packet};
+use crate::{count, frame::Arrival as _, helpers, maps, packet, packet::Packet};
 
 /// Into a pod of this node.
 #[inline(always)]

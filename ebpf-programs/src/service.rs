@@ -66,6 +66,12 @@ pub fn admits(service: &Service, client: &Addr) -> bool {
 #[inline(always)]
 pub fn choose(service: &Service, client: &Addr, random: u32) -> Result<Backend, DropReason> {
     let slot = slot_of(random, service.count).ok_or(DropReason::NoBackend)?;
+    choose_slot(service, client, slot)
+}
+
+/// As [`choose`], with the slot that it leads to if the service does not remember the client.
+#[inline(always)]
+pub fn choose_slot(service: &Service, client: &Addr, slot: u32) -> Result<Backend, DropReason> {
     if service.affinity_s == 0 {
         return at(service.set, slot);
     }

@@ -1,13 +1,14 @@
 //! What comes in by a network device, before the kernel makes a socket buffer of it: service traffic
 //! from outside, and the answers to it.
 //!
-//! Only the common case, whole: packets of flows that are known, whose way is clear. All else passes
-//! untouched to `tc_from_underlay`, which has the same connection table, opens flows and ends
-//! them. So nothing is refused here, and nothing dropped but what no longer fits its frame.
+//! Only the common case, whole: packets of flows that are known or that clients of services open, whose
+//! way is clear. All else passes untouched to `tc_from_underlay`, which has the same connection table
+//! and opens flows of every kind and ends them. So nothing is refused here, and nothing dropped but what
+//! no longer fits its frame.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use ebpf_common::{
-    TCP,
+    TCP, UDP,
     conntrack::{FORWARD, FlowKey},
     service::BackendKey,
 };
@@ -15,7 +16,7 @@ use ebpf_common::{
 use crate::{
     carry,
     driver_frame::{self, Family, Frame},
-    helpers, maps, nat, next_hop,
+    helpers, maps, nat, next_hop, xdp_apart,
 };
 
 #[xdp(frags)]
@@ -31,31 +32,49 @@ fn try_entry(ctx: &XdpContext) -> Option<u32> {
     }
 }
 
-/// No action of XDP: the way to the backend has to be looked up first.
-const WAY_UNKNOWN: u32 = 256;
+/// No actions of XDP: the packet's flow has to be opened first, the way to its backend looked up.
+const FLOW_UNKNOWN: u32 = 256;
+const WAY_UNKNOWN: u32 = 257;
 
-/// What is rare is done beside the path of an established flow, in programs of their own, since all
-/// together need more stack than there is; then that path is taken again. Such programs can only give a
-/// number back.
+/// What is rare is done beside the path of an established flow, in functions of their own, since all
+/// together need more stack than there is; then that path is taken again.
 #[inline(always)]
 fn steps<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
-    let mut action = carry::<V6>(ctx);
-    if action == WAY_UNKNOWN && learn::<V6>(ctx) == 1 {
-        action = carry::<V6>(ctx);
+    let mut is_new = 0;
+    let mut action = xdp_apart::carry::<V6>(ctx, is_new);
+    if action == FLOW_UNKNOWN {
+        is_new = xdp_apart::open::<V6>(ctx);
+        if is_new == 0 {
+            return None;
+        }
+        action = xdp_apart::carry::<V6>(ctx, is_new);
     }
-    (action < WAY_UNKNOWN).then_some(action)
+    if action == WAY_UNKNOWN && xdp_apart::learn::<V6>(ctx) == 1 {
+        action = xdp_apart::carry::<V6>(ctx, is_new);
+    }
+    (action < FLOW_UNKNOWN).then_some(action)
 }
 
-#[inline(never)]
-fn carry<const V6: bool>(ctx: &XdpContext) -> u32 {
-    try_carry::<V6>(ctx).unwrap_or(xdp_action::XDP_PASS)
+/// Carries a packet of a known flow; `is_new` says that it has opened it just now.
+#[inline(always)]
+pub fn carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> u32 {
+    try_carry::<V6>(ctx, is_new).unwrap_or(xdp_action::XDP_PASS)
 }
 
 #[inline(always)]
-fn try_carry<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
+fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
     let mut key = FlowKey::default();
     let frame = Frame::<V6>::parse(ctx, &mut key)?;
-    let flow = maps::flow(&key)?;
+    let config = maps::config()?;
+    if frame.proto == UDP && key.dport == config.vxlan_port.to_be_bytes() {
+        return None;
+    }
+    if frame.is_syn() && !is_new {
+        return Some(FLOW_UNKNOWN);
+    }
+    let Some(flow) = maps::flow(&key) else {
+        return (frame.proto == UDP && !is_new).then_some(FLOW_UNKNOWN);
+    };
     let now_s = helpers::now_s();
     let Some(path) = next_hop::path(ctx, &flow.dst, now_s) else { return Some(WAY_UNKNOWN) };
     // Pods' own connections, and what is for the node itself, are tc's.
@@ -66,7 +85,7 @@ fn try_carry<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
         frame.proto == TCP || nat::is_at(&BackendKey { set: flow.set, slot: flow.slot }, flow)
     } else {
         // An answer of a backend, and the way back is the way in.
-        flow.ifindex == path.ifindex && maps::config()?.is_gateway(&key.dst)
+        flow.ifindex == path.ifindex && config.is_gateway(&key.dst)
     };
     if !is_ours {
         return None;
@@ -75,14 +94,9 @@ fn try_carry<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
     carry::carry(ctx, &frame, flow, path)
 }
 
-/// Looks up the way that a packet's flow takes. Gives 1 when it is known now.
-#[inline(never)]
-fn learn<const V6: bool>(ctx: &XdpContext) -> u32 {
-    u32::from(try_learn::<V6>(ctx).is_some())
-}
-
+/// Looks up the way that a packet's flow takes.
 #[inline(always)]
-fn try_learn<const V6: bool>(ctx: &XdpContext) -> Option<()> {
+pub fn learn<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     let mut key = FlowKey::default();
     let _frame: Frame<'_, V6> = Frame::parse(ctx, &mut key)?;
     let flow = maps::flow(&key)?;

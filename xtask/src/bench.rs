@@ -23,12 +23,18 @@ struct Bench {
     more_services: &'static [u32],
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench {
         name: "lb",
         peers: &["direct", "iptables", "nftables"],
         services: [&[1, 1000], &[1, 1000, 10_000]],
         more_services: &[100_000],
+    },
+    Bench {
+        name: "packets",
+        peers: &["iptables", "nftables"],
+        services: [&[], &[]],
+        more_services: &[],
     },
     Bench {
         name: "programming",
@@ -50,7 +56,7 @@ const SERVICES_MAX: u32 = 100_000;
 /// What was asked for.
 #[derive(Debug, clap::Args)]
 pub struct Wish {
-    /// What to measure: lb, programming or overlay.
+    /// What to measure: lb, packets (the part of lb without sockets), programming or overlay.
     pub name: String,
     /// Peers to measure beside Orlop; default: all that the machine has.
     #[arg(long, value_delimiter = ',')]

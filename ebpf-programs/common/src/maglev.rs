@@ -17,7 +17,7 @@
 
 use crate::{
     addr::Addr,
-    service::{Backend, ServiceKey},
+    service::{Backend, Service, ServiceKey, choose},
 };
 
 /// Slots in a block. A table is a whole number of blocks long.
@@ -95,13 +95,6 @@ pub const fn is_ranked(count: u32) -> bool {
     count <= RANKED_BACKENDS
 }
 
-/// The cell of a flow whose backends rank cells ([`is_ranked`]).
-#[inline(always)]
-#[must_use]
-pub const fn cell(hash: u32) -> u32 {
-    hash & CELLS
-}
-
 /// Position of a flow in the table of a set of `count` backends, whose cells have `bits` bits.
 #[inline(always)]
 #[must_use]
@@ -115,6 +108,55 @@ pub const fn position(hash: u32, bits: u8, count: u32) -> u32 {
 #[inline(always)]
 const fn slot_of(cell: u32, bits: u8, len: u32) -> u32 {
     if cell < len { cell } else { cell & ((1 << (bits.wrapping_sub(1) & 31)) - 1) }
+}
+
+/// The slot of a flow's backend in the set of a service whose `maglev_bits` are not 0. `rank` looks the
+/// backend of a slot up and gives its [`rank`] of a cell ([`NO_RANK`] from the service's count on), `cell`
+/// looks up one position of a block. Rows that are missing while a set changes lead to any slot of it.
+#[inline(always)]
+pub fn slot(
+    service: &Service,
+    hash: u32,
+    rank: impl Fn(&Service, u32, u32) -> u64,
+    cell: impl Fn(&MaglevKey, usize) -> Option<u16>,
+) -> u32 {
+    let &Service { set, count, maglev_bits, .. } = service;
+    if is_ranked(count) {
+        return lowest(service, hash, rank);
+    }
+    let position = position(hash, maglev_bits, count);
+    let key = MaglevKey { set, block: position / BLOCK_SLOTS };
+    match cell(&key, position as usize % BLOCK) {
+        Some(slot) => u32::from(slot),
+        None => choose(hash, count).unwrap_or(0),
+    }
+}
+
+/// The slot of the backend that ranks the cell of `hash` lowest.
+#[inline(always)]
+fn lowest(service: &Service, hash: u32, rank: impl Fn(&Service, u32, u32) -> u64) -> u32 {
+    let mut least = NO_RANK;
+    let mut slot = 0;
+    // A bound that the verifier can see, and one number, so that it need not follow who has which.
+    while slot < RANKED_BACKENDS {
+        least = least.min(rank(service, slot, hash & CELLS));
+        slot += 1;
+    }
+    u32::try_from(least % u64::from(RANKED_BACKENDS)).unwrap_or(0)
+}
+
+/// The rank of a backend that is not there: nobody's.
+pub const NO_RANK: u64 = u64::MAX;
+
+/// How the backend of a slot ranks a cell: a number that no other of its set has, and whose remainder is
+/// the slot.
+#[inline(always)]
+#[must_use]
+pub fn rank(backend: &Backend, slot: u32, cell: u32) -> u64 {
+    const SLOTS: u64 = RANKED_BACKENDS as u64;
+    let (rank, identity) = Preference::of(backend).rank(cell);
+    let rank = u64::from(rank) << (u64::BITS - CELL_BITS) | identity >> CELL_BITS;
+    rank / SLOTS * SLOTS | u64::from(slot) % SLOTS
 }
 
 /// How a backend ranks cells: the same on every node, independent of the order of backends.
@@ -319,12 +361,16 @@ mod tests {
 
         fn choose(&self, hash: u32) -> Backend {
             let count = u32::try_from(self.backends.len()).unwrap();
-            if is_ranked(count) {
-                let rank = |one: &&Backend| Preference::of(one).rank(cell(hash));
-                return *self.backends.iter().min_by_key(rank).unwrap();
-            }
-            let at = position(hash, bits_for(self.backends.len()), count);
-            self.backends[usize::from(self.table[usize::try_from(at).unwrap()])]
+            let maglev_bits = bits_for(self.backends.len());
+            let service = Service { set: 1, count, maglev_bits, ..Service::default() };
+            let rank = |_: &Service, slot, cell| {
+                let backend = self.backends.get(usize::try_from(slot).unwrap());
+                backend.map_or(NO_RANK, |one| rank(one, slot, cell))
+            };
+            let cell = |key: &MaglevKey, at| {
+                self.table.get(usize::try_from(key.block).unwrap() * BLOCK + at).copied()
+            };
+            self.backends[usize::try_from(slot(&service, hash, rank, cell)).unwrap()]
         }
 
         /// The largest share of a backend, as a multiple of the mean.

@@ -49,7 +49,7 @@ pub const FLOW: u32 = 11;
 pub const ADD_FLOW: u32 = 12;
 /// A row of [`crate::maps::CONNTRACK`] would be removed.
 pub const REMOVE_FLOW: u32 = 13;
-/// [`crate::maps::MAGLEV`] was looked up; the row is not noted.
+/// A backend is chosen by the flow's hash ([`crate::maglev`]); the key is the set, then zero.
 pub const MAGLEV: u32 = 14;
 /// [`crate::maps::FRAGMENTS`] was looked up.
 pub const FRAGMENT: u32 = 15;

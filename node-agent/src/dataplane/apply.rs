@@ -304,6 +304,7 @@ impl Runner {
             unsupported: status::unsupported(&self.services.model),
             problems: self.services.model.problems().clone().into_iter().collect(),
             full: self.services.full.iter().copied().collect(),
+            by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
     }

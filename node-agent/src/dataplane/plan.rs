@@ -12,6 +12,7 @@ use ebpf_common::{
     addr::Addr,
     affinity::MemberKey,
     maglev::{self, Candidate, MaglevBlock, MaglevKey},
+    maps as names,
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SourceRange},
 };
 
@@ -45,6 +46,10 @@ pub struct Observed {
     unclaimed: BTreeMap<ServiceKey, Service>,
     /// Service ports of an earlier agent whose identifier somebody has taken over.
     adopted: BTreeSet<u32>,
+    /// Rows of Maglev tables, of all sets together.
+    blocks: usize,
+    /// Sets of frontends for clients outside whose choice is by chance.
+    by_chance: BTreeSet<u32>,
     last_set: u32,
     last_service: u32,
 }
@@ -121,6 +126,7 @@ impl Observed {
         }
         observed.ranges.retain(|_, ranges| !ranges.is_empty());
         observed.sets.values_mut().for_each(|set| set.members.sort_unstable());
+        observed.blocks = observed.sets.values().map(|set| set.blocks.len()).sum();
         let known = observed.sets.keys().last().copied().unwrap_or(0);
         observed.last_set = observed.last_set.max(known);
         (observed, orphans)
@@ -255,7 +261,7 @@ impl Observed {
             let slots = arrange(&set.slots, &port.backends[at]);
             set.fill_slots(sets[at], slots, plan);
             set.fill_members(sets[at], has_members(port), plan);
-            set.fill_table(sets[at], is_consistent, plan);
+            self.fill_table(sets[at], is_consistent, plan);
         }
         let frontends = self.plan_frontends(port, service, sets);
         for (key, row) in &frontends {
@@ -268,6 +274,35 @@ impl Observed {
             .services
             .extend(gone.filter(|key| !frontends.iter().any(|(other, _)| other == key)));
         Programmed { id: prior.id, service, sets, frontends }
+    }
+
+    /// Makes a set's table, if it is to have one and there is room for it beside what is only deleted
+    /// at the end of the round. A set without room chooses by chance; its table is tried again
+    /// whenever the set is planned.
+    fn fill_table(&mut self, id: u32, is_consistent: bool, plan: &mut Plan) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        let backends = set.slots.len();
+        let wanted = if is_consistent { maglev::len_for(backends) } else { 0 };
+        let others = self.blocks - set.blocks.len();
+        let most = index(names::MAGLEV_MAX).saturating_sub(plan.gone.blocks.len());
+        let count = wanted / maglev::BLOCK;
+        let has_room = count <= set.blocks.len() || others + count <= most;
+        let count = if has_room { count } else { 0 };
+        set.fill_table(id, count, plan);
+        self.blocks = others + count;
+        if is_consistent && backends > 1 && (!has_room || maglev::bits_for(backends) == 0) {
+            self.by_chance.insert(id);
+        } else {
+            self.by_chance.remove(&id);
+        }
+    }
+
+    /// Service ports whose backends are not the same on every node for clients outside: their set has
+    /// too many backends for a table, or the map has no room for it.
+    pub fn by_chance(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.ports()
+            .filter(|(_, port)| port.sets.iter().any(|set| self.by_chance.contains(set)))
+            .map(|(key, _)| key)
     }
 
     fn plan_frontends(
@@ -285,7 +320,11 @@ impl Observed {
                 service,
                 affinity_s: port.affinity_s,
                 flags: frontend.flags,
-                maglev_bits: if frontend.is_consistent { maglev::bits_for(count) } else { 0 },
+                maglev_bits: if frontend.is_consistent && !self.by_chance.contains(&set) {
+                    maglev::bits_for(count)
+                } else {
+                    0
+                },
                 reserved: 0,
             };
             (frontend.key, service)
@@ -317,6 +356,8 @@ impl Observed {
 
     fn drop_set(&mut self, id: u32, plan: &mut Plan) {
         let Some(set) = self.sets.remove(&id) else { return };
+        self.blocks -= set.blocks.len();
+        self.by_chance.remove(&id);
         let slots = (0..set.slots.len()).map(|at| BackendKey { set: id, slot: slot(at) });
         plan.gone.backends.extend(slots);
         let members = set.members.iter();
@@ -373,13 +414,12 @@ impl Set {
         self.members = members;
     }
 
-    fn fill_table(&mut self, id: u32, is_consistent: bool, plan: &mut Plan) {
-        let length = if is_consistent { maglev::len_for(self.slots.len()) } else { 0 };
-        let count = length / maglev::BLOCK;
+    /// Makes the table anew, which is `count` blocks long.
+    fn fill_table(&mut self, id: u32, count: usize, plan: &mut Plan) {
         if self.is_filled && self.blocks.len() == count {
             return;
         }
-        let blocks = table(&self.slots, length);
+        let blocks = table(&self.slots, count * maglev::BLOCK);
         let key = |at| MaglevKey { set: id, block: slot(at) };
         let changed =
             blocks.iter().enumerate().filter(|(at, one)| self.blocks.get(*at) != Some(*one));
@@ -457,6 +497,9 @@ fn index(slot: u32) -> usize {
     usize::try_from(slot).unwrap_or(usize::MAX)
 }
 
+#[cfg(test)]
+#[path = "consistent_tests.rs"]
+mod consistent_tests;
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

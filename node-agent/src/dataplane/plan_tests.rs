@@ -8,12 +8,12 @@ use super::*;
 
 /// The maps.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Maps {
-    services: BTreeMap<ServiceKey, Service>,
-    backends: BTreeMap<BackendKey, Backend>,
+pub(super) struct Maps {
+    pub(super) services: BTreeMap<ServiceKey, Service>,
+    pub(super) backends: BTreeMap<BackendKey, Backend>,
     members: BTreeMap<MemberKey, u32>,
     ranges: BTreeSet<RangeKey>,
-    blocks: BTreeMap<MaglevKey, MaglevBlock>,
+    pub(super) blocks: BTreeMap<MaglevKey, MaglevBlock>,
 }
 
 /// A batch as single writes, since a writer may die inside of it.
@@ -92,7 +92,11 @@ impl Maps {
         Ok(observed)
     }
 
-    fn write(&mut self, batches: Vec<Batch>, die_at: Option<usize>) -> Result<(), TestCaseError> {
+    pub(super) fn write(
+        &mut self,
+        batches: Vec<Batch>,
+        die_at: Option<usize>,
+    ) -> Result<(), TestCaseError> {
         let writes = batches.into_iter().flat_map(single);
         for write in writes.take(die_at.unwrap_or(usize::MAX)) {
             self.apply(write.clone());

@@ -12,6 +12,7 @@ use std::{
 
 use ebpf_common::{
     addr::Addr,
+    maglev,
     service::{Backend, SCOPE_EXTERNAL, ServiceKey},
     verdict::DropReason,
 };
@@ -52,6 +53,8 @@ pub struct Report {
     pub problems: Vec<(ObjectKey, Vec<String>)>,
     /// Maps without room for what should be in them.
     pub full: Vec<&'static str>,
+    /// Services whose backends clients outside do not get alike on every node.
+    pub by_chance: Vec<ObjectKey>,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
 }
@@ -78,6 +81,15 @@ pub fn services(observed: Option<&Observed>) -> Vec<ServiceReport> {
         })
     });
     rows.collect()
+}
+
+/// Services without consistent hashing for clients outside.
+#[must_use]
+pub fn by_chance(observed: Option<&Observed>) -> Vec<ObjectKey> {
+    let mut services: Vec<ObjectKey> =
+        observed.into_iter().flat_map(Observed::by_chance).cloned().collect();
+    services.dedup();
+    services
 }
 
 /// Services that are not programmed.
@@ -168,6 +180,17 @@ impl Report {
         lines.extend(self.full.iter().map(|map| {
             format!("full                      map {map}: what came last is not programmed")
         }));
+        if let [first, others @ ..] = self.by_chance.as_slice() {
+            let more = match others.len() {
+                0 => String::new(),
+                count => format!(" and {count} more"),
+            };
+            lines.push(format!(
+                "chosen by chance          service {first}{more}: no room in map MAGLEV, or more than \
+                 {} endpoints; nodes give a client different backends",
+                maglev::BACKENDS_MAX
+            ));
+        }
         lines.extend(
             self.trouble
                 .iter()
@@ -242,6 +265,7 @@ impl Report {
                 .map(|(service, words)| json!({"service": service.to_string(), "problems": words}))
                 .collect::<Vec<_>>(),
             "full": self.full,
+            "by_chance": self.by_chance.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "trouble": self.trouble.iter()
                 .map(|(part, words)| json!({"part": part, "message": words}))
                 .collect::<Vec<_>>(),
@@ -314,6 +338,7 @@ mod tests {
             unsupported: vec![(ObjectKey::new("a", "b"), vec!["spec.sessionAffinity".into()])],
             problems: vec![(ObjectKey::new("a", "c"), vec!["spec.ports[0]: bad".into()])],
             full: vec!["SERVICES"],
+            by_chance: vec![ObjectKey::new("a", "d"), ObjectKey::new("a", "e")],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
         }
     }
@@ -328,6 +353,7 @@ mod tests {
             "pods: 10.244.0.3: File exists",
             "service a/c: spec.ports[0]: bad",
             "map SERVICES: what came last",
+            "service a/d and 1 more: no room in map MAGLEV",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
         ] {

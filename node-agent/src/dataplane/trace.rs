@@ -181,7 +181,12 @@ impl Names {
             }
             steps::ADD_FLOW => format!("the flow {} is taken; another port is tried", flow()),
             steps::REMOVE_FLOW => format!("the flow {} would be forgotten", flow()),
-            steps::MAGLEV => format!("consistent hashing by the table of set {}", step.key[0]),
+            steps::MAGLEV => {
+                format!(
+                    "the flow's hash chooses a backend of set {}, on every node alike",
+                    step.key[0]
+                )
+            }
             steps::FRAGMENT if step.yes != 0 => "a piece of a packet whose ports are known".into(),
             steps::FRAGMENT => "a piece of a packet whose ports are not known".into(),
             steps::KEEP_FRAGMENT => "the ports of a packet in pieces would be noted".into(),

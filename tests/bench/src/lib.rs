@@ -1,6 +1,6 @@
 //! Side-by-side benchmarks: every subject in the same run, in interleaved rounds.
 //!
-//! `lb`, `programming`, `overlay` are the benchmarks (effects), `packets` the part of `lb` without sockets; `hosts` makes the network namespaces (effects),
+//! `lb`, `programming`, `overlay` are the benchmarks (effects), `packets` and `nanoseconds` the part of `lb` without sockets, `source` its children; `hosts` makes the network namespaces (effects),
 //! `kube_proxy` the services and the peers' rule sets (pure), `orlop` the agent's dataplane as a subject (effects),
 //! `traffic` the client and server processes (effects), `measure` the rounds (effects), `report` turns samples into
 //! rows and ratios (pure), `chart` rows into a picture (pure).
@@ -10,6 +10,7 @@ pub mod hosts;
 pub mod kube_proxy;
 pub mod lb;
 pub mod measure;
+pub mod nanoseconds;
 pub mod orlop;
 pub mod output;
 pub mod overlay;
@@ -18,5 +19,6 @@ pub mod program;
 pub mod programming;
 pub mod raw;
 pub mod report;
+pub mod source;
 pub mod tool;
 pub mod traffic;

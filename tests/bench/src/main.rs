@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
-use bench::{lb, orlop, overlay, packets, program, programming, traffic};
+use bench::{lb, orlop, overlay, packets, program, programming, source, traffic};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -16,6 +16,8 @@ struct Flags {
 enum Role {
     /// Traffic through services on one node.
     Lb(lb::Wish),
+    /// The part of it without sockets.
+    Packets(packets::Wish),
     /// From the list of services to the last write.
     Programming(programming::Wish),
     /// Traffic between two nodes.
@@ -32,7 +34,7 @@ enum Role {
     /// A child that has had an answer by every flow of the packet source.
     Prime,
     /// A child that holds a program on a device, and sends frames out of it.
-    Hold(packets::HoldFlags),
+    Hold(source::HoldFlags),
     /// A child that is a node's dataplane.
     Node(orlop::NodeFlags),
     /// A child that is a dataplane to be programmed.
@@ -49,14 +51,15 @@ enum Role {
 fn main() -> Result<()> {
     match Flags::parse().role {
         Role::Lb(wish) => lb::run(&wish),
+        Role::Packets(wish) => packets::alone(&wish),
         Role::Programming(wish) => programming::run(&wish),
         Role::Overlay(wish) => overlay::run(&wish),
         Role::OverlayNode(flags) => orlop::run(overlay::life(flags)),
         Role::Program(flags) => orlop::run(program::life(flags)),
         Role::Node(flags) => orlop::run(orlop::node(flags)),
-        Role::UdpEcho { address } => packets::udp_echo(address),
-        Role::Prime => packets::prime(),
-        Role::Hold(flags) => packets::hold(&flags),
+        Role::UdpEcho { address } => source::udp_echo(address),
+        Role::Prime => source::prime(),
+        Role::Hold(flags) => source::hold(&flags),
         Role::Server => traffic::server(traffic::SERVER_PORT),
         Role::Client { target, cgroup } => traffic::client(target, cgroup.as_deref()),
     }

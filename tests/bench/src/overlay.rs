@@ -21,6 +21,7 @@ use super::{
     output::{Output, progress},
     packets,
     report::{self, Lane, Parameters, Row},
+    source,
     traffic::{SERVER_PORT, Worker, say},
 };
 
@@ -178,7 +179,7 @@ fn tunnel(nodes: &[Node; 2], mtu: u32) -> Result<()> {
 }
 
 /// The child's life: Orlop's overlay and dataplane on one node, until standard input ends;
-/// orders are those of `packets`.
+/// orders are those of `source`.
 ///
 /// # Errors
 /// When one of them cannot start or is not ready in time.
@@ -224,7 +225,7 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
     let report = handle.report().await.context("the dataplane ended")?;
     ensure!(report.trouble.is_empty(), "{:?}", report.trouble);
     say("ready")?;
-    tokio::task::spawn_blocking(packets::take_orders).await??;
+    tokio::task::spawn_blocking(source::take_orders).await??;
     handle.stop().await;
     overlay.stop().await;
     Ok(())

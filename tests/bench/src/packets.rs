@@ -5,47 +5,38 @@
 //! in the way that drivers hand frames to XDP, and dropped where they arrive. All of it happens on one core, so
 //! `source` says what making and handing over takes by itself.
 
-use std::{
-    io::BufRead as _,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{
-    chart::{Bar, Content, Panel},
+    chart::{Bar, Chart, Content, Panel},
     hosts::{self, ETHERNET_MTU, Node, Pod},
     kube_proxy::{self, Protocol, Service, iptables, nftables},
     lb::CLUSTER_CIDR,
     measure::float,
-    orlop,
-    output::progress,
-    raw::{self, HEADERS, Verdict},
+    nanoseconds, orlop,
+    output::{Output, progress},
     report::{self, Lane, Parameters, Row, Sample},
-    traffic::{Worker, pin, say},
+    source::{headers, hex},
+    traffic::Worker,
 };
 
 /// Where the node port answers.
-const NODE_PORT: u16 = 30_080;
+pub const NODE_PORT: u16 = 30_080;
 /// Port of the backend.
-const BACKEND_PORT: u16 = 8080;
+pub const BACKEND_PORT: u16 = 8080;
 /// The client's address and the first of its ports.
-const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 99), 10_000);
+pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 99), 10_000);
 /// Flows of the packet source.
-const FLOWS: u16 = 64;
+pub const FLOWS: u16 = 64;
 /// A pod of the other node.
-const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 10);
+pub const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 10);
 /// Services beside the measured one.
-const SERVICES: u32 = 1000;
+pub const SERVICES: u32 = 1000;
 /// Frames in a round: a few tenths of a second.
 const FRAMES: u32 = 200_000;
-/// Runs of a program in a round.
-const REPEAT: u32 = 100_000;
-/// An answer that has not come by then does not come.
-const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The service with the node port.
 #[must_use]
@@ -78,6 +69,31 @@ struct Rig {
     _nodes: [Node; 2],
 }
 
+/// What to measure without the rest of `bench lb`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Wish {
+    /// orlop, iptables, nftables.
+    #[arg(long, value_delimiter = ',')]
+    pub against: Vec<String>,
+    #[arg(long)]
+    pub quick: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Measures this part alone.
+///
+/// # Errors
+/// As [`run`].
+pub fn alone(wish: &Wish) -> Result<()> {
+    let rows = run(&wish.against, wish.quick)?;
+    wish.output.finish("packets", &rows, |note| Chart {
+        title: "Packets of a node port".to_owned(),
+        note: format!("cargo xtask bench packets · {note}"),
+        panels: vec![panel(&rows)],
+    })
+}
+
 /// Measures what is asked for, in interleaved rounds.
 ///
 /// # Errors
@@ -108,7 +124,7 @@ pub fn run(against: &[String], quick: bool) -> Result<Vec<Row>> {
     let lanes: Vec<Lane> = cases.iter().map(|case| describe(*case, &cases)).collect();
     let mut rows = report::rows(&lanes, &samples);
     if against.iter().any(|one| one == "orlop") {
-        rows.extend(programs(rounds)?);
+        rows.extend(nanoseconds::run(rounds)?);
     }
     Ok(rows)
 }
@@ -169,8 +185,10 @@ impl Rig {
         )?);
         let server = if case.backend == "here" { &pod.netns } else { &outside.name };
         let echo = Worker::start(server, "udp-echo", &[format!("--address={address}")])?;
+        // Answers that leave the node by XDP are taken at the other end of the pair by such a program alone.
+        let taken = keep(&outside.name, "xdp-pass")?;
         drop(Worker::start(&outside.name, "prime", &[]).context("no answer through the service")?);
-        drop(echo);
+        drop((echo, taken));
         // What drops frames drops the answers of neighbours too.
         let (_, far_mac) = hosts::link(&outside.name, "eth0")?;
         let (near, near_mac, veth) = (pod.ip, &pod.macs.1, &pod.host_veth);
@@ -243,180 +261,6 @@ fn keep(netns: &str, kind: &str) -> Result<Worker> {
     Worker::start(netns, "hold", &[format!("--index={index}"), format!("--kind={kind}")])
 }
 
-/// What a child of the role `hold` is told.
-#[derive(Clone, Debug, clap::Args)]
-pub struct HoldFlags {
-    /// The device.
-    #[arg(long)]
-    pub index: u32,
-    /// `xdp-pass`, `xdp-drop` or `tc-drop`.
-    #[arg(long)]
-    pub kind: String,
-}
-
-/// The child's life: a program on the device, and frames out of it when ordered.
-///
-/// # Errors
-/// When the kernel does not take the program; failures of an order are answered.
-pub fn hold(flags: &HoldFlags) -> Result<()> {
-    let kind = match flags.kind.as_str() {
-        "xdp-pass" => Verdict::XdpPass,
-        "xdp-drop" => Verdict::XdpDrop,
-        "tc-drop" => Verdict::TcDrop,
-        other => bail!("--kind {other}: expected xdp-pass, xdp-drop or tc-drop"),
-    };
-    let program = raw::verdict(kind)?;
-    let _link = raw::attach(&program, kind, flags.index)?;
-    pin(1);
-    say("ready")?;
-    let mut source: Option<(String, OwnedFd)> = None;
-    answer_orders(|order| {
-        let [_, text, count] = order.split(' ').collect::<Vec<_>>()[..] else {
-            bail!("unknown order {order}")
-        };
-        if source.as_ref().is_none_or(|(made_of, _)| made_of != text) {
-            source = Some((text.to_owned(), raw::source(&unhex(text)?)?));
-        }
-        let (_, program) = source.as_ref().context("made above")?;
-        let start = Instant::now();
-        raw::send(program, flags.index, count.parse().context("count")?)?;
-        Ok(start.elapsed().as_nanos().to_string())
-    })
-}
-
-/// Orders to a child with Orlop's programs: `run PROGRAM HEADERS COUNT` is answered by the nanoseconds of a
-/// run behind the writing of the headers, those of the writing alone, and the verdict.
-///
-/// # Errors
-/// When standard input or output break; failures of an order are answered.
-pub fn take_orders() -> Result<()> {
-    answer_orders(|order| {
-        let [_, name, text, count] = order.split(' ').collect::<Vec<_>>()[..] else {
-            bail!("unknown order {order}")
-        };
-        pin(1);
-        let (with, without, verdict) =
-            raw::measure(name, &unhex(text)?, count.parse().context("count")?)?;
-        Ok(format!("{with} {without} {verdict}"))
-    })
-}
-
-fn answer_orders(mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
-    for line in std::io::stdin().lock().lines() {
-        let line = line.context("read an order")?;
-        match answer(&line) {
-            Ok(words) => say(&words)?,
-            Err(error) => say(&format!("error {error:#}"))?,
-        }
-    }
-    Ok(())
-}
-
-/// The child's life: answers datagrams with themselves.
-///
-/// # Errors
-/// When the port is taken.
-pub fn udp_echo(address: Ipv4Addr) -> Result<()> {
-    let socket = UdpSocket::bind((address, BACKEND_PORT)).context("bind")?;
-    raw::send_without_checksum(&socket)?;
-    say("ready")?;
-    let mut bytes = [0; 2048];
-    loop {
-        let (count, from) = socket.recv_from(&mut bytes).context("receive")?;
-        // What is lost is asked for again.
-        let _sent: bool = socket.send_to(&bytes[..count], from).is_ok();
-    }
-}
-
-/// The child's life: two answers by each flow of the packet source, so that every connection table knows
-/// them as established.
-///
-/// # Errors
-/// When no answer comes.
-pub fn prime() -> Result<()> {
-    let node = Ipv4Addr::new(192, 168, 0, 1);
-    for flow in 0..FLOWS {
-        let socket = UdpSocket::bind((*CLIENT.ip(), CLIENT.port() + flow)).context("bind")?;
-        socket.set_read_timeout(Some(TIMEOUT))?;
-        raw::send_without_checksum(&socket)?;
-        for _turn in 0..2 {
-            let mut answer = [0; 8];
-            socket.send_to(b"question", (node, NODE_PORT)).context("ask")?;
-            let (_, from) = socket.recv_from(&mut answer).context("no answer")?;
-            anyhow::ensure!(from == (node, NODE_PORT).into(), "an answer from {from}");
-        }
-    }
-    say("ready")
-}
-
-/// Program, what the packet is, where from and where to, and the verdict that says that it went its way.
-type ProgramCase = (&'static str, &'static str, [SocketAddrV4; 2], u64);
-
-/// `TC_ACT_REDIRECT`.
-const REDIRECT: u64 = 7;
-/// `TC_ACT_UNSPEC`, as a word.
-const NEXT: u64 = 0xffff_ffff;
-/// `XDP_PASS`, translated, to the pod's own stack.
-const UP: u64 = 2;
-
-/// Nanoseconds a packet of every program.
-fn programs(rounds: u32) -> Result<Vec<Row>> {
-    progress("nanoseconds a packet of each program");
-    let mut node = Node::new("pkrun-n", 1)?;
-    let outside = Node::new("pkrun-o", 2)?;
-    hosts::join(&node, &outside)?;
-    let (pod, other) = (node.add_pod(ETHERNET_MTU)?, node.add_pod(ETHERNET_MTU)?);
-    let at = |ip| SocketAddrV4::new(ip, BACKEND_PORT);
-    let args = [
-        "--number=1".to_owned(),
-        "--mode=vxlan".to_owned(),
-        format!("--services={SERVICES}"),
-        format!("--node-port-to={}", at(pod.ip)),
-        format!("--pod={}", orlop::pod_flag(&pod)),
-        format!("--pod={}", orlop::pod_flag(&other)),
-        "--path=xdp".to_owned(),
-    ];
-    let mut agent = Worker::start(&node.name, "overlay-node", &args)?;
-    let (far, port) = (at(FAR_POD), SocketAddrV4::new(node.ip(), NODE_PORT));
-    let cases: [ProgramCase; 6] = [
-        ("tc_from_pod", "to a pod here", [at(pod.ip), at(other.ip)], REDIRECT),
-        ("tc_from_pod", "to another node", [at(pod.ip), far], REDIRECT),
-        ("tc_to_overlay", "to another node", [at(pod.ip), far], NEXT),
-        ("tc_from_overlay", "to a pod here", [far, at(pod.ip)], REDIRECT),
-        ("tc_from_underlay", "node port, established", [CLIENT, port], REDIRECT),
-        ("xdp_entry", "node port, established", [CLIENT, port], UP),
-    ];
-    let (mut lanes, mut samples) = (Vec::new(), Vec::new());
-    for (program, case, [from, to], expected) in cases {
-        let order = format!("run {program} {} {REPEAT}", hex(&headers("0:0:0:0:0:0", from, to)?));
-        let parameters = Parameters::from([
-            ("services", json!(SERVICES)),
-            ("program", json!(program)),
-            ("case", json!(case)),
-        ]);
-        let lane = lanes.len();
-        lanes.push(Lane { subject: "orlop", parameters, base: None });
-        for round in 0..rounds {
-            match agent.numbers::<3>(&order) {
-                Ok([_, _, verdict]) if verdict != expected => {
-                    progress(&format!("  {program}, {case}: not measured: verdict {verdict}"));
-                    break;
-                }
-                Ok([with, without, _]) => {
-                    let value = float(with) - float(without);
-                    let (metric, unit) = ("ns_per_packet", "ns");
-                    samples.push(Sample { lane, round, metric, unit, value });
-                }
-                Err(error) => {
-                    progress(&format!("  {program}: not measured: {error:#}"));
-                    break;
-                }
-            }
-        }
-    }
-    Ok(report::rows(&lanes, &samples))
-}
-
 /// Packets a second by subject, backends elsewhere.
 #[must_use]
 pub fn panel(rows: &[Row]) -> Panel {
@@ -437,58 +281,5 @@ pub fn panel(rows: &[Row]) -> Panel {
     Panel {
         title: "node port packets/s on one core, backend elsewhere".to_owned(),
         content: Content::Bars(bars.collect()),
-    }
-}
-
-/// Ethernet, IPv4 and UDP headers of a frame of the shortest length; UDP without a checksum.
-fn headers(mac: &str, from: SocketAddrV4, to: SocketAddrV4) -> Result<[u8; HEADERS]> {
-    let ip_len = u16::try_from(raw::FRAME - 14)?;
-    let mut ip = vec![0x45, 0];
-    ip.extend(ip_len.to_be_bytes());
-    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend(from.ip().octets());
-    ip.extend(to.ip().octets());
-    let mut sum: u32 = ip
-        .chunks(2)
-        .map(|two| u32::from(two[0]) << 8 | u32::from(two.get(1).copied().unwrap_or(0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let checksum = !u16::try_from(sum)?;
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    let mut out = orlop::mac(mac)?.to_vec();
-    out.extend([2, 0, 0, 0, 0, 9, 8, 0]);
-    out.extend(ip);
-    out.extend(from.port().to_be_bytes());
-    out.extend(to.port().to_be_bytes());
-    out.extend((ip_len - 20).to_be_bytes());
-    out.extend([0, 0]);
-    <[u8; HEADERS]>::try_from(out).ok().context("headers have a fixed length")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Result<[u8; HEADERS]> {
-    let byte =
-        |at: usize| text.get(at * 2..at * 2 + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    let bytes: Option<Vec<u8>> = (0..HEADERS).map(byte).collect();
-    bytes.and_then(|bytes| <[u8; HEADERS]>::try_from(bytes).ok()).context("headers in hex")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_have_a_right_checksum_and_survive_the_order() {
-        let made = headers("02:00:00:00:00:01", CLIENT, SocketAddrV4::new(FAR_POD, 7)).unwrap();
-        let words = made[14..34].chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1]));
-        let sum: u32 = words.sum();
-        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
-        assert_eq!(unhex(&hex(&made)).unwrap(), made);
-        assert_eq!(u16::from_be_bytes([made[38], made[39]]), 26);
     }
 }

@@ -136,63 +136,92 @@ pub fn send(source: &OwnedFd, ifindex: u32, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds that a loaded program of this process takes for a packet with these headers, and what the
-/// writing of the headers alone takes, each the mean over `repeat` runs.
+/// What running a program on the same packet over and over says.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Nanoseconds of a run behind the writing of the headers.
+    pub with_ns: u32,
+    /// Nanoseconds of the writing alone.
+    pub without_ns: u32,
+    /// What the program said last.
+    pub verdict: u32,
+    /// The packet came out of the last run other than it went in.
+    pub is_changed: bool,
+}
+
+/// Runs a loaded program of this process `repeat` times on a packet with these headers. XDP programs meet it as
+/// a frame that came by the device.
 ///
 /// # Errors
 /// When there is no such program, or the kernel refuses to run it.
-pub fn measure(name: &str, headers: &[u8; HEADERS], repeat: u32) -> Result<(u32, u32, u32)> {
+pub fn measure(name: &str, headers: &[u8; HEADERS], repeat: u32, device: u32) -> Result<Run> {
     let kind = if name.starts_with("xdp") { Kind::Xdp } else { Kind::Tc };
     let target = find(name)?;
     let empty = load(kind, &[op(0xb7, 0, 0, 0, 2), EXIT])?;
-    let (with, action) = run_behind_headers(kind, &target, headers, repeat)?;
-    let (without, _) = run_behind_headers(kind, &empty, headers, repeat)?;
-    Ok((with, without, action))
+    let wrapped = |target| Wrapped::new(kind, target, headers);
+    let (with_ns, verdict, is_changed) = wrapped(&target)?.run(headers, repeat, device)?;
+    let (without_ns, _, _) = wrapped(&empty)?.run(headers, repeat, device)?;
+    Ok(Run { with_ns, without_ns, verdict, is_changed })
 }
 
-fn run_behind_headers(
+/// A program behind one that writes headers.
+struct Wrapped {
     kind: Kind,
-    target: &OwnedFd,
-    headers: &[u8; HEADERS],
-    repeat: u32,
-) -> Result<(u32, u32)> {
-    let mut attributes = [0_u64; 8];
-    attributes[0] = pair(PROG_ARRAY, 4);
-    attributes[1] = pair(4, 1);
-    let array = owned(bpf(MAP_CREATE, &mut attributes)).context("make a program array")?;
-    let (key, value) = (0_u32, word(target));
-    let mut attributes = [0_u64; 8];
-    attributes[0] = u64::from(word(&array));
-    attributes[1] = address(&raw const key);
-    attributes[2] = address(&raw const value);
-    bpf(MAP_UPDATE_ELEM, &mut attributes).context("put the program into the array")?;
-    let mut code = vec![op(0xbf, 7, 1, 0, 0)]; // r7 = context
-    if kind == Kind::Xdp {
-        code.extend(restore_length());
+    program: OwnedFd,
+    _array: OwnedFd,
+}
+
+impl Wrapped {
+    fn new(kind: Kind, target: &OwnedFd, headers: &[u8; HEADERS]) -> Result<Self> {
+        let mut attributes = [0_u64; 8];
+        attributes[0] = pair(PROG_ARRAY, 4);
+        attributes[1] = pair(4, 1);
+        let array = owned(bpf(MAP_CREATE, &mut attributes)).context("make a program array")?;
+        let (key, value) = (0_u32, word(target));
+        let mut attributes = [0_u64; 8];
+        attributes[0] = u64::from(word(&array));
+        attributes[1] = address(&raw const key);
+        attributes[2] = address(&raw const value);
+        bpf(MAP_UPDATE_ELEM, &mut attributes).context("put the program into the array")?;
+        let mut code = vec![op(0xbf, 7, 1, 0, 0)]; // r7 = context
+        if kind == Kind::Xdp {
+            code.extend(restore_length());
+        }
+        code.extend(write_headers(kind, headers));
+        code.extend([
+            op(0xbf, 1, 7, 0, 0), // r1 = context
+            op(0x18, 2, 1, 0, i32::try_from(word(&array))?),
+            0,                     // r2 = the array
+            op(0xb7, 3, 0, 0, 0),  // r3 = 0
+            op(0x85, 0, 0, 0, 12), // bpf_tail_call
+            op(0xb7, 0, 0, 0, 99),
+            EXIT,
+        ]);
+        Ok(Self { kind, program: load(kind, &code)?, _array: array })
     }
-    code.extend(write_headers(kind, headers));
-    code.extend([
-        op(0xbf, 1, 7, 0, 0), // r1 = context
-        op(0x18, 2, 1, 0, i32::try_from(word(&array))?),
-        0,                     // r2 = the array
-        op(0xb7, 3, 0, 0, 0),  // r3 = 0
-        op(0x85, 0, 0, 0, 12), // bpf_tail_call
-        op(0xb7, 0, 0, 0, 99),
-        EXIT,
-    ]);
-    let wrapper = load(kind, &code)?;
-    // The harness looks at the headers too, before the program writes them.
-    let mut frame = [0_u8; FRAME];
-    frame[..HEADERS].copy_from_slice(headers);
-    let mut attributes = [0_u64; 10];
-    attributes[0] = u64::from(word(&wrapper));
-    attributes[1] = pair(u32::try_from(FRAME)?, 0);
-    attributes[2] = address(frame.as_ptr());
-    attributes[4] = pair(repeat, 0);
-    bpf(PROG_TEST_RUN, &mut attributes).context("run the program")?;
-    let (duration, action) = (high(attributes[4]), high(attributes[0]));
-    ensure!(action != 99, "the program was not reached");
-    Ok((duration, action))
+
+    /// Nanoseconds of a run, the last verdict, and whether the packet came out changed.
+    fn run(&self, headers: &[u8; HEADERS], repeat: u32, device: u32) -> Result<(u32, u32, bool)> {
+        // The harness looks at the headers too, before the program writes them.
+        let mut frame = [0_u8; FRAME];
+        frame[..HEADERS].copy_from_slice(headers);
+        let mut out = [0_u8; FRAME + 256];
+        let context = [0, u32::try_from(FRAME)?, 0, device, 0, 0];
+        let mut attributes = [0_u64; 10];
+        attributes[0] = u64::from(word(&self.program));
+        attributes[1] = pair(u32::try_from(FRAME)?, u32::try_from(out.len())?);
+        attributes[2] = address(frame.as_ptr());
+        attributes[3] = address(out.as_mut_ptr());
+        attributes[4] = pair(repeat, 0);
+        if self.kind == Kind::Xdp {
+            attributes[5] = pair(u32::try_from(size_of_val(&context))?, 0);
+            attributes[6] = address(context.as_ptr());
+        }
+        bpf(PROG_TEST_RUN, &mut attributes).context("run the program")?;
+        let (duration, verdict) = (high(attributes[4]), high(attributes[0]));
+        ensure!(verdict != 99, "the program was not reached");
+        Ok((duration, verdict, out[..FRAME] != frame))
+    }
 }
 
 /// Sends UDP without a checksum. A veth pair leaves a checksum unfinished, which XDP cannot know.
