@@ -15,6 +15,12 @@ use std::{
 /// The target of the programs: little-endian BPF, which is right for x86-64 and arm64 alike.
 pub const TARGET: &str = "bpfel-unknown-none";
 
+/// Types are kept for the verifier (`--btf`). Structures are zeroed and copied by plain stores: in the order that
+/// bpf-linker asks LLVM for by default, they would be by calls of loops over single bytes, which took half of a
+/// packet's time.
+const RUSTFLAGS: &str =
+    "-Cdebuginfo=2 -Clink-arg=--btf -Clink-arg=--disable-expand-memcpy-in-order";
+
 /// Name of the object in the inner cargo's output directory.
 const OBJECT: &str = "orlop";
 
@@ -93,7 +99,7 @@ pub fn build(programs: &Path, target_dir: &Path) -> Result<Built, BuildError> {
         .env("RUSTC", &compiler.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-Cdebuginfo=2 -Clink-arg=--btf");
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
     let output = cargo.output().map_err(|source| BuildError::Io {
         what: format!("cannot run {}", cargo.get_program().display()),
         source,
