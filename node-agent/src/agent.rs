@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     address, cni,
     config::{Component, Config},
-    dataplane, debug, dns, join,
+    dataplane, debug, dns, healthz, join,
     kubelet::{
         Directory, Kubelet, KubeletConfig,
         admit::Allocatable,
@@ -37,7 +37,7 @@ use crate::{
         tree,
     },
     metrics,
-    model::{LocalEndpoint, PodNetwork},
+    model::{LocalEndpoint, ObjectKey, PodNetwork},
     overlay, problems,
     readers::Readers,
     readiness, snapshot,
@@ -229,12 +229,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         start_kubelet(&base, registered, &mut tasks).await?;
     }
     if let Some(dataplane) = &network.dataplane {
-        let (client, node) = (base.client.clone(), base.config.node_name.to_string());
-        let problems = dataplane.problems.clone();
-        tasks.spawn(async {
-            problems::tell(client, node, problems).await;
-            "problems of services"
-        });
+        start_tellers(&base, dataplane, &mut tasks);
     }
     let connects = base.config.components.contains(&Component::Overlay);
     let pods = network.pods().filter(|_| connects);
@@ -259,6 +254,20 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         std::future::pending().await
     });
     Ok((base, network, tasks))
+}
+
+/// Tells owners of Services what is wrong with them, and load balancers whether the node is well.
+fn start_tellers(base: &Base, dataplane: &dataplane::Handle, tasks: &mut Tasks) {
+    for problems in [dataplane.problems.clone(), dataplane.unserved.clone()] {
+        let (client, node) = (base.client.clone(), base.config.node_name.to_string());
+        tasks.spawn(async {
+            problems::tell(client, node, problems).await;
+            "problems of services"
+        });
+    }
+    let (address, pulse) = (base.config.healthz_address, dataplane.pulse.clone());
+    let node = ObjectKey::new("", &base.config.node_name);
+    tasks.spawn(healthz::serve(address, pulse, base.sources.nodes.clone(), node));
 }
 
 /// Readers of the kernel's maps, and the door for metrics.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod dataplane;
 pub mod debug;
 pub mod dns;
+pub mod healthz;
 pub mod join;
 pub mod kubelet;
 pub mod metrics;

@@ -216,6 +216,9 @@ pub struct NodeRow {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     pub ready: bool,
+    /// It is being deleted, or the cluster autoscaler has marked it for that: it is to get no new
+    /// traffic from outside.
+    pub leaving: bool,
     pub labels: BTreeMap<String, String>,
 }
 

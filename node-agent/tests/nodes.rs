@@ -72,6 +72,7 @@ mod tests {
                         format!("fd00:244:0:{number}::/64").parse().unwrap(),
                     ],
                     ready: true,
+                    leaving: false,
                     labels: BTreeMap::new(),
                 };
                 cluster.nodes.upsert(ObjectKey::new("", &name(number)), row);

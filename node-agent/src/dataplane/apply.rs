@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,8 +23,10 @@ use tokio::{
 
 use super::{
     DataplaneConfig, Tables, gc,
+    health::Pulse,
     load::{Programs, TcHook},
     maps::Maps,
+    model::Problems,
     select::Place,
     services::{Outlets, Services},
     status::{self, Report},
@@ -40,6 +43,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Parts without which services are not what the cluster says.
+const PROXY: [&str; 3] = ["settings", "services", "devices"];
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -56,6 +61,9 @@ pub(super) struct Runner {
     pub(super) attached: Attached,
     pub(super) trouble: BTreeMap<&'static str, String>,
     pub(super) retry: Duration,
+    pub(super) pulse: watch::Sender<Pulse>,
+    /// Health checks that are not served.
+    pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
 
 /// Revisions of the tables up to which the model follows them.
@@ -81,6 +89,7 @@ impl Runner {
         tables: Tables,
         (mut programs, maps): (Programs, Maps),
         (programmed, outlets): (watch::Sender<u64>, Outlets),
+        (pulse, unserved): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>),
     ) -> Self {
         let services = Services::new(config.node_local.clone(), outlets);
         let xdp = Xdp::new(&mut programs, config.xdp);
@@ -96,6 +105,8 @@ impl Runner {
             attached: Attached::default(),
             trouble: BTreeMap::new(),
             retry: RETRY.0,
+            pulse,
+            unserved,
         }
     }
 
@@ -163,6 +174,8 @@ impl Runner {
             (true, false) => (self.retry * 2).min(RETRY.1),
             (false, false) => self.retry,
         };
+        let behind = PROXY.iter().any(|part| self.trouble.contains_key(part));
+        self.pulse.send_modify(|pulse| *pulse = pulse.after(Instant::now(), behind));
     }
 
     /// Records how a part went; logs only what changed.
@@ -287,6 +300,15 @@ impl Runner {
         failed.outcome()
     }
 
+    /// What is wrong with services, and which health checks are not served.
+    fn problems(&self) -> Vec<(ObjectKey, Vec<String>)> {
+        let mut problems = self.services.model.problems().clone();
+        for (key, words) in self.unserved.borrow().iter() {
+            problems.entry(key.clone()).or_default().extend(words.iter().cloned());
+        }
+        problems.into_iter().collect()
+    }
+
     fn report(&self) -> Report {
         let services = status::services(self.services.observed.as_ref());
         Report {
@@ -302,7 +324,7 @@ impl Runner {
             flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
             drops: self.maps.drops().unwrap_or_default(),
             unsupported: status::unsupported(&self.services.model),
-            problems: self.services.model.problems().clone().into_iter().collect(),
+            problems: self.problems(),
             full: self.services.full.iter().copied().collect(),
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),

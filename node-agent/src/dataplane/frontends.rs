@@ -195,7 +195,9 @@ const fn claim(key: &ServiceKey) -> ServiceKey {
     ServiceKey { scope: SCOPE_INTERNAL, ..*key }
 }
 
-fn is_programmed(row: &ServiceRow) -> bool {
+/// Whether the service has anything that is programmed.
+#[must_use]
+pub fn is_programmed(row: &ServiceRow) -> bool {
     let has_address = match row.kind {
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => true,
         ServiceKind::Headless | ServiceKind::ExternalName => false,

@@ -1,7 +1,8 @@
 //! The dataplane: services and backends into eBPF maps; programs loaded, attached and pinned.
 //!
 //! Task: `Runner::run` (`apply.rs`) owns programs and maps. It reads the tables and the overlay's
-//! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
+//! device, and answers questions for reports. `health::checks` answers load balancers for Services of
+//! policy `Local`. Both end with the [`Handle`]; what is pinned stays.
 
 mod apply;
 mod batch;
@@ -9,6 +10,7 @@ mod devices;
 pub mod flows;
 pub mod frontends;
 pub mod gc;
+pub mod health;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -133,6 +135,10 @@ pub struct Handle {
     pub settled: watch::Receiver<Settled>,
     /// Services that contradict themselves or each other.
     pub problems: watch::Receiver<Arc<Problems>>,
+    /// Services whose health check is not served.
+    pub unserved: watch::Receiver<Arc<Problems>>,
+    /// Whether the kernel's rows follow the tables.
+    pub pulse: watch::Receiver<health::Pulse>,
     questions: mpsc::Sender<oneshot::Sender<Report>>,
     tasks: JoinSet<()>,
 }
@@ -179,8 +185,16 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     let mut tasks = JoinSet::new();
     let (settled_tx, settled) = watch::channel(Settled::default());
     let (problems_tx, problems) = watch::channel(Arc::default());
-    let outlets = services::Outlets { settled: settled_tx, problems: problems_tx };
-    let runner = apply::Runner::new(config, tables, (programs, maps), (programmed_tx, outlets));
+    let (checks_tx, checks) = watch::channel(Arc::default());
+    let (unserved_tx, unserved) = watch::channel(Arc::default());
+    let now = tokio::time::Instant::now();
+    let (pulse_tx, pulse) = watch::channel(health::Pulse { at: now, behind_since: None });
+    let outlets =
+        services::Outlets { settled: settled_tx, problems: problems_tx, checks: checks_tx };
+    tasks.spawn(health::checks(checks, pulse.clone(), unserved_tx));
+    let kernel = (programs, maps);
+    let inner = (pulse_tx, unserved.clone());
+    let runner = apply::Runner::new(config, tables, kernel, (programmed_tx, outlets), inner);
     tasks.spawn(runner.run(asked));
-    Ok(Handle { programmed, settled, problems, questions, tasks })
+    Ok(Handle { programmed, settled, problems, unserved, pulse, questions, tasks })
 }

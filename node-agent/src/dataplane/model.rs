@@ -14,7 +14,8 @@ use ebpf_common::service::ServiceKey;
 
 use super::{
     frontends::{self, Desired, Node},
-    select::Place,
+    health::Check,
+    select::{self, Place},
     status,
 };
 use crate::{
@@ -113,6 +114,16 @@ impl Model {
             self.problems.insert(key.clone(), desired.problems.clone());
         }
         desired
+    }
+
+    /// What load balancers are told of a service, if they are to ask this node for it.
+    #[must_use]
+    pub fn check(&self, key: &ObjectKey) -> Option<Check> {
+        let entry = self.entries.get(key)?;
+        let row = entry.row.as_ref()?;
+        let is_asked = row.health_check_port != 0 && frontends::is_programmed(row);
+        let endpoints = || select::ready_here(row, &entry.slices, &self.place);
+        is_asked.then(|| Check { port: row.health_check_port, endpoints: endpoints() })
     }
 
     /// What was wrong with services when they were last asked for.

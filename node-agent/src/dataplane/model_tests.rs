@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    model::{EndpointRow, Protocol, ServiceKind, ServicePort},
+    model::{EndpointPort, EndpointRow, Protocol, ServiceKind, ServicePort},
     table::Table,
 };
 
@@ -137,4 +137,30 @@ fn moving_the_node_touches_every_service() {
     let place = Place { node: "n".into(), zone: "z".into() };
     assert_eq!(world.model.set_place(place.clone()).len(), 1);
     assert_eq!(world.model.set_place(place).len(), 0);
+}
+
+#[test]
+fn a_service_is_checked_when_it_is_programmed_and_names_a_port() {
+    let mut world = World::new();
+    let balanced = ServiceRow { health_check_port: 31_000, ..service(1, 30_080) };
+    let unsupported = vec!["spec.other".into()];
+    world.services.upsert(key("a"), balanced.clone());
+    world.services.upsert(key("b"), service(1, 30_081));
+    world.services.upsert(key("c"), ServiceRow { unsupported, ..balanced });
+    world.model.set_place(Place { node: "n1".into(), zone: "".into() });
+    let here = EndpointRow { node: "n1".into(), ..EndpointRow::default() };
+    world.slices.upsert(
+        key("a-1"),
+        EndpointSliceRow {
+            service: key("a"),
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![here],
+            ..EndpointSliceRow::default()
+        },
+    );
+    world.update();
+    assert_eq!(world.model.check(&key("a")), Some(Check { port: 31_000, endpoints: 1 }));
+    for name in ["b", "c", "d"] {
+        assert_eq!(world.model.check(&key(name)), None, "{name}");
+    }
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     Tables,
+    health::Checks,
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
     select::Place,
@@ -36,6 +37,7 @@ pub struct Settled {
 pub(super) struct Outlets {
     pub(super) settled: watch::Sender<Settled>,
     pub(super) problems: watch::Sender<Arc<Problems>>,
+    pub(super) checks: watch::Sender<Arc<Checks>>,
 }
 
 /// What is known of services, and of the maps.
@@ -47,6 +49,8 @@ pub(super) struct Services {
     is_swept: bool,
     settled: Settled,
     outlets: Outlets,
+    /// What load balancers are told once the sources are synced.
+    checks: Checks,
     /// A map that had no room in the last round.
     pub(super) full: BTreeSet<&'static str>,
 }
@@ -59,6 +63,7 @@ impl Services {
             is_swept: false,
             settled: Settled::default(),
             outlets,
+            checks: Checks::new(),
             full: BTreeSet::new(),
         }
     }
@@ -90,6 +95,9 @@ impl Services {
             return Ok(());
         }
         let outcome = self.write(is_synced, dirty, maps);
+        if is_synced {
+            self.tell_checks();
+        }
         self.tell(is_synced && outcome.is_ok());
         outcome
     }
@@ -118,6 +126,10 @@ impl Services {
         let mut plan = Plan::default();
         for key in &dirty {
             let desired = self.model.desired(key);
+            match self.model.check(key) {
+                Some(check) => drop(self.checks.insert(key.clone(), check)),
+                None => drop(self.checks.remove(key)),
+            }
             if is_synced || !observed.has_unclaimed(&desired.ports) {
                 observed.plan_service(key, &desired.ports, &mut plan);
             }
@@ -137,6 +149,17 @@ impl Services {
         }
         let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
         Err(words.join("; "))
+    }
+
+    /// What an earlier boot knew of endpoints is nothing to send clients here for.
+    fn tell_checks(&self) {
+        self.outlets.checks.send_if_modified(|told| {
+            let differs = **told != self.checks;
+            if differs {
+                *told = Arc::new(self.checks.clone());
+            }
+            differs
+        });
     }
 
     fn tell(&mut self, is_whole: bool) {
