@@ -17,7 +17,7 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::{count, helpers, maps, service};
+use crate::{events, helpers, maps, service};
 
 /// Translates where a socket of this node wants to go. Gives the hook's result: 1 goes on, 0 refuses.
 #[inline(always)]
@@ -28,15 +28,19 @@ pub fn translate<const V6: bool>(ctx: &SockAddrContext, call: u8) -> i32 {
     // backends does not change, since what it sends in a row belongs together.
     let random = if proto == TCP { helpers::random() } else { mix(helpers::socket_cookie(ctx)) };
     let netns = helpers::netns_cookie(ctx);
-    match decide(&Ask { netns, wanted, random, proto, call, reserved: [0; 6] }) {
+    let ask = Ask { netns, wanted, random, proto, call, reserved: [0; 6] };
+    match decide(&ask) {
         Ok(None) => GO_ON,
         Ok(Some(backend)) => {
-            maps::remember(ctx, wanted, backend);
+            if maps::remember(ctx, wanted, backend) {
+                events::connected(&ask, &backend);
+            }
             helpers::set_user_peer::<V6>(ctx, backend);
             GO_ON
         }
         Err(reason) => {
-            let _verdict: i32 = count::drop(reason);
+            maps::count(reason);
+            events::refused(&ask, reason);
             refuse(reason)
         }
     }

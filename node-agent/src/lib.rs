@@ -13,6 +13,7 @@ pub mod dns;
 pub mod healthz;
 pub mod join;
 pub mod kubelet;
+pub mod listen;
 pub mod metrics;
 pub mod model;
 pub mod overlay;

@@ -18,6 +18,9 @@ mod runs;
 #[path = "packets/errors.rs"]
 mod errors;
 #[cfg(test)]
+#[path = "packets/events.rs"]
+mod events;
+#[cfg(test)]
 #[path = "packets/fragments.rs"]
 mod fragments;
 #[cfg(test)]

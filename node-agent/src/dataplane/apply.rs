@@ -14,7 +14,7 @@ use std::{
 
 use ebpf_common::{
     addr::{Addr, Net},
-    config::{Config, MASQUERADE_V4, MASQUERADE_V6},
+    config::{Config, EVENTS, MASQUERADE_V4, MASQUERADE_V6},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -22,7 +22,9 @@ use tokio::{
 };
 
 use super::{
-    DataplaneConfig, Tables, gc,
+    DataplaneConfig, Tables,
+    events::Teller,
+    gc,
     health::Pulse,
     load::{Programs, TcHook},
     maps::Maps,
@@ -62,6 +64,7 @@ pub(super) struct Runner {
     pub(super) trouble: BTreeMap<&'static str, String>,
     pub(super) retry: Duration,
     pub(super) pulse: watch::Sender<Pulse>,
+    pub(super) teller: Teller,
     /// Health checks that are not served.
     pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
@@ -89,7 +92,7 @@ impl Runner {
         tables: Tables,
         (mut programs, maps): (Programs, Maps),
         (programmed, outlets): (watch::Sender<u64>, Outlets),
-        (pulse, unserved): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>),
+        (pulse, unserved, teller): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>, Teller),
     ) -> Self {
         let services = Services::new(config.node_local.clone(), outlets);
         let xdp = Xdp::new(&mut programs, config.xdp);
@@ -106,6 +109,7 @@ impl Runner {
             trouble: BTreeMap::new(),
             retry: RETRY.0,
             pulse,
+            teller,
             unserved,
         }
     }
@@ -117,6 +121,8 @@ impl Runner {
         let mut tunnels = self.tables.tunnels.subscribe();
         let mut overlay = self.tables.overlay.clone();
         let mut overlay_lives = true;
+        let mut listening = self.teller.wanted.clone();
+        let mut hub_lives = true;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
@@ -129,6 +135,10 @@ impl Runner {
                 changed = tunnels.changed() => changed.is_ok(),
                 changed = overlay.changed(), if overlay_lives => {
                     overlay_lives = changed.is_ok();
+                    true
+                }
+                changed = listening.changed(), if hub_lives => {
+                    hub_lives = changed.is_ok();
                     true
                 }
                 _instant = housekeeping.tick() => {
@@ -216,6 +226,8 @@ impl Runner {
         for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {
             *row = Net::new(cidr.network(), cidr.prefix_len());
         }
+        let masquerade = if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 };
+        let is_heard = *self.teller.wanted.borrow();
         let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
             services,
@@ -223,26 +235,29 @@ impl Runner {
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
             host_ifindex: device.map_or(0, |device| device.host_ifindex),
-            flags: if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 },
+            flags: masquerade | if is_heard { EVENTS } else { 0 },
             node_port_first: self.config.node_ports.0,
             node_port_last: self.config.node_ports.1,
             vxlan_port: device.map_or(0, |device| device.port),
             reserved: 0,
         };
         // The overlay has not spoken yet: what an earlier agent wrote still holds.
-        if device.is_none() && self.tables.overlay.has_changed().is_ok() {
+        let config = if device.is_none() && self.tables.overlay.has_changed().is_ok() {
             let old = self.maps.config().map_err(|error| chain(&error))?;
-            let kept = Config {
+            Config {
                 gateway: old.gateway,
                 vxlan_ifindex: old.vxlan_ifindex,
                 vni: old.vni,
                 host_ifindex: old.host_ifindex,
                 vxlan_port: old.vxlan_port,
                 ..config
-            };
-            return self.maps.set_config(&kept).map_err(|error| chain(&error));
-        }
-        self.maps.set_config(&config).map_err(|error| chain(&error))
+            }
+        } else {
+            config
+        };
+        self.maps.set_config(&config).map_err(|error| chain(&error))?;
+        self.teller.active.send_replace(is_heard);
+        Ok(())
     }
 
     fn follow_tunnels(&mut self) -> Result<(), String> {
@@ -294,7 +309,9 @@ impl Runner {
         let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let now_s = u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0);
         let mut failed = Failures::default();
-        for key in gc::expired(&flows, now_s) {
+        let expired = gc::expired(&flows, now_s);
+        self.teller.ended(&clock, &flows, &expired);
+        for key in expired {
             failed.note("flow", self.maps.delete_flow(&key));
         }
         failed.outcome()

@@ -2,11 +2,13 @@
 //!
 //! Task: `Runner::run` (`apply.rs`) owns programs and maps. It reads the tables and the overlay's
 //! device, and answers questions for reports. `health::checks` answers load balancers for Services of
-//! policy `Local`. Both end with the [`Handle`]; what is pinned stays.
+//! policy `Local`, `events::run` hands events of connections on. All end with the [`Handle`]; what is pinned stays.
 
 mod apply;
 mod batch;
 mod devices;
+pub mod events;
+pub mod flow_log;
 pub mod flows;
 pub mod frontends;
 pub mod gc;
@@ -139,6 +141,8 @@ pub struct Handle {
     pub unserved: watch::Receiver<Arc<Problems>>,
     /// Whether the kernel's rows follow the tables.
     pub pulse: watch::Receiver<health::Pulse>,
+    /// Where those come to who want to hear of connections.
+    pub events: events::Events,
     questions: mpsc::Sender<oneshot::Sender<Report>>,
     tasks: JoinSet<()>,
 }
@@ -174,6 +178,7 @@ impl Handle {
 /// [`LoadError`]: something about this kernel that a person must see to.
 pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadError> {
     let (mut programs, maps) = load::Programs::load(config.pins.as_deref())?;
+    let ring = programs.events()?;
     if let Some(path) = config.tc {
         programs.force_tc_path(path);
     }
@@ -193,8 +198,10 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
         services::Outlets { settled: settled_tx, problems: problems_tx, checks: checks_tx };
     tasks.spawn(health::checks(checks, pulse.clone(), unserved_tx));
     let kernel = (programs, maps);
-    let inner = (pulse_tx, unserved.clone());
+    let (events, teller, hub) = events::parts();
+    tasks.spawn(events::run(ring, hub));
+    let inner = (pulse_tx, unserved.clone(), teller);
     let runner = apply::Runner::new(config, tables, kernel, (programmed_tx, outlets), inner);
     tasks.spawn(runner.run(asked));
-    Ok(Handle { programmed, settled, problems, unserved, pulse, questions, tasks })
+    Ok(Handle { programmed, settled, problems, unserved, pulse, events, questions, tasks })
 }
