@@ -352,6 +352,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             masquerade: config.masquerade,
             xdp: config.xdp,
             node_name: (&*config.node_name).into(),
+            waits_for_pods: has(Component::Cni),
             nodes: Some(sources.nodes.clone()),
             ..dataplane::DataplaneConfig::new(base.node_ip())
         };
@@ -361,7 +362,8 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
     if has(Component::Cni) {
         let programmed = network.dataplane.as_ref().map(|handle| handle.programmed.clone());
         let endpoints = base.endpoints.clone();
-        let inputs = cni::CniInputs { network: pods, endpoints, programmed };
+        let services = sources.services.clone();
+        let inputs = cni::CniInputs { network: pods, endpoints, services, programmed };
         let standard = cni::CniConfig::new(&config.state_dir, &config.run_dir);
         let wanted = cni::CniConfig { node_ips: base.node_ips.clone(), ..standard };
         network.cni = Some(cni::start(wanted, inputs, SHIM).map_err(AgentError::Cni)?);

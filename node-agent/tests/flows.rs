@@ -1,5 +1,5 @@
 //! A running dataplane as people and load balancers ask it: `flows` over the debug socket while real
-//! sockets connect, and the health check of a Service.
+//! sockets connect, the health check of a Service, and ports of the node that lead to pods.
 //!
 //! One test, since a process can be in one cgroup only.
 
@@ -21,14 +21,14 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use ebpf_common::config::EVENTS;
+    use ebpf_common::config::{EVENTS, LOOPBACK_PORTS};
     use node_agent::{
         dataplane::{self, DataplaneConfig, Tables, look::Look},
         debug,
         kubelet::Directory,
         model::{
-            EndpointPort, EndpointRow, EndpointSliceRow, Family, ObjectKey, Protocol, ServiceKind,
-            ServicePort, ServiceRow, TrafficPolicy,
+            EndpointPort, EndpointRow, EndpointSliceRow, Family, HostPort, LocalEndpoint,
+            ObjectKey, Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
         },
         readers::Readers,
         table::Table,
@@ -79,6 +79,7 @@ mod tests {
     /// A dataplane in this thread's namespaces, and its debug socket, until what is returned is dropped.
     struct Agent {
         slices: Table<ObjectKey, EndpointSliceRow>,
+        endpoints: Table<IpAddr, LocalEndpoint>,
         pins: PathBuf,
         socket: PathBuf,
         _stop: oneshot::Sender<()>,
@@ -107,7 +108,7 @@ mod tests {
                 node_name: "n1".into(),
                 ..DataplaneConfig::new(NODE.parse().unwrap())
             };
-            let known = Known { services, endpoints };
+            let known = Known { services, endpoints: endpoints.clone() };
             let (path, socket) = (pins.to_owned(), folder.join("agent.sock"));
             let (stop, stopped) = oneshot::channel::<()>();
             let served = socket.clone();
@@ -126,11 +127,32 @@ mod tests {
                     }
                 });
             });
-            Self { slices, pins: pins.to_owned(), socket, _stop: stop }
+            Self { slices, endpoints, pins: pins.to_owned(), socket, _stop: stop }
         }
 
         fn set_backends(&self, backends: &[SocketAddr]) {
             self.slices.upsert(ObjectKey::new("d", "web-1"), slice(backends));
+        }
+
+        /// Makes the backend a pod with ports of the node, or without.
+        fn set_host_ports(&self, backend: SocketAddr, host_ports: &[u16]) {
+            let port = |number: &u16| HostPort {
+                host_ip: None,
+                host_port: *number,
+                protocol: Protocol::Tcp,
+                container_port: backend.port(),
+            };
+            let row = LocalEndpoint {
+                pod: ObjectKey::new("d", "web-0"),
+                ip: backend.ip(),
+                netns_cookie: 0,
+                // A link of nobody's: the pod's packets are none of this test.
+                host_ifindex: nix::net::if_::if_nametoindex("pod0").unwrap(),
+                host_mac: [0; 6],
+                pod_mac: [0; 6],
+                host_ports: host_ports.iter().map(port).collect(),
+            };
+            self.endpoints.upsert(backend.ip(), row);
         }
 
         fn is_listened(&self) -> bool {
@@ -233,6 +255,24 @@ mod tests {
         await_that("nobody listens any more", || !agent.is_listened());
     }
 
+    /// A port of the node leads to its pod as long as the pod wants it, and nothing else is left.
+    fn ports_of_pods_come_and_go(agent: &Agent, backend: SocketAddr) {
+        let at = |port: u16| SocketAddr::new(NODE.parse().unwrap(), port);
+        let answers = |port| TcpStream::connect(at(port)).is_ok();
+        assert!(!answers(8080) && !answers(8081));
+        agent.set_host_ports(backend, &[8080, 8081]);
+        await_that("both ports lead to the pod", || answers(8080) && answers(8081));
+        let flags = || Look::below(&agent.pins).config().unwrap().flags;
+        await_that("sockets look at loopback", || flags() & LOOPBACK_PORTS != 0);
+        agent.set_host_ports(backend, &[8081]);
+        await_that("one port is given up", || !answers(8080));
+        assert!(answers(8081));
+        agent.set_host_ports(backend, &[]);
+        await_that("the other too", || !answers(8081));
+        await_that("nobody looks at loopback", || flags() & LOOPBACK_PORTS == 0);
+        assert!(TcpStream::connect(SERVICE).is_ok(), "services are untouched");
+    }
+
     #[test]
     fn a_dataplane_tells_of_connections_and_of_its_health() {
         if !is_possible() {
@@ -243,6 +283,7 @@ mod tests {
             let pins = own_namespaces().join("orlop");
             ip(&format!("addr add {NODE}/32 dev lo"));
             ip("route add 10.96.0.0/16 dev lo");
+            ip("link add pod0 type veth peer name pod1");
             let folder = tempfile::tempdir().unwrap();
             let agent = Agent::start(&pins, &cgroup.path, folder.path());
             let backend = serve();
@@ -255,6 +296,7 @@ mod tests {
             await_that("the service is programmed", || TcpStream::connect(SERVICE).is_ok());
             await_that("the debug socket is there", || agent.socket.exists());
             connections_are_told(&agent, backend);
+            ports_of_pods_come_and_go(&agent, backend);
             // One that is killed while it is listened to leaves the flag, which the next one clears.
             let _listener = agent.follow("");
             assert!(agent.is_listened());

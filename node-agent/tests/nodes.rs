@@ -184,6 +184,7 @@ mod tests {
                     host_ifindex: link.host_ifindex,
                     host_mac: spec.host_mac,
                     pod_mac: spec.pod_mac,
+                    host_ports: [].into(),
                 };
                 self.endpoints.upsert(ip, endpoint);
             }

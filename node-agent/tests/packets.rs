@@ -24,6 +24,9 @@ mod events;
 #[path = "packets/fragments.rs"]
 mod fragments;
 #[cfg(test)]
+#[path = "packets/host_ports.rs"]
+mod host_ports;
+#[cfg(test)]
 #[path = "packets/malformed.rs"]
 mod malformed;
 #[cfg(test)]

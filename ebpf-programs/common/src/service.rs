@@ -8,6 +8,10 @@ pub const SCOPE_INTERNAL: u8 = 0;
 /// one the internal row holds.
 pub const SCOPE_EXTERNAL: u8 = 1;
 
+/// Scope of a port at one of the node's loopback addresses: for sockets of the node itself. Packets never
+/// ask for it, whatever addresses they bear.
+pub const SCOPE_LOOPBACK: u8 = 2;
+
 /// A frontend: where clients connect to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +22,7 @@ pub struct ServiceKey {
     pub port: [u8; 2],
     /// IP protocol number.
     pub proto: u8,
-    /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
+    /// [`SCOPE_INTERNAL`], [`SCOPE_EXTERNAL`] or [`SCOPE_LOOPBACK`].
     pub scope: u8,
 }
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);

@@ -14,7 +14,7 @@ use std::{
 
 use ebpf_common::{
     addr::{Addr, Net},
-    config::{Config, EVENTS, MASQUERADE_V4, MASQUERADE_V6},
+    config::{Config, EVENTS, LOOPBACK_PORTS, MASQUERADE_V4, MASQUERADE_V6},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +30,7 @@ use super::{
     maps::Maps,
     model::Problems,
     select::Place,
-    services::{Outlets, Services},
+    services::{Here, Outlets, Services},
     status::{self, Report},
     xdp::Xdp,
 };
@@ -81,6 +81,8 @@ pub(super) struct Seen {
 pub(super) struct Attached {
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
+    /// The node's addresses.
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) overlay: Option<u32>,
     /// The peer of the host device.
     pub(super) host: Option<u32>,
@@ -228,6 +230,8 @@ impl Runner {
         }
         let masquerade = if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 };
         let is_heard = *self.teller.wanted.borrow();
+        let heard = if is_heard { EVENTS } else { 0 };
+        let loopback = if self.services.has_loopback_ports { LOOPBACK_PORTS } else { 0 };
         let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
             services,
@@ -235,7 +239,7 @@ impl Runner {
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
             host_ifindex: device.map_or(0, |device| device.host_ifindex),
-            flags: masquerade | if is_heard { EVENTS } else { 0 },
+            flags: masquerade | heard | loopback,
             node_port_first: self.config.node_ports.0,
             node_port_last: self.config.node_ports.1,
             vxlan_port: device.map_or(0, |device| device.port),
@@ -284,8 +288,18 @@ impl Runner {
     }
 
     fn follow_services(&mut self) -> Result<(), String> {
-        let place = self.place();
-        self.services.round(&self.tables, place, self.maps.services())
+        let here = Here {
+            place: self.place(),
+            addresses: &self.attached.addresses,
+            waits_for_pods: self.config.waits_for_pods,
+        };
+        let had = self.services.has_loopback_ports;
+        let outcome = self.services.round(&self.tables, here, self.maps.services());
+        if had != self.services.has_loopback_ports {
+            let device = *self.tables.overlay.borrow();
+            self.settings(device)?;
+        }
+        outcome
     }
 
     /// Where this node is, as far as its labels are known.

@@ -49,6 +49,7 @@ fn names() -> Names {
             host_ifindex: 1,
             host_mac: [0; 6],
             pod_mac: [0; 6],
+            host_ports: [].into(),
         })
     };
     let pods = [pod("10.244.1.7", "client", 7), pod("10.244.1.8", "web-0", 8)];

@@ -13,6 +13,7 @@ pub mod flows;
 pub mod frontends;
 pub mod gc;
 pub mod health;
+pub mod host_ports;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -82,6 +83,9 @@ pub struct DataplaneConfig {
     pub node_local: Option<NodeLocalService>,
     /// Pods' traffic to the outside gets the node's address.
     pub masquerade: bool,
+    /// Nothing of a pod's host ports is taken away before the table of pods is synced. To be set where a
+    /// CNI server fills that table.
+    pub waits_for_pods: bool,
     /// How tc programs are attached; `None` takes the best that the kernel has.
     pub tc: Option<TcPath>,
     /// On which devices service traffic is carried before the kernel's stack.
@@ -108,6 +112,7 @@ impl DataplaneConfig {
                 address: Ipv4Addr::new(169, 254, 20, 10).into(),
             }),
             masquerade: true,
+            waits_for_pods: false,
             tc: None,
             xdp: XdpMode::default(),
         }

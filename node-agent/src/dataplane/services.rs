@@ -5,13 +5,18 @@
 //! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
 //! added.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use tokio::sync::watch;
 
 use super::{
     Tables,
     health::Checks,
+    host_ports::{self, Ports},
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
     select::Place,
@@ -32,6 +37,15 @@ pub struct Settled {
     pub is_whole: bool,
 }
 
+/// What of this node matters to services.
+pub(super) struct Here<'a> {
+    pub(super) place: Place,
+    /// Its addresses, where pods have ports.
+    pub(super) addresses: &'a BTreeSet<IpAddr>,
+    /// As in [`super::DataplaneConfig`].
+    pub(super) waits_for_pods: bool,
+}
+
 /// What others may follow.
 #[derive(Debug)]
 pub(super) struct Outlets {
@@ -49,6 +63,8 @@ pub(super) struct Services {
     is_swept: bool,
     settled: Settled,
     outlets: Outlets,
+    /// Pods have ports at the node's loopback addresses.
+    pub(super) has_loopback_ports: bool,
     /// What load balancers are told once the sources are synced.
     checks: Checks,
     /// A map that had no room in the last round.
@@ -63,6 +79,7 @@ impl Services {
             is_swept: false,
             settled: Settled::default(),
             outlets,
+            has_loopback_ports: false,
             checks: Checks::new(),
             full: BTreeSet::new(),
         }
@@ -77,15 +94,21 @@ impl Services {
     pub(super) fn round(
         &mut self,
         tables: &Tables,
-        place: Place,
+        here: Here<'_>,
         maps: &ServiceMaps,
     ) -> Result<(), String> {
         // A service without its slices would lose its backends, so both must be complete.
-        let is_synced = tables.services.is_synced() && tables.slices.is_synced();
+        let is_synced = tables.services.is_synced()
+            && tables.slices.is_synced()
+            && (tables.endpoints.is_synced() || !here.waits_for_pods);
         let services = tables.services.changes_since(self.settled.services);
         let slices = tables.slices.changes_since(self.settled.slices);
         (self.settled.services, self.settled.slices) = (services.revision, slices.revision);
-        let mut dirty = self.model.set_place(place);
+        let mut dirty = self.model.set_place(here.place);
+        let pods = tables.endpoints.changes_since(0).upserts;
+        let ports = host_ports::rows(pods.iter().map(|(_, pod)| pod), here.addresses);
+        self.has_loopback_ports = has_loopback(&ports);
+        dirty.extend(self.model.set_host_ports(ports));
         dirty.extend(self.model.update(services, slices));
         let is_idle = dirty.is_empty() && self.observed.is_some();
         if is_idle && (self.is_swept || !is_synced) {
@@ -175,4 +198,8 @@ impl Services {
             differs
         });
     }
+}
+
+fn has_loopback(ports: &BTreeMap<ObjectKey, Ports>) -> bool {
+    ports.values().any(|ports| ports.row.cluster_ips.iter().any(IpAddr::is_loopback))
 }
