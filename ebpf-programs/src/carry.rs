@@ -6,7 +6,7 @@ use ebpf_common::{conntrack::Flow, verdict::DropReason};
 use crate::{
     driver_frame::Frame,
     encap::{self, Variable},
-    helpers, maps,
+    events, helpers, maps,
     next_hop::{HERE, Path, TUNNEL},
 };
 
@@ -45,6 +45,7 @@ pub fn carry<const V6: bool>(
 fn send(ctx: &XdpContext, ifindex: u32, addressed: Option<()>) -> u32 {
     if addressed.is_none() {
         maps::count(DropReason::Rewrite);
+        events::dropped(DropReason::Rewrite, None);
         return xdp_action::XDP_DROP;
     }
     if ifindex == ctx.ingress_ifindex() as u32 {

@@ -60,6 +60,13 @@ pub fn now_s() -> u32 {
     (ns / 1_000_000_000) as u32
 }
 
+/// Nanoseconds of the monotonic clock.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments, always allowed.
+    unsafe { generated::bpf_ktime_get_ns() }
+}
+
 /// Sends the packet out of a device.
 #[inline(always)]
 pub fn redirect(ifindex: u32) -> i32 {

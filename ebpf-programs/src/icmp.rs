@@ -34,7 +34,8 @@ pub struct Quote {
 /// the other one turns it and the error back.
 #[inline(always)]
 pub fn follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
-    Step::of(try_follow(frame, packet, flow))
+    let found = try_follow(frame, packet, flow);
+    Step::of(found, &packet.key)
 }
 
 #[inline(always)]

@@ -18,6 +18,7 @@ mod consistent;
 mod count;
 mod driver_frame;
 mod encap;
+mod events;
 mod fragment;
 mod frame;
 mod helpers;

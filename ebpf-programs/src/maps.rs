@@ -10,7 +10,10 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
+        ring_buf::RingBufEntry,
+    },
     programs::SockAddrContext,
 };
 use ebpf_common::{
@@ -20,6 +23,7 @@ use ebpf_common::{
     conntrack::{Flow, FlowKey},
     device::Device,
     endpoint::{Endpoint, HAS_FLOWS},
+    event::{Event, RING_BYTES},
     fragment::{Fragment, FragmentKey},
     maglev::{BLOCK, MaglevBlock, MaglevKey},
     maps::{
@@ -88,6 +92,11 @@ static PATHS: PerCpuArray<Path> = PerCpuArray::with_max_entries(PLACES, 0);
 static REFUSALS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS, 0);
+/// Not pinned: each load of the programs has its own, which its agent reads.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map]
+static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 static SOCKETS: SkStorage<SocketTranslation> = SkStorage::new();
 
@@ -166,7 +175,8 @@ pub fn flow(key: &FlowKey) -> Option<&'static Flow> {
     row
 }
 
-/// Notes a packet of a flow; writes only what changes, since the row is shared between CPUs.
+/// Notes a packet of a flow; writes only what changes, since the row is shared between CPUs. Volatile, as
+/// the compiler takes what a reference leads to for unchanging and drops writes to it.
 #[inline(always)]
 pub fn touch(flow: &'static Flow, seen: u8, now_s: u32) {
     if trace::is_on() {
@@ -175,11 +185,11 @@ pub fn touch(flow: &'static Flow, seen: u8, now_s: u32) {
     let row = core::ptr::from_ref(flow).cast_mut();
     if flow.seen & seen != seen {
         // SAFETY: `flow` hands out rows of maps only, which programs may write.
-        unsafe { (*row).seen = flow.seen | seen };
+        unsafe { (&raw mut (*row).seen).write_volatile(flow.seen | seen) };
     }
     if flow.last_seen != now_s {
         // SAFETY: as above.
-        unsafe { (*row).last_seen = now_s };
+        unsafe { (&raw mut (*row).last_seen).write_volatile(now_s) };
     }
 }
 
@@ -191,7 +201,7 @@ pub fn set_slot(flow: &'static Flow, slot: u32) {
     }
     let row = core::ptr::from_ref(flow).cast_mut();
     // SAFETY: `flow` hands out rows of maps only, which programs may write.
-    unsafe { (*row).slot = slot };
+    unsafe { (&raw mut (*row).slot).write_volatile(slot) };
 }
 
 /// Inserts a row that must not exist yet.
@@ -346,15 +356,29 @@ pub fn netns(cookie: u64) -> Option<Netns> {
     row.copied()
 }
 
-/// Remembers on the socket that `backend` stands for `service`.
+/// Room for an event, to be filled in and submitted; counts the event where there is none.
 #[inline(always)]
-pub fn remember(ctx: &SockAddrContext, service: Peer, backend: Peer) {
+pub fn new_event() -> Option<RingBufEntry<Event>> {
+    let entry = EVENTS.reserve::<Event>(0);
+    if entry.is_none()
+        && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
+    {
+        // SAFETY: the pointer is this CPU's own slot, aligned and valid while the program runs.
+        unsafe { *lost += 1 }
+    }
+    entry
+}
+
+/// Remembers on the socket that `backend` stands for `service`; whether that is news.
+#[inline(always)]
+pub fn remember(ctx: &SockAddrContext, service: Peer, backend: Peer) -> bool {
     // SAFETY: the context's socket is valid while the program runs.
     let translation = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
     // SAFETY: null or this socket's storage, zeroed when made, which lives as long as the socket.
     if let Some(translation) = unsafe { translation.as_mut() } {
-        translation.remember(service, backend);
+        return translation.remember(service, backend);
     }
+    true
 }
 
 /// The service for which `backend` stands on this socket.

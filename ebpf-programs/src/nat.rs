@@ -18,7 +18,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart, consistent,
+    apart, consistent, count, events,
     frame::{Arrival, Frame},
     helpers, maps,
     packet::{FLOW, Packet, WHOLE},
@@ -77,16 +77,14 @@ impl Step {
 
     /// Whether it was translated, or why it may not go on, which is counted.
     #[inline(always)]
-    pub fn of(found: Result<bool, DropReason>) -> Self {
+    pub fn of(found: Result<bool, DropReason>, key: &FlowKey) -> Self {
         match found {
             Ok(true) => Self::Translated,
             Ok(false) => Self::Unknown,
             Err(reason) => {
                 maps::count(reason);
-                match reason {
-                    DropReason::NoBackend | DropReason::UnknownService => Self::Refused,
-                    _ => Self::Dropped,
-                }
+                events::dropped(reason, Some(key));
+                if reason.is_refusal() { Self::Refused } else { Self::Dropped }
             }
         }
     }
@@ -95,7 +93,8 @@ impl Step {
 /// Translates a packet of a known flow, and copies out the flow's row.
 #[inline(always)]
 pub fn known<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
-    Step::of(try_known(frame, packet, flow))
+    let found = try_known(frame, packet, flow);
+    Step::of(found, &packet.key)
 }
 
 #[inline(always)]
@@ -108,7 +107,7 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
         close(packet, flow);
         return Ok(false);
     }
-    maps::touch(flow, seen(packet.flags), helpers::now_s());
+    events::touch(&packet.key, flow, seen(packet.flags), helpers::now_s());
     *out = *flow;
     frame.translate(packet, out)?;
     Ok(true)
@@ -149,6 +148,9 @@ pub fn is_at(key: &BackendKey, flow: &Flow) -> bool {
 /// Ends a flow: both rows go.
 #[inline(always)]
 fn close(packet: &Packet, flow: &Flow) {
+    if !flow.is_closing() {
+        events::closed(&packet.key, flow);
+    }
     let other = flow.opposite(packet.key.proto);
     maps::remove_flow(&other);
     maps::remove_flow(&packet.key);
@@ -178,7 +180,7 @@ pub fn reverse_flags(flow: &Flow, from: From) -> u16 {
 #[inline(always)]
 pub fn find_service(packet: &Packet, flow: &mut Flow, from: From) -> Step {
     let Some(config) = maps::config() else { return Step::Unknown };
-    Step::of(try_find_service(config, packet, flow, from))
+    Step::of(try_find_service(config, packet, flow, from), &packet.key)
 }
 
 #[inline(always)]
@@ -316,7 +318,7 @@ pub fn masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step
         return Step::Unknown;
     }
     if !packet.may_open() {
-        maps::count(DropReason::NoFlow);
+        let _verdict: i32 = count::drop_of(DropReason::NoFlow, &packet.key);
         return Step::Dropped;
     }
     frame.open(packet, flow, FLOW_MASQUERADE)
@@ -347,7 +349,8 @@ pub fn is_taken(key: &FlowKey) -> bool {
 #[inline(always)]
 pub fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
     let opened = insert(frame, &packet.key, flow, flags);
-    Step::of(opened.and_then(|()| frame.translate(packet, flow)).map(|()| true))
+    let done = opened.and_then(|()| frame.translate(packet, flow));
+    Step::of(done.map(|()| true), &packet.key)
 }
 
 /// Inserts both rows, the reverse one first, since it is what holds the port.
@@ -417,6 +420,8 @@ fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
         // Another CPU may have opened it for the packet before this one.
         let row = if error == maps::EEXIST { maps::flow(key) } else { None };
         *flow = *row.ok_or(DropReason::ConntrackFull)?;
+    } else {
+        events::opened(key, flow);
     }
     if flow.src == key.src {
         maps::mark_flows(&key.src);

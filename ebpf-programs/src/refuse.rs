@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<HeadV6>() == ETH_LEN + IPV6_LEN + ICMP_LEN);
 pub fn answer(ctx: &TcContext, packet: &Packet) -> i32 {
     match try_answer(ctx, packet) {
         Ok(verdict) => verdict,
-        Err(reason) => count::drop(reason),
+        Err(reason) => count::drop_of(reason, &packet.key),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{count, frame::Arrival as _, helpers, maps, packet, packet::Packet};
 pub fn deliver(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint) -> i32 {
     match try_deliver(ctx, packet, endpoint) {
         Ok(verdict) => verdict,
-        Err(reason) => count::drop(reason),
+        Err(reason) => count::drop_of(reason, &packet.key),
     }
 }
 
@@ -49,7 +49,7 @@ fn to_host(ctx: &TcContext, config: &Config) -> Result<i32, DropReason> {
 pub fn forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
     match try_forward(ctx, packet, flow) {
         Ok(verdict) => verdict,
-        Err(reason) => count::drop(reason),
+        Err(reason) => count::drop_of(reason, &packet.key),
     }
 }
 

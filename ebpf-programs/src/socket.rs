@@ -10,14 +10,16 @@ use aya_ebpf::programs::SockAddrContext;
 use ebpf_common::{
     TCP, UDP,
     addr::Addr,
-    config::Config,
+    config::{Config, LOOPBACK_PORTS},
     netns::Netns,
-    service::{AT_SOCKET, Peer, SCOPE_INTERNAL, SOURCE_RANGES, Service, mix},
+    service::{
+        AT_SOCKET, Peer, SCOPE_INTERNAL, SCOPE_LOOPBACK, SOURCE_RANGES, Service, mix,
+    },
     socket::{Ask, CONNECT},
     verdict::DropReason,
 };
 
-use crate::{count, helpers, maps, service};
+use crate::{events, helpers, maps, service};
 
 /// Translates where a socket of this node wants to go. Gives the hook's result: 1 goes on, 0 refuses.
 #[inline(always)]
@@ -28,15 +30,19 @@ pub fn translate<const V6: bool>(ctx: &SockAddrContext, call: u8) -> i32 {
     // backends does not change, since what it sends in a row belongs together.
     let random = if proto == TCP { helpers::random() } else { mix(helpers::socket_cookie(ctx)) };
     let netns = helpers::netns_cookie(ctx);
-    match decide(&Ask { netns, wanted, random, proto, call, reserved: [0; 6] }) {
+    let ask = Ask { netns, wanted, random, proto, call, reserved: [0; 6] };
+    match decide(&ask) {
         Ok(None) => GO_ON,
         Ok(Some(backend)) => {
-            maps::remember(ctx, wanted, backend);
+            if maps::remember(ctx, wanted, backend) {
+                events::connected(&ask, &backend);
+            }
             helpers::set_user_peer::<V6>(ctx, backend);
             GO_ON
         }
         Err(reason) => {
-            let _verdict: i32 = count::drop(reason);
+            maps::count(reason);
+            events::refused(&ask, reason);
             refuse(reason)
         }
     }
@@ -70,7 +76,7 @@ pub fn decide(ask: &Ask) -> Result<Option<Peer>, DropReason> {
     let Some(config) = maps::config() else { return Ok(None) };
     let wanted = &ask.wanted;
     let service = if wanted.addr.is_loopback() {
-        node_port_on_loopback(config, ask)
+        on_loopback(config, ask)
     } else {
         service::frontend(config, &wanted.addr, wanted.port, ask.proto, SCOPE_INTERNAL)?
     };
@@ -100,10 +106,17 @@ pub fn decide(ask: &Ask) -> Result<Option<Peer>, DropReason> {
     Ok(Some(Peer { addr: backend.addr, port: backend.port, reserved: [0; 2] }))
 }
 
-/// A node port asked for at 127.0.0.1 or ::1 by the node itself; a pod's loopback is its own.
+/// A pod's port or a node port asked for at 127.0.0.1 or ::1 by the node itself; a pod's loopback is its
+/// own.
 #[inline(always)]
-fn node_port_on_loopback(config: &Config, ask: &Ask) -> Option<Service> {
+fn on_loopback(config: &Config, ask: &Ask) -> Option<Service> {
     let wanted = &ask.wanted;
+    if config.flags & LOOPBACK_PORTS != 0
+        && is_node(config, &maps::netns(ask.netns)?)
+        && let Some(service) = service::row(wanted.addr, wanted.port, ask.proto, SCOPE_LOOPBACK)
+    {
+        return Some(service);
+    }
     if !config.is_node_port(u16::from_be_bytes(wanted.port))
         || !maps::is_node_address(&wanted.addr)
         || !is_node(config, &maps::netns(ask.netns)?)

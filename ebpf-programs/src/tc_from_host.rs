@@ -34,7 +34,7 @@ fn try_from_host(ctx: &TcContext) -> Result<i32, DropReason> {
     match apart::open_service(ctx, &packet, &mut flow, From::Host) {
         Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
         // Nothing but service addresses is routed here; what else comes must not go round.
-        Step::Unknown => Err(DropReason::UnknownService),
+        Step::Unknown => Ok(count::drop_of(DropReason::UnknownService, &packet.key)),
         Step::Dropped => Ok(count::DROP),
         Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }

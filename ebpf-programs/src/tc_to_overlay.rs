@@ -31,7 +31,9 @@ fn try_to_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
             return Ok(count::DROP);
         }
     }
-    let tunnel = maps::tunnel(&packet.key.dst).ok_or(DropReason::NoTunnel)?;
+    let Some(tunnel) = maps::tunnel(&packet.key.dst) else {
+        return Ok(count::drop_of(DropReason::NoTunnel, &packet.key));
+    };
     let config = maps::config().ok_or(DropReason::NoTunnel)?;
     helpers::set_tunnel_key(ctx, config.vni, &tunnel.node)?;
     Ok(count::PASS)

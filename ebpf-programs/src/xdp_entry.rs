@@ -16,7 +16,7 @@ use ebpf_common::{
 use crate::{
     carry,
     driver_frame::{self, Family, Frame},
-    helpers, maps, nat, next_hop, xdp_apart,
+    events, helpers, maps, nat, next_hop, xdp_apart,
 };
 
 #[xdp(frags)]
@@ -90,7 +90,7 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
     if !is_ours {
         return None;
     }
-    maps::touch(flow, nat::seen(frame.flags), now_s);
+    events::touch(&key, flow, nat::seen(frame.flags), now_s);
     carry::carry(ctx, &frame, flow, path)
 }
 

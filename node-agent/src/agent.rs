@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     address, cni,
     config::{Component, Config},
-    dataplane, debug, dns, join,
+    dataplane, debug, dns, healthz, join,
     kubelet::{
         Directory, Kubelet, KubeletConfig,
         admit::Allocatable,
@@ -37,7 +37,7 @@ use crate::{
         tree,
     },
     metrics,
-    model::{LocalEndpoint, PodNetwork},
+    model::{LocalEndpoint, ObjectKey, PodNetwork},
     overlay, problems,
     readers::Readers,
     readiness, snapshot,
@@ -229,12 +229,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
         start_kubelet(&base, registered, &mut tasks).await?;
     }
     if let Some(dataplane) = &network.dataplane {
-        let (client, node) = (base.client.clone(), base.config.node_name.to_string());
-        let problems = dataplane.problems.clone();
-        tasks.spawn(async {
-            problems::tell(client, node, problems).await;
-            "problems of services"
-        });
+        start_tellers(&base, dataplane, &mut tasks);
     }
     let connects = base.config.components.contains(&Component::Overlay);
     let pods = network.pods().filter(|_| connects);
@@ -261,13 +256,28 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     Ok((base, network, tasks))
 }
 
+/// Tells owners of Services what is wrong with them, and load balancers whether the node is well.
+fn start_tellers(base: &Base, dataplane: &dataplane::Handle, tasks: &mut Tasks) {
+    for problems in [dataplane.problems.clone(), dataplane.unserved.clone()] {
+        let (client, node) = (base.client.clone(), base.config.node_name.to_string());
+        tasks.spawn(async {
+            problems::tell(client, node, problems).await;
+            "problems of services"
+        });
+    }
+    let (address, pulse) = (base.config.healthz_address, dataplane.pulse.clone());
+    let node = ObjectKey::new("", &base.config.node_name);
+    tasks.spawn(healthz::serve(address, pulse, base.sources.nodes.clone(), node));
+}
+
 /// Readers of the kernel's maps, and the door for metrics.
 fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Arc<Readers>> {
-    let reporter = network.dataplane.as_ref()?.reporter();
+    let dataplane = network.dataplane.as_ref()?;
+    let (reporter, events) = (dataplane.reporter(), dataplane.events.clone());
     let pins = dataplane::DataplaneConfig::new(base.node_ip()).pins?;
     let (services, endpoints) = (base.sources.services.clone(), base.endpoints.clone());
     let readers = Readers::new(&pins, Known { services, endpoints }, Some(reporter));
-    let readers = Arc::new(readers);
+    let readers = Arc::new(readers.with_events(events, Arc::clone(&base.config.node_name)));
     let (address, served) = (base.config.metrics_address, Arc::clone(&readers));
     tasks.spawn(async move {
         if let Err(error) = metrics::serve(address, served).await {
@@ -342,6 +352,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             masquerade: config.masquerade,
             xdp: config.xdp,
             node_name: (&*config.node_name).into(),
+            waits_for_pods: has(Component::Cni),
             nodes: Some(sources.nodes.clone()),
             ..dataplane::DataplaneConfig::new(base.node_ip())
         };
@@ -351,7 +362,8 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
     if has(Component::Cni) {
         let programmed = network.dataplane.as_ref().map(|handle| handle.programmed.clone());
         let endpoints = base.endpoints.clone();
-        let inputs = cni::CniInputs { network: pods, endpoints, programmed };
+        let services = sources.services.clone();
+        let inputs = cni::CniInputs { network: pods, endpoints, services, programmed };
         let standard = cni::CniConfig::new(&config.state_dir, &config.run_dir);
         let wanted = cni::CniConfig { node_ips: base.node_ips.clone(), ..standard };
         network.cni = Some(cni::start(wanted, inputs, SHIM).map_err(AgentError::Cni)?);

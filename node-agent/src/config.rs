@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -129,6 +129,10 @@ pub struct RunArgs {
     /// Where Prometheus asks for metrics [default: 127.0.0.1:10249, kube-proxy's].
     #[arg(long)]
     pub metrics_address: Option<SocketAddr>,
+    /// Where load balancers ask whether this node is well: `/healthz` and `/livez` [default: [::]:10256,
+    /// kube-proxy's port at every address of both families].
+    #[arg(long)]
+    pub healthz_address: Option<SocketAddr>,
     /// Service traffic from outside in the driver's XDP hook: auto, off, native or generic [default: off].
     #[arg(long)]
     pub xdp: Option<String>,
@@ -155,6 +159,7 @@ pub struct Config {
     pub overlay: OverlayMode,
     pub xdp: XdpMode,
     pub metrics_address: SocketAddr,
+    pub healthz_address: SocketAddr,
     pub insecure_registries: Vec<String>,
 }
 
@@ -208,6 +213,7 @@ impl RunArgs {
             overlay: self.overlay.or(file.overlay),
             xdp: self.xdp.or(file.xdp),
             metrics_address: self.metrics_address.or(file.metrics_address),
+            healthz_address: self.healthz_address.or(file.healthz_address),
             insecure_registry: self.insecure_registry.or(file.insecure_registry),
         }
     }
@@ -253,6 +259,7 @@ impl RunArgs {
             overlay: overlay.map_err(ConfigError::Value)?,
             xdp: xdp.map_err(ConfigError::Value)?,
             metrics_address: self.metrics_address.unwrap_or(METRICS_ADDRESS),
+            healthz_address: self.healthz_address.unwrap_or(HEALTHZ_ADDRESS),
             insecure_registries: self.insecure_registry.unwrap_or_default(),
         })
     }
@@ -260,6 +267,9 @@ impl RunArgs {
 
 /// Where metrics are served unless something else is said: loopback, kube-proxy's port.
 const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
+
+/// Where the node's health is told unless something else is said: everywhere, kube-proxy's port.
+const HEALTHZ_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 10_256);
 
 /// A list, or the only one of a list without the brackets.
 fn one_or_several<'de, D, T>(from: D) -> Result<Option<Vec<T>>, D::Error>
@@ -354,6 +364,7 @@ impl fmt::Display for Config {
         writeln!(f, "overlay: {overlay}")?;
         writeln!(f, "xdp: {}", self.xdp.name())?;
         writeln!(f, "metrics_address: {}", self.metrics_address)?;
+        writeln!(f, "healthz_address: '{}'", self.healthz_address)?;
         write!(f, "insecure_registry: [{}]", list(self.insecure_registries.clone()))
     }
 }

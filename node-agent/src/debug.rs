@@ -20,11 +20,13 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixListener,
     sync::watch,
+    task::JoinSet,
 };
 
 use crate::{
-    dataplane::Report,
+    dataplane::{Report, events::LISTENERS},
     kubelet::Directory,
+    listen,
     model::{LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     readers::{self, Readers},
     table::Table,
@@ -63,6 +65,7 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let mut listeners = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
         let mut stream = tokio::io::BufStream::new(stream);
@@ -71,6 +74,15 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
         let read = limited.read_line(&mut question);
         // One asker that does not finish must not keep the others out for long.
         if tokio::time::timeout(PATIENCE, read).await.is_err() {
+            continue;
+        }
+        while listeners.try_join_next().is_some() {}
+        if let Some((listen::QUESTION, arguments)) = split(&question)
+            && let Some(ear) = views.readers.as_ref().and_then(|readers| readers.ear())
+            && listeners.len() < LISTENERS
+        {
+            // It is answered for long, and must not keep the others out.
+            listeners.spawn(listen::serve(stream, ear.clone(), arguments.to_owned()));
             continue;
         }
         let mut answer = answer(question.trim(), &views).await.to_string();
@@ -83,6 +95,12 @@ pub async fn serve(path: &Path, views: Views) -> io::Result<()> {
             tracing::debug!("an answer on the debug socket was not read");
         }
     }
+}
+
+/// The question's first word, and the rest.
+fn split(question: &str) -> Option<(&str, &str)> {
+    let question = question.trim();
+    (!question.is_empty()).then(|| question.split_once(' ').unwrap_or((question, "")))
 }
 
 async fn answer(line: &str, views: &Views) -> Value {
@@ -98,6 +116,10 @@ async fn answer(line: &str, views: &Views) -> Value {
         return answer.unwrap_or_else(|error| json!({"error": error}));
     }
     match question {
+        listen::QUESTION if views.readers.is_some() => {
+            json!({"error": format!("{LISTENERS} listen already")})
+        }
+        listen::QUESTION => json!({"error": "this agent runs no dataplane"}),
         "status" => {
             let report = match &views.readers {
                 Some(readers) => readers.report().await,
@@ -120,20 +142,7 @@ async fn answer(line: &str, views: &Views) -> Value {
                 "traffic": report.as_ref().map(|report| report.status_text()),
             })
         }
-        "services" => {
-            let rows = views.services.changes_since(0).upserts;
-            let row = |(key, row): &(ObjectKey, Arc<ServiceRow>)| {
-                let ports: Vec<String> = row.ports.iter().map(port).collect();
-                json!({
-                    "service": key.to_string(),
-                    "type": format!("{:?}", row.kind),
-                    "cluster_ips": row.cluster_ips,
-                    "ports": ports,
-                    "unsupported": row.unsupported,
-                })
-            };
-            Value::Array(rows.iter().map(row).collect())
-        }
+        "services" => services(views),
         "endpoints" => {
             let rows = views.endpoints.changes_since(0).upserts;
             let row = |(ip, row): &(IpAddr, Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
@@ -141,9 +150,24 @@ async fn answer(line: &str, views: &Views) -> Value {
         }
         _ => {
             let names = readers::QUESTIONS.join(", ");
-            json!({"error": format!("there are status, services, endpoints, {names}")})
+            json!({"error": format!("there are status, services, endpoints, flows, {names}")})
         }
     }
+}
+
+fn services(views: &Views) -> Value {
+    let rows = views.services.changes_since(0).upserts;
+    let row = |(key, row): &(ObjectKey, Arc<ServiceRow>)| {
+        let ports: Vec<String> = row.ports.iter().map(port).collect();
+        json!({
+            "service": key.to_string(),
+            "type": format!("{:?}", row.kind),
+            "cluster_ips": row.cluster_ips,
+            "ports": ports,
+            "unsupported": row.unsupported,
+        })
+    };
+    Value::Array(rows.iter().map(row).collect())
 }
 
 fn port(port: &crate::model::ServicePort) -> String {
@@ -162,6 +186,26 @@ pub fn ask(socket: &Path, question: &str) -> io::Result<Value> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     serde_json::from_str(&line).map_err(io::Error::from)
+}
+
+/// Follows a running agent's events: gives each line that it says to `each` until that says no, or there
+/// are no more. Blocks for as long.
+///
+/// # Errors
+/// When no agent listens, or it says something else than JSON.
+pub fn follow(
+    socket: &Path,
+    question: &str,
+    mut each: impl FnMut(Value) -> bool,
+) -> io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    writeln!(stream, "{question}")?;
+    for line in BufReader::new(stream).lines() {
+        if !each(serde_json::from_str(&line?)?) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Fields of `status` that are more than a line: told in whole sentences, or in JSON only.

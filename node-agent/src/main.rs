@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, readers, way};
+use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, listen, readers, way};
 
 /// The Orlop node agent.
 #[derive(Debug, Parser)]
@@ -54,6 +54,29 @@ enum Command {
         /// Only flows of this service: NAME or NAMESPACE/NAME.
         #[arg(long)]
         service: Option<String>,
+    },
+    /// Show connections as they are opened, closed, dropped and refused.
+    Flows {
+        #[command(flatten)]
+        read: ReadArgs,
+        /// Until it is interrupted; otherwise for so many seconds.
+        #[arg(short, long)]
+        follow: bool,
+        /// How long to listen without --follow.
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// Only from this client: ADDRESS, ADDRESS:PORT, POD, NAMESPACE/POD or this node's name.
+        #[arg(long)]
+        from: Option<String>,
+        /// Only to this service, pod, service address or backend: as --from.
+        #[arg(long)]
+        to: Option<String>,
+        /// Only to this service: NAME or NAMESPACE/NAME.
+        #[arg(long)]
+        service: Option<String>,
+        /// Only what became of it: opened, closed, dropped or refused.
+        #[arg(long)]
+        verdict: Option<String>,
     },
     /// Show why packets were dropped and connections refused, how often, and how often since the
     /// last time this was asked.
@@ -114,6 +137,11 @@ fn main() -> ExitCode {
         Command::Conntrack { read: args, src, dst, service } => {
             read("conntrack", &[("src", src), ("dst", dst), ("service", service)], &args)
         }
+        Command::Flows { read: args, follow, seconds, from, to, service, verdict } => {
+            let seconds = (!follow).then(|| seconds.to_string());
+            let wanted = [("from", from), ("to", to), ("service", service), ("verdict", verdict)];
+            flows(&[&wanted[..], &[("seconds", seconds)]].concat(), &args)
+        }
         Command::Drops(args) => read("drops", &[], &args),
         Command::Trace { read: args, from, to, protocol } => {
             let ends = [("from", Some(from)), ("to", Some(to)), ("protocol", Some(protocol))];
@@ -149,16 +177,44 @@ fn run(args: RunArgs, file: Option<&Path>, print_config: bool) -> ExitCode {
     }
 }
 
+/// A line of the debug socket's: a word, and what was given of its arguments.
+fn question(what: &str, arguments: &[(&str, Option<String>)]) -> String {
+    let given = arguments.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let words: Vec<String> = given.map(|(name, value)| format!(" {name}={value}")).collect();
+    format!("{what}{}", words.concat())
+}
+
+fn silent(socket: &Path, error: &std::io::Error) -> ExitCode {
+    let message = format!("the agent does not answer at {}: {error}", socket.display());
+    fail(&message, IMPOSSIBLE)
+}
+
+/// Prints each event as it comes: a line of text, or of JSON.
+fn flows(arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
+    let socket = args.run_dir.join("agent.sock");
+    let mut end = ExitCode::SUCCESS;
+    let each = |line: serde_json::Value| {
+        if let Some(error) = line["error"].as_str() {
+            end = fail(error, WRONG_INPUT);
+            return false;
+        }
+        let text = match args.output {
+            Output::Json => format!("{line}\n"),
+            Output::Text => listen::text(&line),
+        };
+        print(&text) == ExitCode::SUCCESS
+    };
+    match debug::follow(&socket, &question(listen::QUESTION, arguments), each) {
+        Ok(()) => end,
+        Err(error) => silent(&socket, &error),
+    }
+}
+
 fn read(what: &str, arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
     let socket = args.run_dir.join("agent.sock");
-    let given = arguments.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-    let words: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
-    let value = match debug::ask(&socket, format!("{what} {}", words.join(" ")).trim_end()) {
+    let value = match debug::ask(&socket, &question(what, arguments)) {
         Ok(value) => value,
-        Err(error) => {
-            let message = format!("the agent does not answer at {}: {error}", socket.display());
-            return fail(&message, IMPOSSIBLE);
-        }
+        Err(error) => return silent(&socket, &error),
     };
     if let Some(error) = value["error"].as_str() {
         return fail(error, WRONG_INPUT);

@@ -3,7 +3,12 @@
 //! Pure types. A row holds only what a subsystem of this node reads, since a node must afford tens of
 //! thousands of them. Rows are shared by the dataplane, the overlay and the DNS server.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -40,6 +45,18 @@ pub enum Protocol {
     Tcp = 6,
     Udp = 17,
     Sctp = 132,
+}
+
+impl Protocol {
+    /// As the API has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
 }
 
 /// Address family, of a slice or of an address.
@@ -216,6 +233,9 @@ pub struct NodeRow {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     pub ready: bool,
+    /// It is being deleted, or the cluster autoscaler has marked it for that: it is to get no new
+    /// traffic from outside.
+    pub leaving: bool,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -241,6 +261,41 @@ pub struct LocalEndpoint {
     pub host_ifindex: u32,
     pub host_mac: [u8; 6],
     pub pod_mac: [u8; 6],
+    /// Ports of the node that lead to the pod, the same for all of its addresses.
+    pub host_ports: Arc<[HostPort]>,
+}
+
+/// A port of the node that leads to a pod (`hostPort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// At which of the node's addresses; `None` means all, and loopback's for the node itself.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub protocol: Protocol,
+    /// The pod's port.
+    pub container_port: u16,
+}
+
+impl HostPort {
+    /// Whether two cannot be served at once: the same port and protocol at a common address.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let is_common = match (self.host_ip, other.host_ip) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => true,
+        };
+        self.host_port == other.host_port && self.protocol == other.protocol && is_common
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host_ip, host_port, protocol, container_port: _ } = self;
+        match host_ip {
+            Some(ip) => write!(f, "{}/{}", SocketAddr::new(*ip, *host_port), protocol.name()),
+            None => write!(f, "{host_port}/{}", protocol.name()),
+        }
+    }
 }
 
 /// How the pods of a CIDR, or a node's own address, are reached.

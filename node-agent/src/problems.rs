@@ -10,7 +10,7 @@ use kube::{Api, Client, api::PostParams};
 use tokio::sync::watch;
 
 use crate::{
-    dataplane::Problems,
+    dataplane::{Problems, host_ports},
     model::ObjectKey,
     overlay::chain,
     service_event::{About, warning},
@@ -28,7 +28,8 @@ pub async fn tell(client: Client, node: String, mut problems: watch::Receiver<Ar
     while problems.changed().await.is_ok() {
         let now = Arc::clone(&problems.borrow_and_update());
         told.retain(|(key, _)| now.contains_key(key));
-        for (key, words) in now.iter() {
+        // What is said of a pod's ports of the node is nothing of a Service; it stands in the status.
+        for (key, words) in now.iter().filter(|(key, _)| !host_ports::is_pods(key)) {
             let words = joined(words);
             if told.contains(&(key.clone(), words.clone())) {
                 continue;

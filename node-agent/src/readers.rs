@@ -1,4 +1,4 @@
-//! What `node-agent conntrack`, `drops`, `trace` and a scrape of metrics are told: the kernel's maps, read and
+//! What `node-agent conntrack`, `drops`, `trace` and a scrape of metrics are told (`flows`: `listen.rs`): the kernel's maps, read and
 //! put into words.
 //!
 //! Effects: reads pinned maps on a blocking thread and asks the dataplane's task for its report.
@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ebpf_common::verdict::DropReason;
@@ -18,10 +18,12 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     dataplane::{
         Report,
+        events::Events,
         flows::{self, Filter, Want},
         look::Look,
         metrics::Metrics,
     },
+    listen::Ear,
     model::ObjectKey,
     way::{self, Known},
 };
@@ -38,6 +40,8 @@ pub struct Readers {
     reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
     /// Drops when they were asked for the last time.
     before: Mutex<BTreeMap<&'static str, u64>>,
+    /// Where events are heard; without it there are none.
+    ear: Option<Ear>,
 }
 
 impl Readers {
@@ -49,7 +53,20 @@ impl Readers {
         reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
     ) -> Self {
         let (pins, look) = (pins.to_owned(), Look::below(pins));
-        Self { pins, look, known, reporter, before: Mutex::default() }
+        Self { pins, look, known, reporter, before: Mutex::default(), ear: None }
+    }
+
+    /// The same with events of connections; `node` is this node's name.
+    #[must_use]
+    pub fn with_events(self, events: Events, node: Arc<str>) -> Self {
+        let ear = Ear { events, known: self.known.clone(), node };
+        Self { ear: Some(ear), ..self }
+    }
+
+    /// Where events are heard.
+    #[must_use]
+    pub const fn ear(&self) -> Option<&Ear> {
+        self.ear.as_ref()
     }
 
     /// Answers a question of [`QUESTIONS`] with its arguments.

@@ -342,6 +342,7 @@ mod tests {
                 host_ifindex: 7,
                 host_mac: [2; 6],
                 pod_mac: [3; 6],
+                host_ports: [].into(),
             };
             known.endpoints.upsert(ip, row);
         }

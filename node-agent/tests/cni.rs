@@ -14,7 +14,10 @@ mod tests {
         time::Duration,
     };
 
-    use node_agent::sys::netns::NetNs;
+    use node_agent::{
+        model::{ObjectKey, Protocol, ServicePort, ServiceRow},
+        sys::netns::NetNs,
+    };
     use serde_json::{Value, json};
     use tokio::sync::watch;
 
@@ -93,6 +96,45 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(before, node.endpoints.row(&address.into()));
         assert_eq!(node.links(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_port_of_the_node_is_one_pods_at_a_time_and_no_services() {
+        skip_unless_able!();
+        let mut node = Node::new("h1");
+        let ports = |host_ip: &str, port: u16| {
+            let mapping = json!([{"hostPort": port, "containerPort": 80, "hostIP": host_ip}]);
+            json!({"runtimeConfig": {"portMappings": mapping}})
+        };
+        let node_port =
+            ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 30_080 };
+        let row = ServiceRow { ports: vec![node_port], ..ServiceRow::default() };
+        node.services.upsert(ObjectKey::new("default", "web"), row);
+        let (one, other) = (Pod::new("h1a"), Pod::new("h1b"));
+        let result = node.call("ADD", Some(&one), ports("192.0.2.10", 8080)).await.unwrap();
+        for (wanted, why) in [
+            (ports("", 8080), "8080/TCP cannot lead to the pod: pod default/web has it"),
+            (ports("", 30_080), "it is the node port of service default/web"),
+            (ports("2001:db8::10", 8080), "the pod has no address of that family"),
+        ] {
+            let error = node.call("ADD", Some(&other), wanted).await.unwrap_err();
+            assert_eq!(error["code"], 103, "{error}");
+            assert!(error["msg"].as_str().unwrap().contains(why), "{error}");
+        }
+        assert_eq!(node.endpoints.len(), 1, "a refused pod has nothing");
+        node.call("ADD", Some(&other), ports("127.0.0.1", 8080)).await.unwrap();
+        // The next agent knows them, and the port is free when the pod has gone.
+        node.start();
+        let rows = node.endpoints.changes_since(0).upserts;
+        let mut texts: Vec<String> =
+            rows.iter().map(|(_, row)| row.host_ports[0].to_string()).collect();
+        texts.sort();
+        assert_eq!(texts, ["127.0.0.1:8080/TCP", "192.0.2.10:8080/TCP"]);
+        node.check(&one, &result).await.unwrap();
+        node.call("ADD", Some(&one), ports("192.0.2.10", 8080)).await.expect("its own");
+        node.call("DEL", Some(&one), json!({})).await.unwrap();
+        node.call("DEL", Some(&other), json!({})).await.unwrap();
+        node.call("ADD", Some(&other), ports("", 8080)).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

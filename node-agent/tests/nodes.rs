@@ -72,6 +72,7 @@ mod tests {
                         format!("fd00:244:0:{number}::/64").parse().unwrap(),
                     ],
                     ready: true,
+                    leaving: false,
                     labels: BTreeMap::new(),
                 };
                 cluster.nodes.upsert(ObjectKey::new("", &name(number)), row);
@@ -183,6 +184,7 @@ mod tests {
                     host_ifindex: link.host_ifindex,
                     host_mac: spec.host_mac,
                     pod_mac: spec.pod_mac,
+                    host_ports: [].into(),
                 };
                 self.endpoints.upsert(ip, endpoint);
             }

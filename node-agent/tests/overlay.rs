@@ -63,6 +63,7 @@ mod tests {
             internal_ips: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             ready: true,
+            leaving: false,
             labels: BTreeMap::new(),
         }
     }

@@ -18,8 +18,14 @@ mod runs;
 #[path = "packets/errors.rs"]
 mod errors;
 #[cfg(test)]
+#[path = "packets/events.rs"]
+mod events;
+#[cfg(test)]
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[cfg(test)]
+#[path = "packets/host_ports.rs"]
+mod host_ports;
 #[cfg(test)]
 #[path = "packets/malformed.rs"]
 mod malformed;

@@ -28,7 +28,7 @@ mod tests {
         TCP, UDP,
         addr::{Addr, Net},
         affinity::Affinity,
-        config::Config,
+        config::{Config, LOOPBACK_PORTS},
         service::{AT_SOCKET, SOURCE_RANGES, Service},
         verdict::DropReason,
     };
@@ -122,6 +122,7 @@ mod tests {
                 tcp_finds_services(&node, family, &tcp);
                 refusals_come_at_once(&node, family);
                 node_ports_answer(&node, family, &tcp);
+                ports_of_pods_answer(&node, family, &tcp);
                 udp_finds_services(&node, family, &udp);
                 connected_udp_is_left_to_packets(&node, family, &udp);
                 clients_stay(&node, family, &tcp);
@@ -261,6 +262,25 @@ mod tests {
         node.rows.put_netns(node.cookie, ["10.244.1.1", "fd00:244::1"]);
         assert_eq!(ask(family.loopback_port), backends[0]);
         node.rows.delete_netns(node.cookie);
+    }
+
+    /// Ports of pods at an address of the node, and at the loopback address for the node itself.
+    fn ports_of_pods_answer(node: &Node, family: Family, backends: &[SocketAddr]) {
+        let at: SocketAddr = family.node_port.parse().unwrap();
+        let at = SocketAddr::new(at.ip(), 8080).to_string();
+        node.rows.put_service(&at, TCP, Service::default(), &backends[1..2]);
+        assert_eq!(ask(&at), backends[1]);
+        let loopback: SocketAddr = family.loopback_port.parse().unwrap();
+        let loopback = SocketAddr::new(loopback.ip(), 8080).to_string();
+        node.rows.put_at_loopback(&loopback, TCP, &backends[2..]);
+        node.rows.put_netns(node.cookie, ["10.244.1.1", "fd00:244::1"]);
+        assert!(TcpStream::connect(&loopback).is_err(), "nobody is told to look");
+        node.rows.set_flags(LOOPBACK_PORTS);
+        assert_eq!(ask(&loopback), backends[2]);
+        node.rows.put_netns(node.cookie, ["10.244.1.7", "fd00:244::7"]);
+        assert!(TcpStream::connect(&loopback).is_err(), "a pod's loopback address is its own");
+        node.rows.delete_netns(node.cookie);
+        node.rows.set_flags(0);
     }
 
     fn udp_finds_services(node: &Node, family: Family, backends: &[SocketAddr]) {

@@ -9,6 +9,9 @@ pub const MASQUERADE_V6: u32 = 2;
 /// Somebody listens to the ring of events.
 pub const EVENTS: u32 = 4;
 
+/// Pods have ports at the node's loopback addresses: the node's sockets are to look for them.
+pub const LOOPBACK_PORTS: u32 = 8;
+
 /// Settings of this node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub struct Config {
     /// Interface index of the host device, by which the node's own packets to services leave and by
     /// which answers come back; 0 while there is none.
     pub host_ifindex: u32,
-    /// [`MASQUERADE_V4`], [`MASQUERADE_V6`], [`EVENTS`].
+    /// [`MASQUERADE_V4`], [`MASQUERADE_V6`], [`EVENTS`], [`LOOPBACK_PORTS`].
     pub flags: u32,
     /// First node port, host order.
     pub node_port_first: u16,

@@ -14,6 +14,7 @@ pub mod conntrack;
 pub mod csum;
 pub mod device;
 pub mod endpoint;
+pub mod event;
 pub mod fragment;
 pub mod maglev;
 pub mod netns;
@@ -80,6 +81,10 @@ pub mod maps {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Answers that tell of refusals in this second ([`crate::verdict::Budget`]), one row per CPU.
     pub const REFUSALS: &str = "REFUSALS";
+    /// Ring of [`crate::event::Event`]; each load of the programs has its own.
+    pub const EVENTS: &str = "EVENTS";
+    /// Events for which the ring had no room, one row per CPU; as [`EVENTS`].
+    pub const EVENTS_LOST: &str = "EVENTS_LOST";
     /// Per socket: which backend stands for which service ([`crate::service::SocketTranslation`]).
     pub const SOCKETS: &str = "SOCKETS";
 

@@ -8,6 +8,10 @@ pub const SCOPE_INTERNAL: u8 = 0;
 /// one the internal row holds.
 pub const SCOPE_EXTERNAL: u8 = 1;
 
+/// Scope of a port at one of the node's loopback addresses: for sockets of the node itself. Packets never
+/// ask for it, whatever addresses they bear.
+pub const SCOPE_LOOPBACK: u8 = 2;
+
 /// A frontend: where clients connect to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +22,7 @@ pub struct ServiceKey {
     pub port: [u8; 2],
     /// IP protocol number.
     pub proto: u8,
-    /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
+    /// [`SCOPE_INTERNAL`], [`SCOPE_EXTERNAL`] or [`SCOPE_LOOPBACK`].
     pub scope: u8,
 }
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 4);
@@ -120,13 +124,13 @@ pub struct SocketTranslation {
 const _: () = assert!(size_of::<SocketTranslation>() == 168);
 
 impl SocketTranslation {
-    /// Remembers a translation unless it is already known.
+    /// Remembers a translation unless it is already known; whether it was not.
     #[inline(always)]
-    pub fn remember(&mut self, service: Peer, backend: Peer) {
+    pub fn remember(&mut self, service: Peer, backend: Peer) -> bool {
         let mut slot = 0;
         while slot < TRANSLATIONS {
             if self.backend[slot] == backend && self.service[slot] == service {
-                return;
+                return false;
             }
             slot += 1;
         }
@@ -134,6 +138,7 @@ impl SocketTranslation {
         self.service[slot] = service;
         self.backend[slot] = backend;
         self.next = self.next.wrapping_add(1);
+        true
     }
 
     /// The service for which `backend` stands on this socket; the newest when there are several.
@@ -200,16 +205,16 @@ mod tests {
         let mut socket = SocketTranslation::default();
         assert_eq!(socket.service_of(peer(1)), None);
         for last in 1..=4 {
-            socket.remember(peer(100 + last), peer(last));
-            socket.remember(peer(100 + last), peer(last));
+            assert!(socket.remember(peer(100 + last), peer(last)));
+            assert!(!socket.remember(peer(100 + last), peer(last)));
         }
         for last in 1..=4 {
             assert_eq!(socket.service_of(peer(last)), Some(peer(100 + last)));
         }
-        socket.remember(peer(105), peer(5));
+        assert!(socket.remember(peer(105), peer(5)));
         assert_eq!(socket.service_of(peer(1)), None);
         assert_eq!(socket.service_of(peer(5)), Some(peer(105)));
-        socket.remember(peer(106), peer(5));
+        assert!(socket.remember(peer(106), peer(5)));
         assert_eq!(socket.service_of(peer(5)), Some(peer(106)), "the newest wins");
     }
 }

@@ -26,6 +26,12 @@ macro_rules! drop_reasons {
                 }
             }
 
+            /// Whether nobody answers where somebody could: the client is told so.
+            #[must_use]
+            pub const fn is_refusal(self) -> bool {
+                matches!(self, Self::NoBackend | Self::UnknownService)
+            }
+
             /// The reason in words.
             #[must_use]
             pub const fn words(self) -> &'static str {

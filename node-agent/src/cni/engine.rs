@@ -10,6 +10,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
     wire::{Added, CniError, Code, Request, check_chain, previous_differs},
 };
 use crate::{
-    model::{LocalEndpoint, ObjectKey, PodNetwork},
+    model::{HostPort, LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
     overlay::chain,
     sys::netns::NetNs,
     table::Table,
@@ -32,6 +33,7 @@ pub(super) struct Engine {
     pub(super) state: StateFile,
     pub(super) ipam: Ipam,
     pub(super) endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(super) services: Table<ObjectKey, ServiceRow>,
 }
 
 /// An `ADD` that is done as far as this node's kernel goes.
@@ -60,7 +62,7 @@ impl Engine {
             match veth::cookie(&self.host, pod_netns, &spec) {
                 Ok(netns_cookie) => {
                     let attached = Attached { host_ifindex: link.index, netns_cookie };
-                    rows.extend(endpoints(&record.pod, &spec, attached));
+                    rows.extend(endpoints(record, &spec, attached));
                 }
                 Err(error) => {
                     tracing::warn!(pod = %record.pod, error = chain(&error), "pod not restored");
@@ -112,12 +114,14 @@ impl Engine {
     pub(super) fn add(&mut self, request: &Request) -> Result<Addition, CniError> {
         check_chain(request)?;
         let attachment = &request.attachment;
+        self.check_ports(request)?;
         let fresh = self.ipam.record(attachment).is_none();
         let claim = Claim {
             attachment,
             pod: &request.pod,
             netns: &request.netns,
             network: &request.network,
+            host_ports: &request.host_ports,
         };
         let record = self.ipam.allocate(claim).map_err(|error| ipam_error(&error))?.clone();
         let spec = self.spec(attachment, &record);
@@ -132,7 +136,7 @@ impl Engine {
         });
         match made {
             Ok(attached) => {
-                for (ip, row) in endpoints(&request.pod, &spec, attached) {
+                for (ip, row) in endpoints(&record, &spec, attached) {
                     self.endpoints.upsert(ip, row);
                 }
                 let revision = *self.endpoints.subscribe().borrow();
@@ -145,6 +149,43 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Whether the node's ports that a pod wants can lead to it. Whoever has one keeps it.
+    fn check_ports(&self, request: &Request) -> Result<(), CniError> {
+        let others = self.ipam.records().filter(|(other, _)| **other != request.attachment);
+        let others: Vec<_> = others.map(|(_, record)| record).collect();
+        let services = if request.host_ports.is_empty() {
+            Vec::new()
+        } else {
+            self.services.changes_since(0).upserts
+        };
+        for (index, port) in request.host_ports.iter().enumerate() {
+            let has = |service: &ServiceRow| {
+                let mut ports = service.ports.iter();
+                ports.any(|one| one.node_port == port.host_port && one.protocol == port.protocol)
+            };
+            let meets = |record: &&&Record| record.host_ports.iter().any(|one| one.meets(port));
+            let why = if let Some(record) = others.iter().find(meets) {
+                format!("pod {} has it", record.pod)
+            } else if let Some((service, _)) = services.iter().find(|(_, row)| has(row)) {
+                format!("it is the node port of service {service}")
+            } else if request.host_ports[..index].iter().any(|one| one.meets(port)) {
+                "it is asked for twice".to_owned()
+            } else if !self.has_family(port) {
+                "the pod has no address of that family".to_owned()
+            } else {
+                continue;
+            };
+            let text = format!("hostPort {port} cannot lead to the pod: {why}");
+            return Err(CniError::new(Code::PortTaken, text));
+        }
+        Ok(())
+    }
+
+    fn has_family(&self, port: &HostPort) -> bool {
+        let cidrs = self.ipam.network().map_or(&[][..], |network| &network.cidrs);
+        port.host_ip.is_none_or(|ip| cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == ip.is_ipv4()))
     }
 
     /// `DEL`: takes back what `ADD` gave; nothing to take back is a success.
@@ -172,7 +213,7 @@ impl Engine {
         }
         let attached = veth::check(&self.host, Path::new(&request.netns), &spec)
             .map_err(|error| veth_error(&error))?;
-        for (ip, wanted) in endpoints(&record.pod, &spec, attached) {
+        for (ip, wanted) in endpoints(record, &spec, attached) {
             if self.endpoints.row(&ip).is_none_or(|row| *row != wanted) {
                 let text = format!("the dataplane was told of another interface for {ip}");
                 return Err(CniError::new(Code::CheckFailed, text));
@@ -289,9 +330,11 @@ fn host_name(attachment: &Attachment) -> String {
 }
 
 /// A pod's rows of the endpoint table, one for each address.
-fn endpoints(pod: &ObjectKey, spec: &VethSpec, attached: Attached) -> Vec<(IpAddr, LocalEndpoint)> {
+fn endpoints(record: &Record, spec: &VethSpec, attached: Attached) -> Vec<(IpAddr, LocalEndpoint)> {
+    let host_ports: Arc<[HostPort]> = record.host_ports.as_slice().into();
     let row = |ip| LocalEndpoint {
-        pod: pod.clone(),
+        pod: record.pod.clone(),
+        host_ports: Arc::clone(&host_ports),
         ip,
         netns_cookie: attached.netns_cookie,
         host_ifindex: attached.host_ifindex,

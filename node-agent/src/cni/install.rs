@@ -55,7 +55,11 @@ pub(super) fn install_configuration(conf_dir: &Path, socket: &Path) -> io::Resul
     let list = json!({
         "cniVersion": super::wire::NEWEST.as_str(),
         "name": super::PLUGIN,
-        "plugins": [{"type": super::PLUGIN, "socket": socket}],
+        "plugins": [{
+            "type": super::PLUGIN,
+            "socket": socket,
+            "capabilities": {"dns": true, "portMappings": true},
+        }],
     });
     let text = format!("{list:#}\n");
     let path = conf_dir.join("10-orlop.conflist");

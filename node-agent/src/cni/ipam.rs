@@ -12,9 +12,10 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::model::{ObjectKey, PodNetwork};
+use super::wishes;
+use crate::model::{HostPort, ObjectKey, PodNetwork};
 
 /// Version of the file's layout that is written.
 const FILE_VERSION: u32 = 2;
@@ -47,6 +48,8 @@ pub struct Record {
     pub network: Box<str>,
     /// Of both ends of the link, bytes.
     pub mtu: u32,
+    /// Ports of the node that lead to the pod.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Who asks for addresses.
@@ -56,6 +59,7 @@ pub struct Claim<'a> {
     pub pod: &'a ObjectKey,
     pub netns: &'a str,
     pub network: &'a str,
+    pub host_ports: &'a [HostPort],
 }
 
 /// Why there is no address.
@@ -106,7 +110,7 @@ impl Ipam {
     /// # Errors
     /// When there is no pod CIDR yet or one is full; retrying helps once that changes.
     pub fn allocate(&mut self, claim: Claim<'_>) -> Result<&Record, IpamError> {
-        let Claim { attachment, pod, netns, network } = claim;
+        let Claim { attachment, pod, netns, network, host_ports } = claim;
         if !self.records.contains_key(attachment) {
             let (ips, mtu) = self.next_free()?;
             for ip in &ips {
@@ -116,12 +120,19 @@ impl Ipam {
                     IpAddr::V6(ip) => self.last_v6 = Some(*ip),
                 }
             }
-            let record =
-                Record { ips, pod: pod.clone(), netns: netns.into(), network: network.into(), mtu };
+            let record = Record {
+                ips,
+                pod: pod.clone(),
+                netns: netns.into(),
+                network: network.into(),
+                mtu,
+                host_ports: Vec::new(),
+            };
             self.records.insert(attachment.clone(), record);
         }
         let record = self.records.get_mut(attachment).expect("it was there or has been inserted");
         record.netns = netns.into();
+        record.host_ports = host_ports.to_vec();
         Ok(record)
     }
 
@@ -186,7 +197,7 @@ impl Ipam {
             .records
             .iter()
             .map(|(attachment, record)| {
-                json!({
+                let mut entry = json!({
                     "containerId": &*attachment.container_id,
                     "ifname": &*attachment.ifname,
                     "ips": record.ips,
@@ -195,7 +206,12 @@ impl Ipam {
                     "netns": &*record.netns,
                     "network": &*record.network,
                     "mtu": record.mtu,
-                })
+                });
+                // An agent that knows of none reads the file of a node without any.
+                if !record.host_ports.is_empty() {
+                    entry["hostPorts"] = wishes::mappings(&record.host_ports);
+                }
+                entry
             })
             .collect();
         let file = json!({
@@ -235,6 +251,7 @@ impl Ipam {
                 netns: entry.netns.into(),
                 network: entry.network.into(),
                 mtu: entry.mtu,
+                host_ports: wishes::host_ports(&entry.host_ports).unwrap_or_default(),
             };
             ipam.records.insert(attachment, record);
         }
@@ -319,6 +336,8 @@ struct FileRecord {
     network: String,
     #[serde(default = "default_mtu")]
     mtu: u32,
+    #[serde(default)]
+    host_ports: Value,
 }
 
 /// The one network of version 1.

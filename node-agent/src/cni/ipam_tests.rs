@@ -21,6 +21,7 @@ fn take(ipam: &mut Ipam, id: u8) -> Result<Vec<IpAddr>, IpamError> {
         pod: &ObjectKey::new("default", "p"),
         netns: "/run/netns/p",
         network: "orlop",
+        host_ports: &[],
     };
     ipam.allocate(claim).map(|record| record.ips.clone())
 }

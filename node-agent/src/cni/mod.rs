@@ -17,7 +17,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    model::{LocalEndpoint, PodNetwork},
+    model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
     sys::netns::NetNs,
     table::Table,
 };
@@ -29,6 +29,8 @@ mod server;
 pub mod veth;
 pub mod wire;
 mod wishes;
+
+pub(crate) use wishes::mappings;
 
 pub use engine::StateError;
 use engine::{Engine, StateFile};
@@ -80,6 +82,8 @@ pub struct CniInputs {
     pub network: watch::Receiver<Option<PodNetwork>>,
     /// Written here, read by the dataplane.
     pub endpoints: Table<IpAddr, LocalEndpoint>,
+    /// Their node ports, which no pod may have.
+    pub services: Table<ObjectKey, ServiceRow>,
     /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
     /// when there is no dataplane to wait for.
     pub programmed: Option<watch::Receiver<u64>>,
@@ -130,8 +134,9 @@ pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Hand
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::Boot)?;
     let state = StateFile { path: config.state_file, boot: boot.trim().to_owned() };
     let ipam = state.load().map_err(StartError::State)?;
-    let CniInputs { mut network, endpoints, programmed } = inputs;
-    let mut engine = Engine { host, node_ips: config.node_ips, state, ipam, endpoints };
+    let CniInputs { mut network, endpoints, services, programmed } = inputs;
+    let node_ips = config.node_ips;
+    let mut engine = Engine { host, node_ips, state, ipam, endpoints, services };
     veth::enable_forwarding(&engine.host, &[]).map_err(StartError::Links)?;
     let restored = engine.restore().map_err(StartError::Links)?;
     engine.set_network(network.borrow_and_update().clone());

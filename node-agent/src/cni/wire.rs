@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ipam::Attachment,
-    wishes::{check_arguments, check_capabilities, pairs, runtime_dns},
+    wishes::{check_arguments, check_capabilities, pairs, runtime_dns, runtime_ports},
 };
-use crate::model::ObjectKey;
+use crate::model::{HostPort, ObjectKey};
 
 /// The newest version that we speak; also that of errors about an unreadable version.
 pub const NEWEST: Version = Version::V1_1_0;
@@ -55,6 +55,8 @@ pub struct Request {
     pub previous: Option<Value>,
     /// `runtimeConfig.dns`, else `dns` of the configuration: handed back in the result.
     pub dns: Option<Value>,
+    /// `runtimeConfig.portMappings` of an `ADD`.
+    pub host_ports: Vec<HostPort>,
     /// `cni.dev/valid-attachments` (early runtimes: `cni.dev/attachments`); `None` when absent.
     pub valid: Option<BTreeSet<Attachment>>,
 }
@@ -88,6 +90,7 @@ pub enum Code {
     CheckFailed = 100,
     NoAddress = 101,
     Kernel = 102,
+    PortTaken = 103,
 }
 
 /// A failure as the runtime sees it.
@@ -211,6 +214,7 @@ fn request_of(envelope: Envelope, version: Version) -> Result<Request, CniError>
         previous: config.get("prevResult").cloned(),
         dns: runtime_dns(config).or_else(|| config.get("dns")).cloned(),
         network: config.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        host_ports: if command == Command::Add { runtime_ports(config)? } else { Vec::new() },
         valid: valid_attachments(config)?,
         attachment: Attachment::new(&envelope.container_id, &envelope.ifname),
         netns: envelope.netns,

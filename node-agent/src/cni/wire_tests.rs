@@ -133,15 +133,45 @@ fn capabilities_are_handed_back_left_alone_or_refused_by_name() {
         "runtimeConfig": {"dns": dns, "portMappings": [], "aliases": ["web"]},
     });
     assert_eq!(parse("ADD", "1.1.0", config).unwrap().dns, Some(dns));
-    let asked = json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}});
+    let asked = json!({"runtimeConfig": {"bandwidth": {"ingressRate": 80}}});
     let (_, error) = parse("ADD", "1.1.0", asked.clone()).unwrap_err();
     assert_eq!(error.code, Code::UnsupportedField);
-    assert!(error.details.starts_with("runtimeConfig.portMappings: "), "{}", error.details);
+    assert!(error.details.starts_with("runtimeConfig.bandwidth: "), "{}", error.details);
     parse("DEL", "1.1.0", asked).unwrap();
     let mut add: Value = serde_json::from_slice(&envelope("ADD", "1.1.0", json!({}))).unwrap();
     add["args"] = json!("IgnoreUnknown=1;IP=10.244.1.9");
     let (_, error) = parse_request(add.to_string().as_bytes()).unwrap_err();
     assert!(error.code == Code::UnsupportedField && error.details.starts_with("IP:"), "{error}");
+}
+
+#[test]
+fn port_mappings_are_read_and_unusable_ones_are_named() {
+    let ports = |list: Value| {
+        let asked = json!({"runtimeConfig": {"portMappings": list}});
+        parse("ADD", "1.1.0", asked).map(|request| {
+            let ports = request.host_ports.iter();
+            ports.map(|port| format!("{port} -> {}", port.container_port)).collect::<Vec<_>>()
+        })
+    };
+    let list = json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+        {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"},
+        {"hostPort": 99, "containerPort": 99, "protocol": "sctp", "hostIP": "::"},
+        {"hostPort": 0, "containerPort": 80, "protocol": "tcp"},
+    ]);
+    let texts = ports(list).unwrap();
+    assert_eq!(texts, ["8080/TCP -> 80", "192.0.2.1:53/UDP -> 5353", "99/SCTP -> 99"]);
+    for (entry, code) in [
+        (json!({"hostPort": 80}), Code::InvalidConfig),
+        (json!({"hostPort": 70_000, "containerPort": 80}), Code::InvalidConfig),
+        (json!({"hostPort": 80, "containerPort": 80, "protocol": "quic"}), Code::InvalidConfig),
+        (json!({"hostPort": 80, "containerPort": 80, "hostIP": "here"}), Code::InvalidConfig),
+        (json!({"hostPort": 80, "containerPort": 81, "protocol": "sctp"}), Code::UnsupportedField),
+    ] {
+        let (_, error) = ports(json!([entry])).unwrap_err();
+        assert_eq!(error.code, code, "{entry}");
+        assert!(error.details.contains("ort"), "{}", error.details);
+    }
 }
 
 #[test]

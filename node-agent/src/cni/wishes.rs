@@ -3,9 +3,10 @@
 //!
 //! Pure.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::wire::{CniError, Code, Command};
+use crate::model::{HostPort, Protocol};
 
 /// `CNI_ARGS` that ask for what we do not give: the conventions' way to choose addresses. Others are
 /// the runtime's own words, such as the pod's name.
@@ -24,10 +25,83 @@ pub(super) fn pairs(args: &str) -> impl Iterator<Item = (&str, &str)> {
     args.split(';').filter_map(|pair| pair.split_once('='))
 }
 
-/// Capabilities of which a runtime may tell without a change of the network: names, and `dns`, which
-/// is handed back.
-const KNOWN_CAPABILITIES: [&str; 5] =
-    ["aliases", "cgroupPath", "dns", "io.kubernetes.cri.pod-annotations", "podAnnotations"];
+/// Capabilities that we have: `dns`, which is handed back, and `portMappings`. Of the others a runtime may
+/// tell without a change of the network.
+const KNOWN_CAPABILITIES: [&str; 6] = [
+    "aliases",
+    "cgroupPath",
+    "dns",
+    "io.kubernetes.cri.pod-annotations",
+    "podAnnotations",
+    "portMappings",
+];
+
+/// The ports of the node that a runtime wants for a pod (`runtimeConfig.portMappings`).
+///
+/// # Errors
+/// What is wrong with one.
+pub(super) fn runtime_ports(config: &Map<String, Value>) -> Result<Vec<HostPort>, CniError> {
+    let list = config.get("runtimeConfig").and_then(|wanted| wanted.get("portMappings"));
+    let Some(list) = list else { return Ok(Vec::new()) };
+    let ports = host_ports(list).map_err(|entry| {
+        let error = CniError::new(Code::InvalidConfig, "unusable port mapping");
+        error.with_details(format!("runtimeConfig.portMappings: {entry}"))
+    })?;
+    let changed =
+        |port: &&HostPort| port.protocol == Protocol::Sctp && port.host_port != port.container_port;
+    if let Some(port) = ports.iter().find(changed) {
+        let text = "SCTP keeps its port: hostPort and containerPort must be the same";
+        let error = CniError::new(Code::UnsupportedField, text);
+        return Err(error.with_details(format!("hostPort {port}")));
+    }
+    Ok(ports)
+}
+
+/// Reads port mappings; entries without a port of the node want nothing.
+///
+/// # Errors
+/// The entry that is none.
+pub(super) fn host_ports(list: &Value) -> Result<Vec<HostPort>, Value> {
+    let entries = list.as_array().into_iter().flatten();
+    let wanted = entries.filter(|entry| entry["hostPort"].as_u64() != Some(0));
+    wanted.map(|entry| host_port(entry).ok_or_else(|| entry.clone())).collect()
+}
+
+fn host_port(entry: &Value) -> Option<HostPort> {
+    let port = |name: &str| {
+        let number = u16::try_from(entry[name].as_u64()?).ok()?;
+        (number != 0).then_some(number)
+    };
+    let protocol = match entry["protocol"].as_str().unwrap_or("tcp").to_lowercase().as_str() {
+        "tcp" | "" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    let host_ip = match entry["hostIP"].as_str().unwrap_or_default() {
+        "" => None,
+        text => Some(text.parse::<std::net::IpAddr>().ok()?),
+    };
+    Some(HostPort {
+        host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+        host_port: port("hostPort")?,
+        protocol,
+        container_port: port("containerPort")?,
+    })
+}
+
+/// Port mappings as runtimes write them.
+pub(crate) fn mappings(ports: &[HostPort]) -> Value {
+    let mapping = |port: &HostPort| {
+        json!({
+            "hostPort": port.host_port,
+            "containerPort": port.container_port,
+            "protocol": port.protocol.name().to_lowercase(),
+            "hostIP": port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        })
+    };
+    ports.iter().map(mapping).collect()
+}
 
 pub(super) fn runtime_dns(config: &Map<String, Value>) -> Option<&Value> {
     config.get("runtimeConfig")?.get("dns").filter(|dns| !dns.is_null())

@@ -8,12 +8,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use ebpf_common::{
     addr::{Addr, Net},
-    config::{Config, MASQUERADE_V4, MASQUERADE_V6},
+    config::{Config, EVENTS, LOOPBACK_PORTS, MASQUERADE_V4, MASQUERADE_V6},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -21,11 +22,15 @@ use tokio::{
 };
 
 use super::{
-    DataplaneConfig, Tables, gc,
+    DataplaneConfig, Tables,
+    events::Teller,
+    gc,
+    health::Pulse,
     load::{Programs, TcHook},
     maps::Maps,
+    model::Problems,
     select::Place,
-    services::{Outlets, Services},
+    services::{Here, Outlets, Services},
     status::{self, Report},
     xdp::Xdp,
 };
@@ -40,6 +45,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Parts without which services are not what the cluster says.
+const PROXY: [&str; 3] = ["settings", "services", "devices"];
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -56,6 +63,10 @@ pub(super) struct Runner {
     pub(super) attached: Attached,
     pub(super) trouble: BTreeMap<&'static str, String>,
     pub(super) retry: Duration,
+    pub(super) pulse: watch::Sender<Pulse>,
+    pub(super) teller: Teller,
+    /// Health checks that are not served.
+    pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
 
 /// Revisions of the tables up to which the model follows them.
@@ -70,6 +81,8 @@ pub(super) struct Seen {
 pub(super) struct Attached {
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
+    /// The node's addresses.
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) overlay: Option<u32>,
     /// The peer of the host device.
     pub(super) host: Option<u32>,
@@ -81,6 +94,7 @@ impl Runner {
         tables: Tables,
         (mut programs, maps): (Programs, Maps),
         (programmed, outlets): (watch::Sender<u64>, Outlets),
+        (pulse, unserved, teller): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>, Teller),
     ) -> Self {
         let services = Services::new(config.node_local.clone(), outlets);
         let xdp = Xdp::new(&mut programs, config.xdp);
@@ -96,6 +110,9 @@ impl Runner {
             attached: Attached::default(),
             trouble: BTreeMap::new(),
             retry: RETRY.0,
+            pulse,
+            teller,
+            unserved,
         }
     }
 
@@ -106,6 +123,8 @@ impl Runner {
         let mut tunnels = self.tables.tunnels.subscribe();
         let mut overlay = self.tables.overlay.clone();
         let mut overlay_lives = true;
+        let mut listening = self.teller.wanted.clone();
+        let mut hub_lives = true;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
@@ -118,6 +137,10 @@ impl Runner {
                 changed = tunnels.changed() => changed.is_ok(),
                 changed = overlay.changed(), if overlay_lives => {
                     overlay_lives = changed.is_ok();
+                    true
+                }
+                changed = listening.changed(), if hub_lives => {
+                    hub_lives = changed.is_ok();
                     true
                 }
                 _instant = housekeeping.tick() => {
@@ -163,6 +186,8 @@ impl Runner {
             (true, false) => (self.retry * 2).min(RETRY.1),
             (false, false) => self.retry,
         };
+        let behind = PROXY.iter().any(|part| self.trouble.contains_key(part));
+        self.pulse.send_modify(|pulse| *pulse = pulse.after(Instant::now(), behind));
     }
 
     /// Records how a part went; logs only what changed.
@@ -203,6 +228,10 @@ impl Runner {
         for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {
             *row = Net::new(cidr.network(), cidr.prefix_len());
         }
+        let masquerade = if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 };
+        let is_heard = *self.teller.wanted.borrow();
+        let heard = if is_heard { EVENTS } else { 0 };
+        let loopback = if self.services.has_loopback_ports { LOOPBACK_PORTS } else { 0 };
         let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
             services,
@@ -210,26 +239,29 @@ impl Runner {
             vxlan_ifindex: device.map_or(0, |device| device.ifindex),
             vni: device.map_or(0, |device| device.vni),
             host_ifindex: device.map_or(0, |device| device.host_ifindex),
-            flags: if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 },
+            flags: masquerade | heard | loopback,
             node_port_first: self.config.node_ports.0,
             node_port_last: self.config.node_ports.1,
             vxlan_port: device.map_or(0, |device| device.port),
             reserved: 0,
         };
         // The overlay has not spoken yet: what an earlier agent wrote still holds.
-        if device.is_none() && self.tables.overlay.has_changed().is_ok() {
+        let config = if device.is_none() && self.tables.overlay.has_changed().is_ok() {
             let old = self.maps.config().map_err(|error| chain(&error))?;
-            let kept = Config {
+            Config {
                 gateway: old.gateway,
                 vxlan_ifindex: old.vxlan_ifindex,
                 vni: old.vni,
                 host_ifindex: old.host_ifindex,
                 vxlan_port: old.vxlan_port,
                 ..config
-            };
-            return self.maps.set_config(&kept).map_err(|error| chain(&error));
-        }
-        self.maps.set_config(&config).map_err(|error| chain(&error))
+            }
+        } else {
+            config
+        };
+        self.maps.set_config(&config).map_err(|error| chain(&error))?;
+        self.teller.active.send_replace(is_heard);
+        Ok(())
     }
 
     fn follow_tunnels(&mut self) -> Result<(), String> {
@@ -256,8 +288,18 @@ impl Runner {
     }
 
     fn follow_services(&mut self) -> Result<(), String> {
-        let place = self.place();
-        self.services.round(&self.tables, place, self.maps.services())
+        let here = Here {
+            place: self.place(),
+            addresses: &self.attached.addresses,
+            waits_for_pods: self.config.waits_for_pods,
+        };
+        let had = self.services.has_loopback_ports;
+        let outcome = self.services.round(&self.tables, here, self.maps.services());
+        if had != self.services.has_loopback_ports {
+            let device = *self.tables.overlay.borrow();
+            self.settings(device)?;
+        }
+        outcome
     }
 
     /// Where this node is, as far as its labels are known.
@@ -281,10 +323,21 @@ impl Runner {
         let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let now_s = u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0);
         let mut failed = Failures::default();
-        for key in gc::expired(&flows, now_s) {
+        let expired = gc::expired(&flows, now_s);
+        self.teller.ended(&clock, &flows, &expired);
+        for key in expired {
             failed.note("flow", self.maps.delete_flow(&key));
         }
         failed.outcome()
+    }
+
+    /// What is wrong with services, and which health checks are not served.
+    fn problems(&self) -> Vec<(ObjectKey, Vec<String>)> {
+        let mut problems = self.services.model.problems().clone();
+        for (key, words) in self.unserved.borrow().iter() {
+            problems.entry(key.clone()).or_default().extend(words.iter().cloned());
+        }
+        problems.into_iter().collect()
     }
 
     fn report(&self) -> Report {
@@ -302,7 +355,7 @@ impl Runner {
             flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
             drops: self.maps.drops().unwrap_or_default(),
             unsupported: status::unsupported(&self.services.model),
-            problems: self.services.model.problems().clone().into_iter().collect(),
+            problems: self.problems(),
             full: self.services.full.iter().copied().collect(),
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),

@@ -63,6 +63,7 @@ impl Runner {
         }
         self.xdp.keep(|ifindex| present.contains(&ifindex));
         self.attached.underlay = present;
+        self.attached.addresses.clone_from(&addresses);
         self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
         self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
         self.maps.set_local_macs(&macs).map_err(|error| chain(&error))

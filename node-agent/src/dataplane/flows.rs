@@ -69,7 +69,9 @@ impl Want {
         Ok(Self { ip: Some(both.ip()), port: Some(both.port()) })
     }
 
-    fn is(&self, address: &SocketAddr) -> bool {
+    /// Whether an address is the wanted one.
+    #[must_use]
+    pub fn is(&self, address: &SocketAddr) -> bool {
         self.ip.is_none_or(|ip| ip == address.ip())
             && self.port.is_none_or(|port| port == address.port())
     }

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use ebpf_common::{
     addr::Addr,
     service::{
-        AT_SOCKET, Backend, KEEP_SOURCE, SCOPE_EXTERNAL, SCOPE_INTERNAL, SOURCE_RANGES, ServiceKey,
+        AT_SOCKET, Backend, KEEP_SOURCE, SCOPE_EXTERNAL, SCOPE_INTERNAL, SCOPE_LOOPBACK,
+        SOURCE_RANGES, ServiceKey,
     },
 };
 use ipnet::IpNet;
@@ -195,7 +196,9 @@ const fn claim(key: &ServiceKey) -> ServiceKey {
     ServiceKey { scope: SCOPE_INTERNAL, ..*key }
 }
 
-fn is_programmed(row: &ServiceRow) -> bool {
+/// Whether the service has anything that is programmed.
+#[must_use]
+pub fn is_programmed(row: &ServiceRow) -> bool {
     let has_address = match row.kind {
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => true,
         ServiceKind::Headless | ServiceKind::ExternalName => false,
@@ -217,7 +220,11 @@ fn frontends(row: &ServiceRow, port: &ServicePort, family: Family) -> Vec<Fronte
     };
     let mut found: Vec<Frontend> = Vec::with_capacity(1);
     for ip in row.cluster_ips.iter().filter(|ip| Family::of(ip) == family) {
-        let key = key(Addr::from(*ip), port.port, port.protocol);
+        let mut key = key(Addr::from(*ip), port.port, port.protocol);
+        if ip.is_loopback() {
+            // Of a pod's port only: the API gives no service such an address.
+            key.scope = SCOPE_LOOPBACK;
+        }
         found.push(Frontend { key, which: internal, flags: 0, is_consistent: false });
     }
     let is_limited = row.source_ranges.iter().any(|range| Family::of(&range.network()) == family);

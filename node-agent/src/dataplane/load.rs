@@ -23,7 +23,7 @@ use aya::{
 use ebpf_common::{ABI_VERSION, maps as names};
 use thiserror::Error;
 
-use super::{maps::Maps, object::object};
+use super::{events::Ring, maps::Maps, object::object};
 use crate::sys::{
     bpf::{self, AttachType},
     tc,
@@ -259,6 +259,15 @@ impl Programs {
             }
         }
         Ok((programs, maps))
+    }
+
+    /// The ring of events, which is this load's own: it can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::NoMap`] when it was taken.
+    pub fn events(&mut self) -> Result<Ring, LoadError> {
+        Ring::take(&mut self.object)
     }
 
     /// The socket programs that this kernel has hooks for.

@@ -1,14 +1,19 @@
 //! The dataplane: services and backends into eBPF maps; programs loaded, attached and pinned.
 //!
 //! Task: `Runner::run` (`apply.rs`) owns programs and maps. It reads the tables and the overlay's
-//! device, and answers questions for reports. It ends with the [`Handle`]; what is pinned stays.
+//! device, and answers questions for reports. `health::checks` answers load balancers for Services of
+//! policy `Local`, `events::run` hands events of connections on. All end with the [`Handle`]; what is pinned stays.
 
 mod apply;
 mod batch;
 mod devices;
+pub mod events;
+pub mod flow_log;
 pub mod flows;
 pub mod frontends;
 pub mod gc;
+pub mod health;
+pub mod host_ports;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -78,6 +83,9 @@ pub struct DataplaneConfig {
     pub node_local: Option<NodeLocalService>,
     /// Pods' traffic to the outside gets the node's address.
     pub masquerade: bool,
+    /// Nothing of a pod's host ports is taken away before the table of pods is synced. To be set where a
+    /// CNI server fills that table.
+    pub waits_for_pods: bool,
     /// How tc programs are attached; `None` takes the best that the kernel has.
     pub tc: Option<TcPath>,
     /// On which devices service traffic is carried before the kernel's stack.
@@ -104,6 +112,7 @@ impl DataplaneConfig {
                 address: Ipv4Addr::new(169, 254, 20, 10).into(),
             }),
             masquerade: true,
+            waits_for_pods: false,
             tc: None,
             xdp: XdpMode::default(),
         }
@@ -133,6 +142,12 @@ pub struct Handle {
     pub settled: watch::Receiver<Settled>,
     /// Services that contradict themselves or each other.
     pub problems: watch::Receiver<Arc<Problems>>,
+    /// Services whose health check is not served.
+    pub unserved: watch::Receiver<Arc<Problems>>,
+    /// Whether the kernel's rows follow the tables.
+    pub pulse: watch::Receiver<health::Pulse>,
+    /// Where those come to who want to hear of connections.
+    pub events: events::Events,
     questions: mpsc::Sender<oneshot::Sender<Report>>,
     tasks: JoinSet<()>,
 }
@@ -168,6 +183,7 @@ impl Handle {
 /// [`LoadError`]: something about this kernel that a person must see to.
 pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadError> {
     let (mut programs, maps) = load::Programs::load(config.pins.as_deref())?;
+    let ring = programs.events()?;
     if let Some(path) = config.tc {
         programs.force_tc_path(path);
     }
@@ -179,8 +195,18 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     let mut tasks = JoinSet::new();
     let (settled_tx, settled) = watch::channel(Settled::default());
     let (problems_tx, problems) = watch::channel(Arc::default());
-    let outlets = services::Outlets { settled: settled_tx, problems: problems_tx };
-    let runner = apply::Runner::new(config, tables, (programs, maps), (programmed_tx, outlets));
+    let (checks_tx, checks) = watch::channel(Arc::default());
+    let (unserved_tx, unserved) = watch::channel(Arc::default());
+    let now = tokio::time::Instant::now();
+    let (pulse_tx, pulse) = watch::channel(health::Pulse { at: now, behind_since: None });
+    let outlets =
+        services::Outlets { settled: settled_tx, problems: problems_tx, checks: checks_tx };
+    tasks.spawn(health::checks(checks, pulse.clone(), unserved_tx));
+    let kernel = (programs, maps);
+    let (events, teller, hub) = events::parts();
+    tasks.spawn(events::run(ring, hub));
+    let inner = (pulse_tx, unserved.clone(), teller);
+    let runner = apply::Runner::new(config, tables, kernel, (programmed_tx, outlets), inner);
     tasks.spawn(runner.run(asked));
-    Ok(Handle { programmed, settled, problems, questions, tasks })
+    Ok(Handle { programmed, settled, problems, unserved, pulse, events, questions, tasks })
 }

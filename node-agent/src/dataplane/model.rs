@@ -14,7 +14,9 @@ use ebpf_common::service::ServiceKey;
 
 use super::{
     frontends::{self, Desired, Node},
-    select::Place,
+    health::Check,
+    host_ports::{self, Ports},
+    select::{self, Place},
     status,
 };
 use crate::{
@@ -84,7 +86,36 @@ impl Model {
         dirty
     }
 
-    /// Every service.
+    /// Makes the ports of pods exactly these. Returns which of them this touches.
+    pub fn set_host_ports(&mut self, desired: BTreeMap<ObjectKey, Ports>) -> BTreeSet<ObjectKey> {
+        let mut dirty = BTreeSet::new();
+        let gone: Vec<ObjectKey> = self
+            .services()
+            .filter(|key| host_ports::is_pods(key) && !desired.contains_key(*key))
+            .cloned()
+            .collect();
+        for key in gone {
+            self.set_row(&key, None, &mut dirty);
+            for slice in slice_keys(&key) {
+                self.set_slice(slice, None, &mut dirty);
+            }
+        }
+        for (key, ports) in desired {
+            if self.row(&key).is_none_or(|row| *row != ports.row) {
+                self.set_row(&key, Some(ports.row), &mut dirty);
+            }
+            let mut slices = ports.slices.into_iter();
+            for slice in slice_keys(&key) {
+                let row = slices.next();
+                if self.slices.get(&slice) != row.as_ref() {
+                    self.set_slice(slice, row, &mut dirty);
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Every service, and every pod with ports of the node.
     pub fn services(&self) -> impl Iterator<Item = &ObjectKey> {
         self.entries.iter().filter(|(_, entry)| entry.row.is_some()).map(|(key, _)| key)
     }
@@ -113,6 +144,16 @@ impl Model {
             self.problems.insert(key.clone(), desired.problems.clone());
         }
         desired
+    }
+
+    /// What load balancers are told of a service, if they are to ask this node for it.
+    #[must_use]
+    pub fn check(&self, key: &ObjectKey) -> Option<Check> {
+        let entry = self.entries.get(key)?;
+        let row = entry.row.as_ref()?;
+        let is_asked = row.health_check_port != 0 && frontends::is_programmed(row);
+        let endpoints = || select::ready_here(row, &entry.slices, &self.place);
+        is_asked.then(|| Check { port: row.health_check_port, endpoints: endpoints() })
     }
 
     /// What was wrong with services when they were last asked for.
@@ -151,8 +192,11 @@ impl Model {
     ) {
         if delta.full {
             let live: BTreeSet<&ObjectKey> = delta.upserts.iter().map(|(key, _)| key).collect();
-            let gone: Vec<ObjectKey> =
-                self.services().filter(|key| !live.contains(key)).cloned().collect();
+            let gone: Vec<ObjectKey> = self
+                .services()
+                .filter(|key| !live.contains(key) && !host_ports::is_pods(key))
+                .cloned()
+                .collect();
             for key in gone {
                 self.set_row(&key, None, dirty);
             }
@@ -240,8 +284,12 @@ impl Model {
     ) {
         if delta.full {
             let live: BTreeSet<&ObjectKey> = delta.upserts.iter().map(|(key, _)| key).collect();
-            let gone: Vec<ObjectKey> =
-                self.slices.keys().filter(|key| !live.contains(key)).cloned().collect();
+            let gone: Vec<ObjectKey> = self
+                .slices
+                .keys()
+                .filter(|key| !live.contains(key) && !host_ports::is_pods(key))
+                .cloned()
+                .collect();
             for key in gone {
                 self.set_slice(key, None, dirty);
             }
@@ -280,6 +328,11 @@ impl Model {
             slices.push(row);
         }
     }
+}
+
+/// Under which keys the slices of a pod's ports are kept, one for each family.
+fn slice_keys(key: &ObjectKey) -> [ObjectKey; 2] {
+    ["/1", "/2"].map(|end| ObjectKey::new(&key.namespace, &format!("{}{end}", key.name)))
 }
 
 #[cfg(test)]

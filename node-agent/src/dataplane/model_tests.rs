@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::{
-    model::{EndpointRow, Protocol, ServiceKind, ServicePort},
+    model::{
+        EndpointPort, EndpointRow, HostPort, LocalEndpoint, Protocol, ServiceKind, ServicePort,
+    },
     table::Table,
 };
 
@@ -137,4 +139,75 @@ fn moving_the_node_touches_every_service() {
     let place = Place { node: "n".into(), zone: "z".into() };
     assert_eq!(world.model.set_place(place.clone()).len(), 1);
     assert_eq!(world.model.set_place(place).len(), 0);
+}
+
+#[test]
+fn a_service_is_checked_when_it_is_programmed_and_names_a_port() {
+    let mut world = World::new();
+    let balanced = ServiceRow { health_check_port: 31_000, ..service(1, 30_080) };
+    let unsupported = vec!["spec.other".into()];
+    world.services.upsert(key("a"), balanced.clone());
+    world.services.upsert(key("b"), service(1, 30_081));
+    world.services.upsert(key("c"), ServiceRow { unsupported, ..balanced });
+    world.model.set_place(Place { node: "n1".into(), zone: "".into() });
+    let here = EndpointRow { node: "n1".into(), ..EndpointRow::default() };
+    world.slices.upsert(
+        key("a-1"),
+        EndpointSliceRow {
+            service: key("a"),
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![here],
+            ..EndpointSliceRow::default()
+        },
+    );
+    world.update();
+    assert_eq!(world.model.check(&key("a")), Some(Check { port: 31_000, endpoints: 1 }));
+    for name in ["b", "c", "d"] {
+        assert_eq!(world.model.check(&key(name)), None, "{name}");
+    }
+}
+
+#[test]
+fn ports_of_pods_are_kept_apart_from_services_and_go_with_their_pod() {
+    let mut world = World::new();
+    world.services.upsert(key("a"), service(1, 30_080));
+    world.update();
+    let pod = |ip: &str| LocalEndpoint {
+        pod: key("web"),
+        ip: ip.parse().unwrap(),
+        netns_cookie: 0,
+        host_ifindex: 1,
+        host_mac: [0; 6],
+        pod_mac: [0; 6],
+        host_ports: [HostPort {
+            host_ip: "192.168.0.1".parse().ok(),
+            host_port: 80,
+            protocol: Protocol::Tcp,
+            container_port: 8080,
+        }]
+        .into(),
+    };
+    let rows = |ips: &[&str]| {
+        let pods: Vec<Arc<LocalEndpoint>> = ips.iter().map(|ip| Arc::new(pod(ip))).collect();
+        host_ports::rows(&pods, &BTreeSet::new())
+    };
+    let name = "pod:web@192.168.0.1";
+    let touched = |dirty: BTreeSet<ObjectKey>| {
+        dirty.iter().map(|key| key.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(touched(world.model.set_host_ports(rows(&["10.244.1.7"]))), [name]);
+    assert_eq!(world.frontends(name), 1);
+    assert_eq!(touched(world.model.set_host_ports(rows(&["10.244.1.7"]))), [""; 0], "idempotent");
+    // A list of all services says nothing of pods.
+    world.seen = (0, 0);
+    world.update();
+    assert_eq!((world.frontends(name), world.frontends("a")), (1, 2));
+    // The pod comes back with another address.
+    assert_eq!(touched(world.model.set_host_ports(rows(&["10.244.1.9"]))), [name]);
+    let backends = world.model.desired(&key(name)).ports[0].backends[0].clone();
+    assert_eq!(backends.len(), 1);
+    assert_eq!(backends[0].addr.to_string(), "10.244.1.9");
+    assert_eq!(touched(world.model.set_host_ports(rows(&[]))), [name]);
+    assert_eq!((world.frontends(name), world.frontends("a")), (0, 2));
+    assert!(world.model.slices.is_empty(), "nothing is left behind");
 }

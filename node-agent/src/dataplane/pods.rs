@@ -137,6 +137,7 @@ mod tests {
             host_ifindex: 1,
             host_mac: [0; 6],
             pod_mac: [0; 6],
+            host_ports: [].into(),
         }
     }
 

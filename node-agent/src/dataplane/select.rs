@@ -4,7 +4,7 @@
 //! none those that still serve while they terminate (KEP-1669), for each scope by itself; hints
 //! narrow the cluster's scope if every ready endpoint has some and one is for us.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::model::{EndpointRow, EndpointSliceRow, Family, ServicePort, ServiceRow, TrafficPolicy};
 
@@ -44,7 +44,7 @@ pub fn choose(
     let wants_cluster = row.internal_policy == TrafficPolicy::Cluster || outside;
     let wants_local = row.internal_policy == TrafficPolicy::Local
         || (row.external_policy == TrafficPolicy::Local && outside);
-    let is_here = |one: &Candidate<'_>| !place.node.is_empty() && one.endpoint.node == place.node;
+    let is_here = |one: &Candidate<'_>| is_here(one, place);
     let hints = narrowing(&all, place);
     let cluster = match wants_cluster {
         true => preferred(&all, |one| hints.admits(one.endpoint, place), |_| true),
@@ -53,6 +53,27 @@ pub fn choose(
     let local = wants_local.then(|| preferred(&all, is_here, is_here));
     let has_any = all.iter().any(|one| one.is_ready || one.is_draining());
     Choice { cluster, local, has_any }
+}
+
+/// How many ready endpoints a service has on this node: what its health check tells, as kube-proxy
+/// counts it. Those that only drain are no reason to send new clients here. A pod of both families is
+/// one endpoint.
+#[must_use]
+pub fn ready_here(
+    row: &ServiceRow,
+    slices: &[impl AsRef<EndpointSliceRow>],
+    place: &Place,
+) -> usize {
+    let count = |family| {
+        let all = row.ports.iter().flat_map(|port| candidates(row, port, slices, family));
+        let here = all.filter(|one| one.is_ready && is_here(one, place));
+        here.map(|one| one.endpoint.ip).collect::<BTreeSet<_>>().len()
+    };
+    count(Family::V4).max(count(Family::V6))
+}
+
+fn is_here(one: &Candidate<'_>, place: &Place) -> bool {
+    !place.node.is_empty() && one.endpoint.node == place.node
 }
 
 /// Whether the port can be reached by anything but a cluster IP.

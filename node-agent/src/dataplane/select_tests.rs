@@ -318,3 +318,35 @@ fn an_endpoint_without_a_node_is_local_to_nobody() {
     let choice = choose(&row, &port, &[Arc::new(lost)], (Family::V4, &Place::default()));
     assert_eq!((choice.local, choice.has_any), (Some(vec![]), true));
 }
+
+#[test]
+fn a_health_check_counts_the_ready_pods_of_this_node_each_once() {
+    let port = |name: &str| ServicePort {
+        name: name.into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        node_port: 0,
+    };
+    // Of the two ports of the service the slices have one.
+    let row = ServiceRow { ports: vec![port(""), port("other")], ..ServiceRow::default() };
+    let four = slice(&["1 ready local", "2 ready", "3 draining local", "4 down local"]);
+    let mut six = (*slice(&["1 ready local", "2 ready local"])).clone();
+    six.family = Family::V6;
+    for (endpoint, last) in six.endpoints.iter_mut().zip(1_u16..) {
+        endpoint.ip = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, last]);
+    }
+    let here = |slices: &[Arc<EndpointSliceRow>], node: &str| {
+        ready_here(&row, slices, &Place { node: node.into(), zone: "".into() })
+    };
+    assert_eq!(here(&[Arc::clone(&four), Arc::clone(&four)], "node-1"), 1, "in two slices at once");
+    assert_eq!(
+        here(&[Arc::clone(&four), Arc::new(six)], "node-1"),
+        2,
+        "two families, the same pods"
+    );
+    assert_eq!(here(&[slice(&["3 draining local"])], "node-1"), 0, "it only drains");
+    assert_eq!(here(&[four], ""), 0, "a node without a name has none");
+    let nobody = ServiceRow { ports: vec![port("other")], ..ServiceRow::default() };
+    let place = Place { node: "node-1".into(), zone: "".into() };
+    assert_eq!(ready_here(&nobody, &[slice(&["1 ready local"])], &place), 0, "no such port");
+}

@@ -5,12 +5,18 @@
 //! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
 //! added.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use tokio::sync::watch;
 
 use super::{
     Tables,
+    health::Checks,
+    host_ports::{self, Ports},
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
     select::Place,
@@ -31,11 +37,21 @@ pub struct Settled {
     pub is_whole: bool,
 }
 
+/// What of this node matters to services.
+pub(super) struct Here<'a> {
+    pub(super) place: Place,
+    /// Its addresses, where pods have ports.
+    pub(super) addresses: &'a BTreeSet<IpAddr>,
+    /// As in [`super::DataplaneConfig`].
+    pub(super) waits_for_pods: bool,
+}
+
 /// What others may follow.
 #[derive(Debug)]
 pub(super) struct Outlets {
     pub(super) settled: watch::Sender<Settled>,
     pub(super) problems: watch::Sender<Arc<Problems>>,
+    pub(super) checks: watch::Sender<Arc<Checks>>,
 }
 
 /// What is known of services, and of the maps.
@@ -47,6 +63,10 @@ pub(super) struct Services {
     is_swept: bool,
     settled: Settled,
     outlets: Outlets,
+    /// Pods have ports at the node's loopback addresses.
+    pub(super) has_loopback_ports: bool,
+    /// What load balancers are told once the sources are synced.
+    checks: Checks,
     /// A map that had no room in the last round.
     pub(super) full: BTreeSet<&'static str>,
 }
@@ -59,6 +79,8 @@ impl Services {
             is_swept: false,
             settled: Settled::default(),
             outlets,
+            has_loopback_ports: false,
+            checks: Checks::new(),
             full: BTreeSet::new(),
         }
     }
@@ -72,15 +94,21 @@ impl Services {
     pub(super) fn round(
         &mut self,
         tables: &Tables,
-        place: Place,
+        here: Here<'_>,
         maps: &ServiceMaps,
     ) -> Result<(), String> {
         // A service without its slices would lose its backends, so both must be complete.
-        let is_synced = tables.services.is_synced() && tables.slices.is_synced();
+        let is_synced = tables.services.is_synced()
+            && tables.slices.is_synced()
+            && (tables.endpoints.is_synced() || !here.waits_for_pods);
         let services = tables.services.changes_since(self.settled.services);
         let slices = tables.slices.changes_since(self.settled.slices);
         (self.settled.services, self.settled.slices) = (services.revision, slices.revision);
-        let mut dirty = self.model.set_place(place);
+        let mut dirty = self.model.set_place(here.place);
+        let pods = tables.endpoints.changes_since(0).upserts;
+        let ports = host_ports::rows(pods.iter().map(|(_, pod)| pod), here.addresses);
+        self.has_loopback_ports = has_loopback(&ports);
+        dirty.extend(self.model.set_host_ports(ports));
         dirty.extend(self.model.update(services, slices));
         let is_idle = dirty.is_empty() && self.observed.is_some();
         if is_idle && (self.is_swept || !is_synced) {
@@ -90,6 +118,9 @@ impl Services {
             return Ok(());
         }
         let outcome = self.write(is_synced, dirty, maps);
+        if is_synced {
+            self.tell_checks();
+        }
         self.tell(is_synced && outcome.is_ok());
         outcome
     }
@@ -118,6 +149,10 @@ impl Services {
         let mut plan = Plan::default();
         for key in &dirty {
             let desired = self.model.desired(key);
+            match self.model.check(key) {
+                Some(check) => drop(self.checks.insert(key.clone(), check)),
+                None => drop(self.checks.remove(key)),
+            }
             if is_synced || !observed.has_unclaimed(&desired.ports) {
                 observed.plan_service(key, &desired.ports, &mut plan);
             }
@@ -139,6 +174,17 @@ impl Services {
         Err(words.join("; "))
     }
 
+    /// What an earlier boot knew of endpoints is nothing to send clients here for.
+    fn tell_checks(&self) {
+        self.outlets.checks.send_if_modified(|told| {
+            let differs = **told != self.checks;
+            if differs {
+                *told = Arc::new(self.checks.clone());
+            }
+            differs
+        });
+    }
+
     fn tell(&mut self, is_whole: bool) {
         self.settled.is_whole = is_whole;
         if self.observed.is_some() {
@@ -152,4 +198,8 @@ impl Services {
             differs
         });
     }
+}
+
+fn has_loopback(ports: &BTreeMap<ObjectKey, Ports>) -> bool {
+    ports.values().any(|ports| ports.row.cluster_ips.iter().any(IpAddr::is_loopback))
 }

@@ -13,7 +13,7 @@ use std::{
 use ebpf_common::{
     addr::Addr,
     maglev,
-    service::{Backend, SCOPE_EXTERNAL, ServiceKey},
+    service::{Backend, SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
     verdict::DropReason,
 };
 use ipnet::IpNet;
@@ -109,7 +109,11 @@ pub fn frontend(key: &ServiceKey) -> String {
         _ => "?",
     };
     let port = u16::from_be_bytes(key.port);
-    let from = if key.scope == SCOPE_EXTERNAL { " from outside" } else { "" };
+    let from = match key.scope {
+        SCOPE_EXTERNAL => " from outside",
+        SCOPE_LOOPBACK => " at loopback",
+        _ => "",
+    };
     if key.addr == Addr::ANY_V4 {
         return format!("node:{port}/{protocol}{from}");
     }

@@ -6,7 +6,8 @@
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::Value;
 
-use super::cgroup::pod_requests;
+use super::{cgroup::pod_requests, ports::host_ports};
+use crate::model::HostPort;
 
 /// Fields of a pod that are implemented, or are somebody else's business (the scheduler's, the API
 /// server's). `[]` stands for any index; `.**` for everything below.
@@ -82,6 +83,8 @@ const CONTAINER_FIELDS: &[&str] = &[
     "lifecycle.preStop.sleep.seconds",
     "name",
     "ports[].containerPort",
+    "ports[].hostIP",
+    "ports[].hostPort",
     "ports[].name",
     "ports[].protocol",
     "resizePolicy.**",
@@ -266,6 +269,16 @@ pub fn fits(pod: &PodSpec, others: &[&PodSpec], node: Allocatable) -> Option<Rej
     let cpu = |spec: &PodSpec| pod_requests(spec).cpu_millis.unwrap_or(0);
     let memory = |spec: &PodSpec| pod_requests(spec).memory_bytes.unwrap_or(0);
     let count = u64::try_from(others.len()).unwrap_or(u64::MAX);
+    let taken: Vec<HostPort> = others.iter().flat_map(|spec| host_ports(spec)).collect();
+    if host_ports(pod).iter().any(|port| taken.iter().any(|other| other.meets(port))) {
+        return Some(Rejection {
+            reason: "NodePorts",
+            message:
+                "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports \
+                      for the requested pod ports"
+                    .to_owned(),
+        });
+    }
     let rows = [
         ("OutOfpods", "pods", 1, count, node.pods),
         ("OutOfcpu", "cpu", cpu(pod), sum(cpu), node.cpu_millis),
@@ -381,6 +394,16 @@ mod tests {
                         .to_owned()
             })
         );
+        let with_port = |host_ip: &str, port: i32| -> PodSpec {
+            let ports = json!([{"containerPort": 80, "hostPort": port, "hostIP": host_ip}]);
+            serde_json::from_value(json!({"containers": [{"name": "c", "ports": ports}]})).unwrap()
+        };
+        let wide = Allocatable { pods: 9, ..node };
+        let taken = |other: &PodSpec| fits(&with_port("", 80), &[other], wide);
+        let rejection = taken(&with_port("192.0.2.1", 80)).expect("a common address");
+        assert_eq!(rejection.reason, "NodePorts");
+        assert!(rejection.message.ends_with("free ports for the requested pod ports"));
+        assert_eq!(taken(&with_port("192.0.2.1", 81)), None);
         let third = fits(&spec("0"), &[&small, &small], node).map(|rejection| rejection.reason);
         assert_eq!(third, Some("OutOfpods"));
     }

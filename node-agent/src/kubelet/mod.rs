@@ -16,6 +16,7 @@ pub mod node;
 pub mod plan;
 pub mod pod;
 pub mod pods;
+mod ports;
 pub mod probe;
 pub mod prober;
 mod pull;

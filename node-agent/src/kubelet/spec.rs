@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use super::{
     cgroup::{container_cgroup, oom_score_adj, pod_cgroup},
     env::expand,
+    ports::host_ports,
     runtime::{
         Capabilities, ContainerId, ContainerSpec, DnsConfig, Mount, PodUid, SandboxSpec, Seccomp,
         UnpackedImage, User,
@@ -79,6 +80,7 @@ pub fn sandbox_spec(pod: &Pod, node: &NodeContext) -> SandboxSpec {
             .flatten()
             .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
             .collect(),
+        host_ports: host_ports(spec),
     }
 }
 

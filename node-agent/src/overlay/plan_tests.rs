@@ -35,6 +35,7 @@ fn rows(nodes: &[Node<'_>]) -> BTreeMap<ObjectKey, NodeRow> {
             internal_ips: ips.split_whitespace().map(|ip| ip.parse().unwrap()).collect(),
             pod_cidrs: cidrs.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect(),
             ready: true,
+            leaving: false,
             labels: BTreeMap::new(),
         };
         (ObjectKey::new("", name), row)

@@ -14,6 +14,10 @@ pub use slice::endpoint_slice;
 
 use crate::model::{NodeRow, ObjectKey, Protocol};
 
+/// The cluster autoscaler's taint of a node that it is about to delete
+/// (<https://github.com/kubernetes/autoscaler/blob/e80ab518340f88f364fe3ef063f8303755125971/cluster-autoscaler/utils/deletetaint/delete.go#L36>).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The key and row of a node.
 #[must_use]
 pub fn node(object: &Node) -> Option<(ObjectKey, NodeRow)> {
@@ -34,10 +38,14 @@ pub fn node(object: &Node) -> Option<(ObjectKey, NodeRow)> {
         .into_iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let taints = spec.and_then(|spec| spec.taints.as_deref()).into_iter().flatten();
+    let leaving = object.metadata.deletion_timestamp.is_some()
+        || taints.into_iter().any(|taint| taint.key == TO_BE_DELETED);
     let row = NodeRow {
         internal_ips: internal.filter_map(|text| text.parse().ok()).collect(),
         pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         ready,
+        leaving,
         labels: object.metadata.labels.clone().unwrap_or_default(),
     };
     Some((key, row))

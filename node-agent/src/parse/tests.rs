@@ -91,6 +91,20 @@ fn a_node_with_its_range() {
     let (key, row) = node(&serde_json::from_value(object).unwrap()).unwrap();
     assert_eq!(key, ObjectKey::new("", "n1"));
     assert_eq!((row.internal_ips.len(), row.pod_cidrs.len(), row.ready), (1, 2, true));
+    assert!(!row.leaving);
+}
+
+#[test]
+fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
+    let leaving = |metadata: Value, taints: Value| {
+        let object = json!({"metadata": metadata, "spec": {"taints": taints}});
+        node(&serde_json::from_value(object).unwrap()).unwrap().1.leaving
+    };
+    let taint = |key: &str| json!([{"key": key, "effect": "NoSchedule"}]);
+    assert!(!leaving(json!({"name": "n1"}), taint("other")));
+    assert!(leaving(json!({"name": "n1"}), taint("ToBeDeletedByClusterAutoscaler")));
+    let deleted = json!({"name": "n1", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+    assert!(leaving(deleted, json!([])));
 }
 
 #[test]

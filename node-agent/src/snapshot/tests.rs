@@ -69,6 +69,7 @@ fn sources() -> Sources {
         internal_ips: vec!["192.168.0.1".parse().unwrap()],
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
         ready: true,
+        leaving: false,
         labels: [("zone".to_owned(), "z".to_owned())].into(),
     };
     sources.nodes.upsert(ObjectKey::new("", "n"), node);

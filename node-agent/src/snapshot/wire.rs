@@ -18,7 +18,7 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"ORLOPNET";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why bytes are no snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -207,7 +207,7 @@ rows! {
     Hints { zones, nodes }
     EndpointRow { ip, ready, serving, terminating, hostname, node, hints }
     EndpointSliceRow { service, family, ports, endpoints, rejected }
-    NodeRow { internal_ips, pod_cidrs, ready, labels }
+    NodeRow { internal_ips, pod_cidrs, ready, leaving, labels }
 }
 
 impl Wire for bool {

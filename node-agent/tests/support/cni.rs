@@ -12,7 +12,7 @@ use std::{
 use node_agent::{
     cni::{self, CniConfig, CniInputs, Handle},
     kubelet::runtime::binary::SHIM,
-    model::{LocalEndpoint, PodNetwork},
+    model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
     sys::netns::NetNs,
     table::Table,
 };
@@ -82,6 +82,7 @@ pub(crate) struct Node {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) network: watch::Sender<Option<PodNetwork>>,
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
     pub(crate) handle: Option<Handle>,
 }
@@ -99,6 +100,7 @@ impl Node {
             folder: tempfile::tempdir().unwrap(),
             network: watch::Sender::new(Some(pod_network(&["10.244.3.0/24"], 1450))),
             endpoints: Table::new(),
+            services: Table::new(),
             programmed: None,
             handle: None,
         };
@@ -117,6 +119,7 @@ impl Node {
         config.node_ips = vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()];
         config.program_timeout = Duration::from_millis(200);
         let inputs = CniInputs {
+            services: self.services.clone(),
             network: self.network.subscribe(),
             endpoints: self.endpoints.clone(),
             programmed: self.programmed.clone(),

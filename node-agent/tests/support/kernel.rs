@@ -27,7 +27,7 @@ use ebpf_common::{
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
 };
-use node_agent::dataplane::object;
+use node_agent::dataplane::{events::Ring, object};
 
 use crate::{
     frame::{End, Frame},
@@ -89,6 +89,7 @@ pub(crate) const HOST_DEVICE: u32 = 1;
 
 pub(crate) struct Kernel {
     object: Ebpf,
+    pub(crate) ring: Ring,
     /// The device by which packets come to this machine; 0 for what it sends itself.
     pub(crate) came_by: u32,
     next_set: u32,
@@ -96,8 +97,9 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     fn load() -> Self {
-        let object = EbpfLoader::new().load(object()).unwrap();
-        let mut kernel = Self { object, came_by: 0, next_set: 1 };
+        let mut object = EbpfLoader::new().load(object()).unwrap();
+        let ring = Ring::take(&mut object).unwrap();
+        let mut kernel = Self { object, ring, came_by: 0, next_set: 1 };
         for name in [
             "tc_from_pod",
             "tc_to_pod",
@@ -129,6 +131,15 @@ impl Kernel {
         let result = self.program(hook).test_run(options).unwrap();
         out.truncate(usize::try_from(result.data_size_out).unwrap());
         (result.return_value.cast_signed(), out)
+    }
+
+    /// Runs a packet so many times; gives the nanoseconds of one run.
+    pub(crate) fn run_often(&mut self, hook: &str, packet: &[u8], times: u32) -> u64 {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.repeat = times;
+        let result = self.program(hook).test_run(options).unwrap();
+        u64::try_from(result.duration.as_nanos()).unwrap()
     }
 
     /// Runs a packet and checks what became of it; `None` for a packet that must not change.
@@ -288,6 +299,7 @@ impl Kernel {
     /// Removes what an earlier test has left.
     fn empty(&mut self) {
         self.came_by = 0;
+        while self.ring.next().is_some() {}
         self.empty_map::<FlowKey, Flow>("CONNTRACK");
         self.empty_map::<ServiceKey, Service>("SERVICES");
         self.empty_map::<BackendKey, Backend>("BACKENDS");

@@ -89,6 +89,7 @@ impl Node {
             dns: DnsConfig { servers: vec!["10.96.0.10".to_owned()], ..DnsConfig::default() },
             host_aliases: vec![("192.0.2.7".to_owned(), vec!["alias".to_owned()])],
             sysctls: BTreeMap::new(),
+            host_ports: Vec::new(),
         }
     }
 

@@ -23,7 +23,8 @@ use ebpf_common::{
     maps as names,
     netns::Netns,
     service::{
-        Backend, BackendKey, Peer, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, ServiceKey, SourceRange,
+        Backend, BackendKey, Peer, SCOPE_EXTERNAL, SCOPE_INTERNAL, SCOPE_LOOPBACK, Service,
+        ServiceKey, SourceRange,
     },
 };
 
@@ -52,6 +53,13 @@ impl Rows {
         let mut map: Array<_, Config> =
             Array::try_from(Map::Array(self.pin(names::CONFIG))).unwrap();
         map.set(0, config, 0).unwrap();
+    }
+
+    pub(crate) fn set_flags(&self, flags: u32) {
+        let mut map: Array<_, Config> =
+            Array::try_from(Map::Array(self.pin(names::CONFIG))).unwrap();
+        let config = map.get(&0, 0).unwrap();
+        map.set(0, Config { flags, ..config }, 0).unwrap();
     }
 
     pub(crate) fn put_node_address(&self, ip: &str) {
@@ -88,6 +96,11 @@ impl Rows {
         backends: &[SocketAddr],
     ) -> Service {
         self.put_scoped((frontend, SCOPE_EXTERNAL), proto, like, backends)
+    }
+
+    /// A pod's port at a loopback address.
+    pub(crate) fn put_at_loopback(&self, at: &str, proto: u8, backends: &[SocketAddr]) {
+        self.put_scoped((at, SCOPE_LOOPBACK), proto, Service::default(), backends);
     }
 
     fn put_scoped(

@@ -50,6 +50,7 @@ pub fn endpoint(flag: &str) -> Result<LocalEndpoint> {
         host_ifindex: ifindex.parse().with_context(|| format!("index {ifindex}"))?,
         host_mac: mac(host)?,
         pod_mac: mac(pod)?,
+        host_ports: [].into(),
     })
 }
 

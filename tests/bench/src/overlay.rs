@@ -190,6 +190,7 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
             internal_ips: vec![Ipv4Addr::new(192, 168, 0, number).into()],
             pod_cidrs: vec![format!("10.244.{number}.0/24").parse().context("a CIDR")?],
             ready: true,
+            leaving: false,
             labels: std::collections::BTreeMap::new(),
         };
         nodes.upsert(ObjectKey::new("", &format!("node-{number}")), row);

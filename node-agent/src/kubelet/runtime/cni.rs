@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::sys::exec;
 
@@ -50,6 +50,8 @@ pub(super) struct Attachment<'a> {
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
     pub(super) netns: &'a Path,
+    /// For plugins with the capability `portMappings`.
+    pub(super) port_mappings: &'a Value,
 }
 
 /// The first configuration in the folder, by name, as every runtime chooses.
@@ -141,7 +143,7 @@ impl Network {
         previous: Option<&Value>,
     ) -> Result<Option<Value>, CniError> {
         let name = plugin.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let input = self.input(plugin, previous);
+        let input = self.input(plugin, previous, attachment.port_mappings);
         let env = environment(command, bin_dir, attachment);
         let output = exec::run(&bin_dir.join(&name), &[], &env, &input, PLUGIN_LIMIT)
             .await
@@ -166,11 +168,20 @@ impl Network {
     }
 
     /// A plugin's own configuration with what the list adds to it (section 3, "Deriving").
-    fn input(&self, plugin: &Map<String, Value>, previous: Option<&Value>) -> Vec<u8> {
+    fn input(
+        &self,
+        plugin: &Map<String, Value>,
+        previous: Option<&Value>,
+        port_mappings: &Value,
+    ) -> Vec<u8> {
         let mut input = plugin.clone();
         input.insert("name".to_owned(), self.name.clone().into());
         input.insert("cniVersion".to_owned(), self.version.clone().into());
-        input.remove("capabilities");
+        let capabilities = input.remove("capabilities").unwrap_or_default();
+        let is_wanted = port_mappings.as_array().is_some_and(|list| !list.is_empty());
+        if is_wanted && capabilities["portMappings"] == Value::Bool(true) {
+            input.insert("runtimeConfig".to_owned(), json!({"portMappings": port_mappings}));
+        }
         if let Some(previous) = previous {
             input.insert("prevResult".to_owned(), previous.clone());
         }
@@ -183,7 +194,7 @@ fn environment(
     bin_dir: &Path,
     attachment: &Attachment<'_>,
 ) -> Vec<(String, String)> {
-    let Attachment { uid, namespace, name, netns } = attachment;
+    let Attachment { uid, namespace, name, netns, port_mappings: _ } = attachment;
     let args = format!(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
          K8S_POD_INFRA_CONTAINER_ID={uid};K8S_POD_UID={uid}"
@@ -234,12 +245,17 @@ mod tests {
             {"type": "orlop", "mtu": 1450}, {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
         let network = parse(text).unwrap();
         let previous = serde_json::json!({"ips": [{"address": "10.244.1.5/24"}]});
-        let input = network.input(&network.plugins[1], Some(&previous));
-        assert_eq!(
-            serde_json::from_slice::<Value>(&input).unwrap(),
-            serde_json::json!({"type": "portmap", "name": "net", "cniVersion": "1.0.0",
-                               "prevResult": {"ips": [{"address": "10.244.1.5/24"}]}})
-        );
+        let input = |plugin: usize, ports: &Value| -> Value {
+            let input = network.input(&network.plugins[plugin], Some(&previous), ports);
+            serde_json::from_slice(&input).unwrap()
+        };
+        let plain = json!({"type": "portmap", "name": "net", "cniVersion": "1.0.0",
+                           "prevResult": {"ips": [{"address": "10.244.1.5/24"}]}});
+        assert_eq!(input(1, &json!([])), plain);
+        assert_eq!(input(1, &Value::Null), plain, "of a pod that an earlier agent made");
+        let ports = json!([{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]);
+        assert_eq!(input(1, &ports)["runtimeConfig"], json!({"portMappings": ports}));
+        assert_eq!(input(0, &ports)["runtimeConfig"], Value::Null, "it has no such capability");
         assert_eq!(addresses(&previous).unwrap(), ["10.244.1.5".parse::<IpAddr>().unwrap()]);
         addresses(&serde_json::json!({"ips": []})).unwrap_err();
         let chained = serde_json::json!({

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, fmt, future::Future, net::IpAddr, path::PathBuf
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::model::HostPort;
+
 pub use self::{
     cni::CniError,
     embedded::{Embedded, RuntimeConfig},
@@ -132,6 +134,8 @@ pub struct SandboxSpec {
     pub host_aliases: Vec<(String, Vec<String>)>,
     /// `securityContext.sysctls` that are set in the pod's namespaces.
     pub sysctls: BTreeMap<String, String>,
+    /// Ports of the node that are to lead to the pod.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// What goes into a pod's `resolv.conf`.

@@ -69,6 +69,7 @@ impl Inner {
             netns,
             ready: false,
             ips: Vec::new(),
+            port_mappings: crate::cni::mappings(&spec.host_ports),
             network: None,
         }
     }
@@ -219,6 +220,7 @@ fn attachment(record: &SandboxRecord) -> cni::Attachment<'_> {
         namespace: &record.namespace,
         name: &record.name,
         netns: &record.netns,
+        port_mappings: &record.port_mappings,
     }
 }
 

@@ -28,6 +28,9 @@ pub(super) struct SandboxRecord {
     /// All steps were done.
     pub(super) ready: bool,
     pub(super) ips: Vec<IpAddr>,
+    /// `portMappings` for CNI plugins that have the capability.
+    #[serde(default)]
+    pub(super) port_mappings: serde_json::Value,
     /// CNI's result, which `DEL` is given.
     pub(super) network: Option<serde_json::Value>,
 }
