@@ -127,10 +127,10 @@ impl Case {
             found.extend(self.without(|services| drop(services.remove(at))));
             let endpoints = self.world.services[at].endpoints.len();
             for endpoint in 0..endpoints {
-                found.extend(self.without(|all| drop(all[at].endpoints.remove(endpoint))));
+                found.extend(self.without(|all| _ = all[at].endpoints.remove(endpoint)));
             }
             for port in 0..self.world.services[at].ports.len() {
-                found.extend(self.without(|all| drop(all[at].ports.remove(port))));
+                found.extend(self.without(|all| _ = all[at].ports.remove(port)));
             }
             found.extend(self.without(|all| all[at].ranges.clear()));
             found.extend(self.without(|all| all[at].external = false));
