@@ -50,7 +50,7 @@ mod tests {
         cgroup::TestCgroup,
         node::{Agent, NAME, NODE_IP, Node, pod_ip},
         place::is_possible,
-        requests::{self, Kind, Outcome, Requests},
+        requests::{self, BREATH, Kind, Outcome, Requests},
         space::{Space, pause},
     };
 
@@ -196,15 +196,18 @@ mod tests {
         }
         let agent = node.start(cgroup);
         let pod = &node.pods[&CLIENT];
+        // Each datagram of a socket that is not connected asks for the service anew and opens no flow: as
+        // many as there can be, so that a moment without a row would be met.
+        let often = if with_sockets { Duration::ZERO } else { BREATH };
         let mut running = vec![
-            Requests::start(pod, Kind::Connection, addresses()),
-            Requests::start(pod, Kind::Connected, addresses()),
-            Requests::start(pod, Kind::Datagram, addresses()),
+            Requests::start(pod, Kind::Connection, addresses(), BREATH),
+            Requests::start(pod, Kind::Connected, addresses(), BREATH),
+            Requests::start(pod, Kind::Datagram, addresses(), often),
         ];
         if !with_sockets {
             // Programs at the sockets would take the client outside for a process of this node.
-            running.push(Requests::start(&outside, Kind::Connection, node_ports()));
-            running.push(Requests::start(&outside, Kind::Connected, node_ports()));
+            running.push(Requests::start(&outside, Kind::Connection, node_ports(), BREATH));
+            running.push(Requests::start(&outside, Kind::Connected, node_ports(), BREATH));
         }
         let changes = churn(&node, time, 0x6f72_6c6f_7021);
         let outcomes: Vec<Outcome> = running.into_iter().map(Requests::stop).collect();

@@ -17,8 +17,9 @@ use super::space::{Space, pause};
 
 /// How long an answer may take. A lost first packet of a connection is sent again after a second.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two requests: so few that the connection table holds what has not been collected yet.
-const BREATH: Duration = Duration::from_millis(3);
+/// Between two requests that may each open a flow: so few that the connection table holds what has not been
+/// collected yet.
+pub(crate) const BREATH: Duration = Duration::from_millis(3);
 /// Requests of one connected socket, before another one takes its place.
 const REQUESTS: usize = 200;
 
@@ -52,11 +53,17 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn start(space: &Space, kind: Kind, to: Vec<(IpAddr, u16)>) -> Self {
+    /// Begins to ask, with so long a pause between two requests.
+    pub(crate) fn start(
+        space: &Space,
+        kind: Kind,
+        to: Vec<(IpAddr, u16)>,
+        breath: Duration,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (done, outcome) = mpsc::channel();
         let stopped = Arc::clone(&stop);
-        space.spawn(move || done.send(ask_until(&stopped, kind, &to)).unwrap());
+        space.spawn(move || done.send(ask_until(&stopped, kind, &to, breath)).unwrap());
         Self { stop, outcome }
     }
 
@@ -66,7 +73,7 @@ impl Requests {
     }
 }
 
-fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)]) -> Outcome {
+fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)], breath: Duration) -> Outcome {
     let mut outcome =
         Outcome { kind, answered: 0, failures: Vec::new(), backends: BTreeSet::new() };
     let mut sockets: Vec<Option<UdpSocket>> = to.iter().map(|_| None).collect();
@@ -91,7 +98,7 @@ fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)]) -> Outcome {
             }
             Err(error) => outcome.failures.push(format!("{turn} to {address}: {error}")),
         }
-        pause(BREATH);
+        pause(breath);
     }
     outcome
 }
