@@ -44,6 +44,9 @@ mod runs;
 #[path = "model/step.rs"]
 mod step;
 #[cfg(test)]
+#[path = "model/tracing.rs"]
+mod tracing;
+#[cfg(test)]
 #[path = "model/unreachable.rs"]
 mod unreachable;
 #[cfg(test)]
@@ -88,6 +91,13 @@ mod tests {
                     }
                 }
                 seed += 1;
+                if seed.is_multiple_of(10_000) {
+                    println!(
+                        "{} after {} s",
+                        tally.values().sum::<usize>(),
+                        start.elapsed().as_secs()
+                    );
+                }
             }
             let (took, all) = (start.elapsed().as_secs(), tally.values().sum::<usize>());
             println!("{all} in {took} s, seeds {first} to {seed}: {tally:?}");

@@ -143,7 +143,10 @@ fn build(
     }
     if port.protocol == Protocol::Sctp {
         let all = frontends.len();
-        frontends.retain(|one| backends.all_have(one.which, one.key.port));
+        // Without its row for clients outside, an address would give them the other one's backends.
+        let unfit = frontends.iter().filter(|one| !backends.all_have(one.which, one.key.port));
+        let unfit: Vec<ServiceKey> = unfit.map(|one| claim(&one.key)).collect();
+        frontends.retain(|one| !unfit.contains(&claim(&one.key)));
         if frontends.len() < all {
             problems.push(format!(
                 "spec.ports[{index}]: SCTP keeps its port; port, targetPort and nodePort must be \

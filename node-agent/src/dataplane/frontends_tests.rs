@@ -169,6 +169,27 @@ fn sctp_keeps_its_port_or_is_refused_by_name() {
 }
 
 #[test]
+fn sctp_that_keeps_its_port_for_some_clients_alone_is_served_to_nobody() {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Sctp, port: 80, node_port: 0 };
+    let row = ServiceRow {
+        cluster_ips: vec![ip("10.96.0.1")],
+        external_ips: vec![],
+        ports: vec![port],
+        external_policy: TrafficPolicy::Local,
+        ..service()
+    };
+    // The one endpoint here drains, and has another target port than the ready one elsewhere.
+    let [mut there, _] = slices(80);
+    Arc::make_mut(&mut there).endpoints.remove(0);
+    let [mut here, _] = slices(8080);
+    let endpoints = &mut Arc::make_mut(&mut here).endpoints;
+    endpoints.pop();
+    endpoints[0] = EndpointRow { ready: false, terminating: true, ..endpoints[0].clone() };
+    let desired = desire(&row, &[there, here]);
+    assert_eq!(rows(&desired), ["10.96.0.1 80 in [2] 0"], "no client outside gets the one there");
+}
+
+#[test]
 fn what_contradicts_itself_is_told_and_the_rest_is_there() {
     let named = |name: &str, port, node_port| ServicePort {
         name: name.into(),

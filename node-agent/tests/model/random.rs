@@ -300,7 +300,11 @@ fn target(random: &mut Random, world: &World, (hook, v6): (Hook, bool)) -> (u8, 
     let tunnel = match hook {
         Hook::FromUnderlay => Some(NODE[0]),
         Hook::ToUnderlay { .. } => Some(FAR_NODES[0]),
-        _ => None,
+        Hook::FromPod
+        | Hook::FromOverlay
+        | Hook::FromHost
+        | Hook::ToPod { .. }
+        | Hook::ToOverlay { .. } => None,
     };
     if let Some(far) = tunnel.filter(|_| random.once_in(20)) {
         return (UDP, (ip(far, v6), VXLAN_PORT));
@@ -323,7 +327,9 @@ fn service_target(random: &mut Random, world: &World, (v6, hook): (bool, Hook)) 
         Hook::FromHost => !random.once_in(4),
         Hook::FromUnderlay => random.once_in(10),
         Hook::FromOverlay => return (proto, node),
-        _ => random.once_in(2),
+        Hook::FromPod | Hook::ToPod { .. } | Hook::ToUnderlay { .. } | Hook::ToOverlay { .. } => {
+            random.once_in(2)
+        }
     };
     (proto, if wants_cluster_ip { cluster_ip } else { random.pick(&others) })
 }

@@ -73,27 +73,24 @@ impl Reference {
             return Ruling::Left;
         }
         let is_looked_up = !matches!(hook, Hook::ToOverlay { own: false });
-        match if is_looked_up { self.follow(message) } else { Followed::Nothing } {
+        let followed = if is_looked_up { self.follow(message) } else { Followed::Nothing };
+        let has_way = !matches!(hook, Hook::ToOverlay { .. }) || is_elsewhere(&frame.dst.0);
+        match followed {
             Followed::Lost => return Ruling::Dropped(DropReason::FragmentLost),
+            _ if !has_way => return Ruling::Dropped(DropReason::NoTunnel),
             Followed::Known(frame, _) if !is_incoming => return Ruling::Sent(frame, Way::Stack),
             Followed::Known(frame, way) => return Ruling::Sent(frame, way),
             Followed::Nothing => {}
         }
         match hook {
-            Hook::FromPod => self.from_pod(message, &frame),
-            Hook::FromUnderlay => self.from_underlay(message, &frame),
-            Hook::FromOverlay => self.from_overlay(message, &frame),
+            Hook::FromPod => self.sent_by_pod(message, &frame),
+            Hook::FromUnderlay => self.sent_by_underlay(message, &frame),
+            Hook::FromOverlay => self.sent_by_overlay(message, &frame),
             Hook::FromHost => self
                 .open_service(message, &frame, From::Host)
                 .unwrap_or(Ruling::Dropped(DropReason::UnknownService)),
-            Hook::ToPod { .. } => Ruling::Left,
-            Hook::ToUnderlay { .. } => self.to_underlay(message, &frame),
-            Hook::ToOverlay { .. } => {
-                let to = &frame.dst.0;
-                let is_known =
-                    World::far_node_of_pod(to).is_some() || World::far_node(to).is_some();
-                if is_known { Ruling::Left } else { Ruling::Dropped(DropReason::NoTunnel) }
-            }
+            Hook::ToPod { .. } | Hook::ToOverlay { .. } => Ruling::Left,
+            Hook::ToUnderlay { .. } => self.sent_to_underlay(message, &frame),
         }
     }
 
@@ -211,7 +208,7 @@ impl Reference {
         Followed::Known(told.frame(), Way::of(&flow, direction))
     }
 
-    fn from_pod(&self, message: &Message, frame: &Frame) -> Ruling {
+    fn sent_by_pod(&self, message: &Message, frame: &Frame) -> Ruling {
         let to = frame.dst.0;
         if let Some(pod) = World::pod(&to) {
             return Ruling::Sent(frame.clone(), Way::Pod(pod));
@@ -241,7 +238,7 @@ impl Reference {
         }])
     }
 
-    fn from_underlay(&self, message: &Message, frame: &Frame) -> Ruling {
+    fn sent_by_underlay(&self, message: &Message, frame: &Frame) -> Ruling {
         if let Some(pod) = World::pod(&frame.dst.0) {
             return Ruling::Sent(frame.clone(), Way::Pod(pod));
         }
@@ -250,7 +247,7 @@ impl Reference {
         self.open_service(message, frame, from).unwrap_or(Ruling::Left)
     }
 
-    fn from_overlay(&self, message: &Message, frame: &Frame) -> Ruling {
+    fn sent_by_overlay(&self, message: &Message, frame: &Frame) -> Ruling {
         if let Some(pod) = World::pod(&frame.dst.0) {
             return Ruling::Sent(frame.clone(), Way::Pod(pod));
         }
@@ -261,7 +258,7 @@ impl Reference {
     }
 
     /// A connection of the node that would meet one of a pod under the node's address.
-    fn to_underlay(&self, message: &Message, frame: &Frame) -> Ruling {
+    fn sent_to_underlay(&self, message: &Message, frame: &Frame) -> Ruling {
         let tuple = Tuple::of(frame);
         let is_new = may_open(message, frame) && (frame.proto != TCP || is_syn(frame));
         let met = self.flows.find(&tuple.reversed());
@@ -369,6 +366,11 @@ impl Reference {
 
 fn sent_out(frame: &Frame) -> Ruling {
     Ruling::Sent(frame.clone(), Way::Out)
+}
+
+/// Whether it is another node's pod, or another node.
+fn is_elsewhere(addr: &IpAddr) -> bool {
+    World::far_node_of_pod(addr).is_some() || World::far_node(addr).is_some()
 }
 
 fn is_group(addr: &IpAddr) -> bool {

@@ -37,6 +37,7 @@ use node_agent::{
         object,
         plan::{Observed, Plan},
         select::Place,
+        tracer::{Run, Tracer},
     },
     model::{EndpointSliceRow, FarEnd, ObjectKey, ServiceRow},
     table::Table,
@@ -61,7 +62,10 @@ pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// MAC of the host device.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 9];
 /// Index of the host device; loopback's, since a device of that index has to be there.
-const HOST_DEVICE: u32 = 1;
+pub(crate) const HOST_DEVICE: u32 = 1;
+pub(crate) const VXLAN_DEVICE: u32 = 5;
+/// Index of the first pod's device; the others' follow.
+pub(crate) const POD_DEVICE: u32 = 7;
 const UPLINK: &str = "up0";
 
 pub(crate) fn pod_mac(index: usize) -> [u8; 6] {
@@ -90,6 +94,7 @@ pub(crate) struct Rig {
     maps: Maps,
     /// The same programs over the same maps, with every field of a packet's context.
     object: Ebpf,
+    tracer: Tracer,
     services: Table<ObjectKey, ServiceRow>,
     slices: Table<ObjectKey, EndpointSliceRow>,
     revisions: (u64, u64),
@@ -117,6 +122,7 @@ impl Rig {
             programs,
             maps,
             object: load_over(&pins),
+            tracer: Tracer::load(&pins).unwrap(),
             services: Table::new(),
             slices: Table::new(),
             revisions: (0, 0),
@@ -153,7 +159,7 @@ impl Rig {
         let config = Config {
             services: SERVICE_NETS.map(|net| Net::new(net.addr(), net.prefix_len())),
             gateway: GATEWAY.map(Addr::from),
-            vxlan_ifindex: if world.vxlan { 5 } else { 0 },
+            vxlan_ifindex: if world.vxlan { VXLAN_DEVICE } else { 0 },
             vni: 1,
             host_ifindex: HOST_DEVICE,
             flags,
@@ -168,7 +174,7 @@ impl Rig {
         self.maps.set_node_addresses(&addresses.copied().collect()).unwrap();
         for (index, pod) in PODS.iter().enumerate() {
             let row = Endpoint {
-                ifindex: 7 + u32::try_from(index).unwrap(),
+                ifindex: POD_DEVICE + u32::try_from(index).unwrap(),
                 host_mac: HOST_MAC,
                 pod_mac: pod_mac(index),
                 flags: 0,
@@ -285,6 +291,11 @@ impl Rig {
         let is_counted = verdict == DROP || is_answer || out.len() != packet.len();
         let dropped = if is_counted { self.newly_counted() } else { Vec::new() };
         Outcome { verdict, packet: out, dropped }
+    }
+
+    /// Runs a packet through the copy of a program that traces.
+    pub(crate) fn trace(&mut self, hook: Hook, packet: &[u8]) -> Run {
+        self.tracer.tc(hook.program(), 0, packet).unwrap()
     }
 
     fn test_run(&mut self, name: &str, packet: &[u8], came_by_device: bool) -> (i32, Vec<u8>) {

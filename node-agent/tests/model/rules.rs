@@ -84,9 +84,8 @@ fn at(service: &Service, to: End, proto: u8, outside: bool) -> Option<Frontend> 
         ranges: is_limited.then_some(ranges),
         node_local: service.node_local && !v6,
     };
-    // The port cannot be changed, so what leads to another one is not served.
-    let is_served = proto != SCTP || frontend.backends.iter().all(|backend| backend.1 == to.1);
-    is_served.then_some(frontend)
+    let is_cluster_ip = matches!(reach, Reach::ClusterIp);
+    is_served(service, port, (to.1, v6, is_cluster_ip)).then_some(frontend)
 }
 
 /// By which of a service's addresses it was reached.
@@ -130,21 +129,24 @@ pub(crate) fn members(world: &World, set: SetId) -> BTreeSet<End> {
     port.map(|(service, port)| backends(service, port, set.port.v6, set.local)).unwrap_or_default()
 }
 
+/// Whether an address serves a port. SCTP's port cannot be changed, so what leads to another one for clients
+/// inside or outside is not served.
+fn is_served(service: &Service, port: &Port, (to, v6, cluster_ip): (u16, bool, bool)) -> bool {
+    let fits = |local| backends(service, port, v6, local).iter().all(|backend| backend.1 == to);
+    match (port.proto, cluster_ip) {
+        (SCTP, true) => fits(service.internal_local),
+        (SCTP, false) => fits(false) && (!service.external_local || fits(true)),
+        _ => true,
+    }
+}
+
 /// Whether anything leads to a port at all; SCTP's may lose all that do.
 pub(crate) fn is_reachable(service: &Service, index: usize, v6: bool) -> bool {
     let port = &service.ports[index];
-    if port.proto != SCTP {
-        return true;
-    }
-    let fits = |number: u16, local: bool| {
-        backends(service, port, v6, local).iter().all(|backend| backend.1 == number)
-    };
-    let outer = || fits(port.port, false) || (service.external_local && fits(port.port, true));
-    let node =
-        || fits(port.node_port, false) || (service.external_local && fits(port.node_port, true));
-    fits(port.port, service.internal_local)
-        || ((service.external || service.ingress) && outer())
-        || (port.node_port != 0 && node())
+    let is_served = |to, cluster_ip| is_served(service, port, (to, v6, cluster_ip));
+    is_served(port.port, true)
+        || ((service.external || service.ingress) && is_served(port.port, false))
+        || (port.node_port != 0 && is_served(port.node_port, false))
 }
 
 fn backends(service: &Service, port: &Port, v6: bool, local: bool) -> BTreeSet<End> {

@@ -98,7 +98,7 @@ mod tests {
     }
 
     /// Puts a lie into a packet.
-    fn lie(bytes: &mut Vec<u8>, random: &mut Random) {
+    fn lie(bytes: &mut [u8], random: &mut Random) {
         let v4 = bytes[12..14] == [8, 0];
         let l4 = if v4 { 34 } else { 54 };
         let lengths = [0, 1, 7, 8, 19, 20, 28, 40, bytes.len() - 15, bytes.len() - 13, 0xffff];

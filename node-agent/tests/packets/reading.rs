@@ -1,7 +1,7 @@
 //! A reading of packets that shares nothing with the programs': where everything lies that a translation may
 //! touch, and how wrong each checksum is.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use ebpf_common::addr::Addr;
 
@@ -41,7 +41,7 @@ pub(crate) struct Quoted {
 /// What a checksum covers, and where it is; zero may stand for none.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    covers: Vec<std::ops::Range<usize>>,
+    covers: [Range<usize>; 2],
     at: usize,
     zero_is_none: bool,
     /// Length and protocol, as the pseudo header has them.
@@ -191,7 +191,7 @@ fn parts(packet: &Packet, bytes: &[u8]) -> Vec<Part> {
     if packet.v4 {
         // Options are covered where the packet has them all.
         let end = packet.l4.min(bytes.len());
-        let covers = vec![14..end];
+        let covers = [14..end, 0..0];
         parts.push(Part { covers, at: 24, zero_is_none: false, more: 0 });
     }
     let addresses = if packet.v4 { 26..34 } else { 22..54 };
@@ -199,10 +199,10 @@ fn parts(packet: &Packet, bytes: &[u8]) -> Vec<Part> {
     if let Some((at, zero_is_none)) = checksum
         && packet.l4 + at + 2 <= bytes.len()
     {
-        let mut covers = vec![packet.l4..bytes.len()];
+        let mut covers = [packet.l4..bytes.len(), 0..0];
         let mut more = 0;
         if packet.proto != ICMP {
-            covers.push(addresses);
+            covers[1] = addresses;
             more = u32::try_from(bytes.len() - packet.l4).unwrap() + u32::from(packet.proto);
         }
         parts.push(Part { covers, at: packet.l4 + at, zero_is_none, more });

@@ -1,0 +1,309 @@
+//! Endpoints that change a hundred times a second under real connections and datagrams, through the agent's
+//! own path: no request fails while every backend is alive, and nothing is left in any map afterwards.
+//!
+//! Once with every service asked in the packets' path, once with programs at the sockets. `ORLOP_SOAK_S` says
+//! for how many seconds in all, 20 if it says nothing. One test, since a process can be in one cgroup only.
+
+#[cfg(test)]
+#[path = "support/cgroup.rs"]
+mod cgroup;
+#[cfg(test)]
+#[path = "support/node.rs"]
+mod node;
+#[cfg(test)]
+#[path = "support/place.rs"]
+mod place;
+#[cfg(test)]
+#[path = "soak/requests.rs"]
+mod requests;
+#[cfg(test)]
+#[path = "support/space.rs"]
+mod space;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        path::{Path, PathBuf},
+        time::{Duration, Instant},
+    };
+
+    use aya::maps::{
+        HashMap, Map, MapData,
+        lpm_trie::{Key, LpmTrie},
+    };
+    use ebpf_common::{
+        ABI_VERSION,
+        conntrack::{FORWARD, Flow, FlowKey},
+        maps as names,
+        service::SourceRange,
+    };
+    use node_agent::{
+        dataplane::look::Look,
+        model::{
+            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
+            ServicePort, ServiceRow, TrafficPolicy,
+        },
+    };
+
+    use super::{
+        cgroup::TestCgroup,
+        node::{Agent, NAME, NODE_IP, Node, pod_ip},
+        place::is_possible,
+        requests::{self, BREATH, Kind, Outcome, Requests},
+        space::{Space, pause},
+    };
+
+    const CLIENT: u8 = 11;
+    const BACKENDS: [u8; 6] = [21, 22, 23, 24, 25, 26];
+    /// Services that are asked all the time; those after them come and go, and nobody asks them.
+    const STEADY: u8 = 6;
+    const GHOSTS: u8 = 6;
+    /// Between two changes: a hundred a second.
+    const CHANGE: Duration = Duration::from_millis(10);
+    /// Longer than any flow lives without a packet.
+    const AGE_S: u32 = 8_000;
+
+    /// A generator of no quality but the same everywhere (xorshift64).
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 16) % bound
+        }
+    }
+
+    fn cluster_ip(number: u8) -> IpAddr {
+        Ipv4Addr::new(10, 96, 0, number).into()
+    }
+
+    fn node_port(number: u8) -> u16 {
+        30_000 + u16::from(number)
+    }
+
+    fn key(number: u8) -> ObjectKey {
+        ObjectKey::new("default", &format!("service-{number}"))
+    }
+
+    /// Between them they have rows in every map of services.
+    fn service(number: u8) -> ServiceRow {
+        let port = |protocol, node_port| ServicePort {
+            name: format!("{protocol:?}").into(),
+            protocol,
+            port: 80,
+            node_port,
+        };
+        let is_local = number.is_multiple_of(4);
+        ServiceRow {
+            kind: ServiceKind::LoadBalancer,
+            cluster_ips: vec![cluster_ip(number)],
+            ingress_ips: vec![Ipv4Addr::new(203, 0, 113, number).into()],
+            ports: vec![
+                port(Protocol::Tcp, node_port(number)),
+                port(Protocol::Udp, node_port(number)),
+            ],
+            affinity_s: if number.is_multiple_of(3) { 10_800 } else { 0 },
+            external_policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+            source_ranges: vec![format!("10.{number}.0.0/16").parse().unwrap()],
+            ..ServiceRow::default()
+        }
+    }
+
+    fn slice(number: u8, pods: &[u8]) -> EndpointSliceRow {
+        let port =
+            |protocol| EndpointPort { name: format!("{protocol:?}").into(), protocol, port: 8_080 };
+        let endpoint = |last: &u8| EndpointRow {
+            ip: pod_ip(*last).into(),
+            node: NAME.into(),
+            ..EndpointRow::default()
+        };
+        EndpointSliceRow {
+            service: key(number),
+            ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+            endpoints: pods.iter().map(endpoint).collect(),
+            ..EndpointSliceRow::default()
+        }
+    }
+
+    /// One change. A service that is asked always has a backend, and all of them are alive.
+    fn change(node: &Node, random: &mut Random) {
+        let some = |random: &mut Random, all: &[u8]| -> Vec<u8> {
+            let mask = random.below(1 << all.len());
+            let is_in = |at: &usize| mask >> at & 1 == 1;
+            (0..all.len()).filter(is_in).map(|at| all[at]).collect()
+        };
+        let pick = |random: &mut Random, from: u8, count: u8| {
+            from + u8::try_from(random.below(u64::from(count))).unwrap()
+        };
+        if random.below(4) != 0 {
+            let number = pick(random, 1, STEADY);
+            let mut pods = some(random, &BACKENDS);
+            if pods.is_empty() {
+                pods.push(BACKENDS[usize::from(number) % BACKENDS.len()]);
+            }
+            node.slices.upsert(key(number), slice(number, &pods));
+            return;
+        }
+        let number = pick(random, STEADY + 1, GHOSTS);
+        match random.below(4) {
+            0 => drop(node.services.delete(&key(number))),
+            1 => drop(node.slices.delete(&key(number))),
+            2 => drop(node.services.upsert(key(number), service(number))),
+            _ => {
+                let pods: Vec<u8> = (100..140).collect();
+                let row = slice(number, &some(random, &pods));
+                node.slices.upsert(key(number), row);
+            }
+        }
+    }
+
+    /// Changes endpoints for so long; gives how many changes there were.
+    fn churn(node: &Node, time: Duration, seed: u64) -> u32 {
+        let (mut random, start, mut changes) = (Random(seed), Instant::now(), 0);
+        while start.elapsed() < time {
+            change(node, &mut random);
+            changes += 1;
+            pause((CHANGE * changes).saturating_sub(start.elapsed()));
+        }
+        changes
+    }
+
+    fn addresses() -> Vec<(IpAddr, u16)> {
+        (1..=STEADY).map(|number| (cluster_ip(number), 80)).collect()
+    }
+
+    fn node_ports() -> Vec<(IpAddr, u16)> {
+        (1..=STEADY).map(|number| (NODE_IP.into(), node_port(number))).collect()
+    }
+
+    #[expect(clippy::print_stdout, reason = "what a soak has done is part of its result")]
+    fn soak(cgroup: Option<PathBuf>, time: Duration) {
+        let with_sockets = cgroup.is_some();
+        let outside = Space::new();
+        let mut node = Node::new(&outside);
+        for last in BACKENDS.iter().chain([&CLIENT]) {
+            node.add_pod(*last);
+        }
+        for last in BACKENDS {
+            node.pods[&last].run(move || requests::serve(last));
+        }
+        for number in 1..=STEADY {
+            node.services.upsert(key(number), service(number));
+            node.slices.upsert(key(number), slice(number, &BACKENDS));
+        }
+        let agent = node.start(cgroup);
+        let pod = &node.pods[&CLIENT];
+        // Each datagram of a socket that is not connected asks for the service anew and opens no flow: as
+        // many as there can be, so that a moment without a row would be met.
+        let often = if with_sockets { Duration::ZERO } else { BREATH };
+        let mut running = vec![
+            Requests::start(pod, Kind::Connection, addresses(), BREATH),
+            Requests::start(pod, Kind::Connected, addresses(), BREATH),
+            Requests::start(pod, Kind::Datagram, addresses(), often),
+        ];
+        if !with_sockets {
+            // Programs at the sockets would take the client outside for a process of this node.
+            running.push(Requests::start(&outside, Kind::Connection, node_ports(), BREATH));
+            running.push(Requests::start(&outside, Kind::Connected, node_ports(), BREATH));
+        }
+        let changes = churn(&node, time, 0x6f72_6c6f_7021);
+        let outcomes: Vec<Outcome> = running.into_iter().map(Requests::stop).collect();
+        println!("{} s, {changes} changes, sockets {with_sockets}: {outcomes:?}", time.as_secs());
+        // Four fifths of what was promised, on a machine that does something else too.
+        assert!(u128::from(changes) >= time.as_millis() / CHANGE.as_millis() * 4 / 5);
+        for outcome in &outcomes {
+            assert!(outcome.failures.is_empty(), "{outcome:?}");
+            assert!(outcome.answered > 100, "{outcome:?}");
+            assert!(outcome.backends.len() == BACKENDS.len(), "all were asked: {outcome:?}");
+        }
+        nothing_is_left(&node, &agent);
+        drop(agent);
+        node.space.settle();
+    }
+
+    fn nothing_is_left(node: &Node, agent: &Agent) {
+        for number in 1..=STEADY + GHOSTS {
+            node.services.delete(&key(number));
+            node.slices.delete(&key(number));
+        }
+        node.settle(agent);
+        let pins = node.pins();
+        let left = node.space.run(move || rows(&pins));
+        let of_services: Vec<_> =
+            left.iter().filter(|(map, rows)| is_of_services(map) && *rows != 0).collect();
+        assert!(of_services.is_empty(), "rows are left: {of_services:?}");
+
+        // Both halves of a flow are there, and go together once it is old.
+        let pins = node.pins();
+        let (flows, halves) = node.space.run(move || age(&pins));
+        assert!(flows > 0 && halves == 0, "{flows} rows of flows, {halves} without the other one");
+        let start = Instant::now();
+        loop {
+            let pins = node.pins();
+            let left = node.space.run(move || Look::below(&pins).flows().unwrap().len());
+            if left == 0 {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{left} rows of flows are left");
+            pause(Duration::from_millis(200));
+        }
+    }
+
+    fn is_of_services(map: &str) -> bool {
+        let maps =
+            [names::SERVICES, names::BACKENDS, names::MEMBERS, names::MAGLEV, names::SOURCE_RANGES];
+        maps.contains(&map)
+    }
+
+    fn pin(pins: &Path, name: &str) -> MapData {
+        MapData::from_pin(pins.join(format!("v{ABI_VERSION}")).join(name)).unwrap()
+    }
+
+    fn rows(pins: &Path) -> Vec<(&'static str, u64)> {
+        let fill = Look::below(pins).fill().unwrap();
+        let mut rows: Vec<_> = fill.into_iter().map(|fill| (fill.map, fill.rows)).collect();
+        let ranges: LpmTrie<_, SourceRange, u32> =
+            Map::LpmTrie(pin(pins, names::SOURCE_RANGES)).try_into().unwrap();
+        let keys: Vec<Key<SourceRange>> = ranges.keys().map(Result::unwrap).collect();
+        rows.push((names::SOURCE_RANGES, u64::try_from(keys.len()).unwrap()));
+        rows
+    }
+
+    /// Makes every flow one that was last seen long ago. Gives the number of rows, and of those whose other
+    /// half is not there.
+    fn age(pins: &Path) -> (usize, usize) {
+        let mut map: HashMap<_, FlowKey, Flow> =
+            Map::HashMap(pin(pins, names::CONNTRACK)).try_into().unwrap();
+        let rows: std::collections::BTreeMap<FlowKey, Flow> =
+            map.iter().map(Result::unwrap).collect();
+        let forward: Vec<FlowKey> = rows
+            .iter()
+            .filter(|(_, flow)| flow.direction == FORWARD)
+            .map(|(key, flow)| flow.opposite(key.proto))
+            .collect();
+        let lone = forward.iter().filter(|key| !rows.contains_key(key)).count();
+        let halves = lone + (rows.len() - forward.len()).abs_diff(forward.len());
+        for (key, flow) in &rows {
+            let last_seen = flow.last_seen.wrapping_sub(AGE_S);
+            map.insert(key, Flow { last_seen, ..*flow }, 0).unwrap();
+        }
+        (rows.len(), halves)
+    }
+
+    #[test]
+    fn endpoints_change_under_traffic_and_nothing_fails_or_is_left() {
+        if !is_possible() {
+            return;
+        }
+        let seconds = std::env::var_os("ORLOP_SOAK_S");
+        let seconds = seconds.map_or(20, |text| text.to_str().unwrap().parse().unwrap());
+        let half = Duration::from_secs(seconds) / 2;
+        let cgroup = TestCgroup::enter("soak");
+        // First without: programs at the sockets outlive the agent that attached them.
+        soak(None, half);
+        soak(Some(cgroup.path.clone()), half);
+    }
+}

@@ -1,0 +1,165 @@
+//! Clients that ask all the time, and servers that answer them with a number.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use super::space::{Space, pause};
+
+/// How long an answer may take. A lost first packet of a connection is sent again after a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two requests that may each open a flow: so few that the connection table holds what has not been
+/// collected yet.
+pub(crate) const BREATH: Duration = Duration::from_millis(3);
+/// Requests of one connected socket, before another one takes its place.
+const REQUESTS: usize = 200;
+
+/// How a client asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// A connection of TCP for each request.
+    Connection,
+    /// A connected socket of UDP that goes on for a while.
+    Connected,
+    /// A socket of UDP that says with each datagram where it goes.
+    Datagram,
+}
+
+/// What became of the requests.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    #[expect(dead_code, reason = "printed")]
+    pub(crate) kind: Kind,
+    pub(crate) answered: usize,
+    /// The first few that were not answered.
+    pub(crate) failures: Vec<String>,
+    /// Who answered.
+    pub(crate) backends: BTreeSet<u8>,
+}
+
+/// A client that asks until it is stopped.
+pub(crate) struct Requests {
+    stop: Arc<AtomicBool>,
+    outcome: mpsc::Receiver<Outcome>,
+}
+
+impl Requests {
+    /// Begins to ask, with so long a pause between two requests.
+    pub(crate) fn start(
+        space: &Space,
+        kind: Kind,
+        to: Vec<(IpAddr, u16)>,
+        breath: Duration,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (done, outcome) = mpsc::channel();
+        let stopped = Arc::clone(&stop);
+        space.spawn(move || done.send(ask_until(&stopped, kind, &to, breath)).unwrap());
+        Self { stop, outcome }
+    }
+
+    pub(crate) fn stop(self) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        self.outcome.recv().expect("a client ends without a panic")
+    }
+}
+
+fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)], breath: Duration) -> Outcome {
+    let mut outcome =
+        Outcome { kind, answered: 0, failures: Vec::new(), backends: BTreeSet::new() };
+    let mut sockets: Vec<Option<UdpSocket>> = to.iter().map(|_| None).collect();
+    for turn in 0.. {
+        if stop.load(Ordering::Relaxed) || outcome.failures.len() > 4 {
+            break;
+        }
+        let at = turn % to.len();
+        let address = SocketAddr::from(to[at]);
+        if turn % (REQUESTS * to.len()) == 0 {
+            sockets.fill_with(|| None);
+        }
+        let answer = match kind {
+            Kind::Connection => connection(address),
+            Kind::Connected => connected(address, &mut sockets[at]),
+            Kind::Datagram => datagram(address, &mut sockets[at]),
+        };
+        match answer {
+            Ok(backend) => {
+                outcome.answered += 1;
+                outcome.backends.insert(backend);
+            }
+            Err(error) => outcome.failures.push(format!("{turn} to {address}: {error}")),
+        }
+        pause(breath);
+    }
+    outcome
+}
+
+fn connection(to: SocketAddr) -> io::Result<u8> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut byte = *b"?";
+    stream.write_all(&byte)?;
+    stream.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+fn udp() -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+fn connected(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
+    if kept.is_none() {
+        let socket = udp()?;
+        socket.connect(to)?;
+        *kept = Some(socket);
+    }
+    let Some(socket) = kept else { unreachable!("it was made just now") };
+    let mut byte = *b"?";
+    socket.send(&byte)?;
+    socket.recv(&mut byte)?;
+    Ok(byte[0])
+}
+
+fn datagram(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
+    if kept.is_none() {
+        *kept = Some(udp()?);
+    }
+    let Some(socket) = kept else { unreachable!("it was made just now") };
+    let mut byte = *b"?";
+    socket.send_to(&byte, to)?;
+    let (_, from) = socket.recv_from(&mut byte)?;
+    if from != to {
+        return Err(io::Error::other(format!("an answer of {from}")));
+    }
+    Ok(byte[0])
+}
+
+/// Servers of both protocols at port 8080.
+pub(crate) fn serve(number: u8) {
+    let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+    let _tcp = thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut byte = [0];
+            // The far end may have gone; a request of one byte comes with its connection.
+            let _gone = stream.read_exact(&mut byte).and_then(|()| stream.write_all(&[number]));
+        }
+    });
+    let socket = UdpSocket::bind("0.0.0.0:8080").unwrap();
+    let _udp = thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut bytes) {
+            let _gone = socket.send_to(&[number], from);
+        }
+    });
+}
