@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod daemon;
+pub mod ethtool;
 pub mod exec;
 pub mod map;
 pub mod netlink;
