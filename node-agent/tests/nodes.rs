@@ -67,8 +67,7 @@ mod tests {
     fn scenario(plain: SetUp, with_sockets: SetUp) {
         let lan = Space::new();
         lan.run(make_bridge);
-        let new = |number| Node::new(number, both_families, &lan);
-        let (mut one, mut two) = (new(1), new(2));
+        let [mut one, mut two] = [1, 2].map(|number| Node::new(number, both_families, &lan));
         let outside = Space::new();
         plug(&lan, &outside, 99);
         add_pods(&mut one, &[11, 12]);
