@@ -24,7 +24,7 @@ pub fn carry<const V6: bool>(
     }
     let tunnelled = path.kind == TUNNEL;
     let len = if tunnelled { path.outer.packet_len(frame.len) } else { frame.packet_len() };
-    // Too big: tc says so to the client.
+    // Too big: what is to be done then is tc's to decide.
     if len > path.mtu as usize {
         return None;
     }

@@ -4,6 +4,7 @@
 #![deny(unused_results, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod apart;
+mod apart_xdp;
 mod arrival;
 mod carry;
 mod cg_connect4;
@@ -41,7 +42,6 @@ mod tc_to_pod;
 mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
-mod xdp_apart;
 mod xdp_entry;
 mod xdp_open;
 

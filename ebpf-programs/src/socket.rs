@@ -12,9 +12,7 @@ use ebpf_common::{
     addr::Addr,
     config::{Config, LOOPBACK_PORTS},
     netns::Netns,
-    service::{
-        AT_SOCKET, Peer, SCOPE_INTERNAL, SCOPE_LOOPBACK, SOURCE_RANGES, Service, mix,
-    },
+    service::{AT_SOCKET, Peer, SCOPE_INTERNAL, SCOPE_LOOPBACK, SOURCE_RANGES, Service, mix},
     socket::{Ask, CONNECT},
     verdict::DropReason,
 };

@@ -14,9 +14,9 @@ use ebpf_common::{
 };
 
 use crate::{
-    carry,
+    apart_xdp, carry,
     driver_frame::{self, Family, Frame},
-    events, helpers, maps, nat, next_hop, xdp_apart,
+    events, helpers, maps, nat, next_hop,
 };
 
 #[xdp(frags)]
@@ -41,16 +41,16 @@ const WAY_UNKNOWN: u32 = 257;
 #[inline(always)]
 fn steps<const V6: bool>(ctx: &XdpContext) -> Option<u32> {
     let mut is_new = 0;
-    let mut action = xdp_apart::carry::<V6>(ctx, is_new);
+    let mut action = apart_xdp::carry::<V6>(ctx, is_new);
     if action == FLOW_UNKNOWN {
-        is_new = xdp_apart::open::<V6>(ctx);
+        is_new = apart_xdp::open::<V6>(ctx);
         if is_new == 0 {
             return None;
         }
-        action = xdp_apart::carry::<V6>(ctx, is_new);
+        action = apart_xdp::carry::<V6>(ctx, is_new);
     }
-    if action == WAY_UNKNOWN && xdp_apart::learn::<V6>(ctx) == 1 {
-        action = xdp_apart::carry::<V6>(ctx, is_new);
+    if action == WAY_UNKNOWN && apart_xdp::learn::<V6>(ctx) == 1 {
+        action = apart_xdp::carry::<V6>(ctx, is_new);
     }
     (action < FLOW_UNKNOWN).then_some(action)
 }

@@ -12,12 +12,12 @@ use ebpf_common::{
 };
 
 use crate::{
+    apart_xdp,
     driver_frame::{self, Frame},
     frame::Arrival as _,
     maps,
     nat::{self, From},
     packet::{FLOW, Packet},
-    xdp_apart,
 };
 
 /// Makes both rows of a packet's flow.
@@ -35,15 +35,15 @@ pub fn open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let mut flow = nat::new_flow();
-    if !xdp_apart::find(&packet, &mut flow) {
+    if !apart_xdp::find(&packet, &mut flow) {
         return None;
     }
-    xdp_apart::choose_source(ctx, &packet.key, &mut flow);
+    apart_xdp::choose_source(ctx, &packet.key, &mut flow);
     if flow.flags != 0 {
         return None;
     }
     // What is full or exhausted is tried again and counted by tc.
-    xdp_apart::insert(ctx, &packet.key, &mut flow).then_some(())
+    apart_xdp::insert(ctx, &packet.key, &mut flow).then_some(())
 }
 
 /// Pods of other nodes that come by routes are inside, and pods of this node are nobody's service.

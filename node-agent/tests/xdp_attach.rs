@@ -20,7 +20,11 @@ mod tests {
             object,
             xdp::{Why, Xdp, XdpPath},
         },
-        sys::netlink::Netlink,
+        sys::{
+            ethtool::{self, Offload},
+            netdev,
+            netlink::Netlink,
+        },
     };
 
     use super::place::{ip, is_possible, own_namespaces};
@@ -35,6 +39,8 @@ mod tests {
             ip("link add e0 type veth peer name e1");
             ip("link set e0 up");
             ip("link set e1 up");
+            // Else the kernel says, rightly, that `e0` takes no frames: nobody would take them in behind it.
+            ethtool::set_offload("e1", Offload::Gro, true).unwrap();
             test(bpf, nix::net::if_::if_nametoindex("e0").unwrap());
         };
         if let Err(panic) = thread::scope(|scope| scope.spawn(run).join()) {
@@ -122,6 +128,49 @@ mod tests {
             theirs.detach(link).unwrap();
             assert!(xdp.attach(&mut netlink, ifindex, "e0"));
             assert_eq!(path(&xdp), XdpPath::Native);
+        });
+    }
+
+    #[test]
+    fn a_driver_that_takes_no_frames_is_told_apart_until_it_does() {
+        with_device(|_bpf, ifindex| {
+            if netdev::takes_frames(ifindex).unwrap().is_none() {
+                // Before 6.3 the driver's name decides.
+                return;
+            }
+            ethtool::set_offload("e1", Offload::Gro, false).unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            let (mut programs, _maps) = Programs::load(None).unwrap();
+            let mut xdp = Xdp::new(&mut programs, XdpMode::Native);
+            for _ in 0..2 {
+                assert!(!xdp.attach(&mut netlink, ifindex, "e0"));
+                assert_eq!(path(&xdp), XdpPath::NativeAlone);
+            }
+            ethtool::set_offload("e1", Offload::Gro, true).unwrap();
+            assert!(xdp.attach(&mut netlink, ifindex, "e0"));
+            assert_eq!(path(&xdp), XdpPath::Native);
+        });
+    }
+
+    #[test]
+    fn a_driver_that_refuses_is_named_with_what_may_be_its_reason() {
+        with_device(|_bpf, ifindex| {
+            let mut netlink = Netlink::open().unwrap();
+            let (mut programs, _maps) = Programs::load(None).unwrap();
+            // A veth has XDP only where it takes in by as many queues as its other end sends by.
+            ip(
+                "link add q0 numtxqueues 1 numrxqueues 1 type veth peer name q1 numtxqueues 4 numrxqueues 4",
+            );
+            ip("link set q0 up");
+            ip("link set q1 up");
+            let queues = nix::net::if_::if_nametoindex("q0").unwrap();
+            let mut xdp = Xdp::new(&mut programs, XdpMode::Native);
+            assert!(!xdp.attach(&mut netlink, queues, "q0"));
+            let words = xdp.paths()["q0"].to_string();
+            assert!(words.starts_with("tc, as its driver refuses XDP: "), "{words}");
+            assert!(words.contains("driver veth, MTU 1500"), "{words}");
+            // The others are none the worse for it.
+            assert!(xdp.attach(&mut netlink, ifindex, "e0"));
         });
     }
 

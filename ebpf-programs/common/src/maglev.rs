@@ -155,8 +155,8 @@ pub const NO_RANK: u64 = u64::MAX;
 pub fn rank(backend: &Backend, slot: u32, cell: u32) -> u64 {
     const SLOTS: u64 = RANKED_BACKENDS as u64;
     let (rank, identity) = Preference::of(backend).rank(cell);
-    let rank = u64::from(rank) << (u64::BITS - CELL_BITS) | identity >> CELL_BITS;
-    rank / SLOTS * SLOTS | u64::from(slot) % SLOTS
+    let rank = (u64::from(rank) << (u64::BITS - CELL_BITS)) | (identity >> CELL_BITS);
+    (rank / SLOTS * SLOTS) | (u64::from(slot) % SLOTS)
 }
 
 /// How a backend ranks cells: the same on every node, independent of the order of backends.

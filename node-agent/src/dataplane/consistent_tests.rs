@@ -4,7 +4,10 @@
 use ebpf_common::{TCP, service::SCOPE_INTERNAL};
 use proptest::prelude::*;
 
-use super::{tests::Maps, *};
+use super::{
+    super::{tests::Maps, *},
+    names,
+};
 
 fn backend(number: u16) -> Backend {
     let [high, low] = number.to_be_bytes();

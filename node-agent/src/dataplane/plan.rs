@@ -11,8 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ebpf_common::{
     addr::Addr,
     affinity::MemberKey,
-    maglev::{self, Candidate, MaglevBlock, MaglevKey},
-    maps as names,
+    maglev::{self, MaglevBlock, MaglevKey},
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SourceRange},
 };
 
@@ -276,35 +275,6 @@ impl Observed {
         Programmed { id: prior.id, service, sets, frontends }
     }
 
-    /// Makes a set's table, if it is to have one and there is room for it beside what is only deleted
-    /// at the end of the round. A set without room chooses by chance; its table is tried again
-    /// whenever the set is planned.
-    fn fill_table(&mut self, id: u32, is_consistent: bool, plan: &mut Plan) {
-        let Some(set) = self.sets.get_mut(&id) else { return };
-        let backends = set.slots.len();
-        let wanted = if is_consistent { maglev::len_for(backends) } else { 0 };
-        let others = self.blocks - set.blocks.len();
-        let most = index(names::MAGLEV_MAX).saturating_sub(plan.gone.blocks.len());
-        let count = wanted / maglev::BLOCK;
-        let has_room = count <= set.blocks.len() || others + count <= most;
-        let count = if has_room { count } else { 0 };
-        set.fill_table(id, count, plan);
-        self.blocks = others + count;
-        if is_consistent && backends > 1 && (!has_room || maglev::bits_for(backends) == 0) {
-            self.by_chance.insert(id);
-        } else {
-            self.by_chance.remove(&id);
-        }
-    }
-
-    /// Service ports whose backends are not the same on every node for clients outside: their set has
-    /// too many backends for a table, or the map has no room for it.
-    pub fn by_chance(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.ports()
-            .filter(|(_, port)| port.sets.iter().any(|set| self.by_chance.contains(set)))
-            .map(|(key, _)| key)
-    }
-
     fn plan_frontends(
         &self,
         port: &Port,
@@ -419,7 +389,7 @@ impl Set {
         if self.is_filled && self.blocks.len() == count {
             return;
         }
-        let blocks = table(&self.slots, count * maglev::BLOCK);
+        let blocks = consistent::table(&self.slots, count * maglev::BLOCK);
         let key = |at| MaglevKey { set: id, block: slot(at) };
         let changed =
             blocks.iter().enumerate().filter(|(at, one)| self.blocks.get(*at) != Some(*one));
@@ -428,18 +398,6 @@ impl Set {
         self.blocks = blocks;
         self.is_filled = true;
     }
-}
-
-/// The Maglev table of a set.
-fn table(slots: &[Backend], length: usize) -> Vec<MaglevBlock> {
-    if length == 0 {
-        return Vec::new();
-    }
-    let mut candidates: Vec<Candidate> =
-        slots.iter().zip(0_u16..).map(|(one, slot)| Candidate::new(one, slot)).collect();
-    let mut table = vec![0; length];
-    maglev::fill(&mut candidates, &mut table);
-    maglev::blocks(&table).collect()
 }
 
 /// Puts the desired backends (sorted, each once) into slots: those that stay keep theirs, newcomers
@@ -497,9 +455,9 @@ fn index(slot: u32) -> usize {
     usize::try_from(slot).unwrap_or(usize::MAX)
 }
 
-#[cfg(test)]
-#[path = "consistent_tests.rs"]
-mod consistent_tests;
+#[path = "consistent.rs"]
+mod consistent;
+
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

@@ -125,7 +125,7 @@ impl Maps {
                 prop_assert_eq!((row.affinity_s, row.flags), (port.affinity_s, one.flags));
                 prop_assert_eq!(row.maglev_bits, bits);
                 let length = if bits == 0 { 0 } else { maglev::len_for(found.len()) };
-                for (block, at) in table(&found, length).into_iter().zip(0..) {
+                for (block, at) in consistent::table(&found, length).into_iter().zip(0..) {
                     prop_assert_eq!(&self.blocks[&MaglevKey { set: row.set, block: at }], &block);
                 }
                 found.sort_unstable();

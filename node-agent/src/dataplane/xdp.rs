@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     str::FromStr,
 };
@@ -18,6 +18,8 @@ use crate::{
     overlay::chain,
     sys::{
         bpf,
+        ethtool::{self, Offload},
+        netdev,
         netlink::Netlink,
         xdp::{self, Place},
     },
@@ -72,6 +74,9 @@ impl XdpMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XdpPath {
     Native,
+    /// In a driver that takes no frames of other devices: what comes in there by XDP and is to leave here
+    /// goes by tc.
+    NativeAlone,
     Generic,
     /// tc alone, and why.
     Tc(Why),
@@ -82,8 +87,8 @@ pub enum XdpPath {
 pub enum Why {
     /// It is not asked for.
     Off,
-    /// The other end of a veth pair hands over packets whose checksum is still to be finished, and XDP
-    /// is not told so.
+    /// The other end of a veth pair, or of a virtual machine's device, hands over packets whose checksum is
+    /// still to be finished, and XDP is not told so.
     Checksums,
     /// The driver has none.
     NoDriver,
@@ -99,6 +104,9 @@ impl fmt::Display for XdpPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => f.write_str("XDP in the driver"),
+            Self::NativeAlone => {
+                f.write_str("XDP in the driver, but tc for what comes by other devices")
+            }
             Self::Generic => f.write_str("XDP in the stack (generic)"),
             Self::Tc(why) => write!(f, "tc, {why}"),
         }
@@ -109,7 +117,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off => f.write_str("as XDP is switched off"),
-            Self::Checksums => f.write_str("as a veth's packets may have unfinished checksums"),
+            Self::Checksums => f.write_str("as its packets may have unfinished checksums"),
             Self::NoDriver => f.write_str("as its driver has no XDP"),
             Self::Foreign(name) => write!(f, "as XDP program {name} is there, which is not ours"),
             Self::Refused(words) => write!(f, "as its driver refuses XDP: {words}"),
@@ -123,8 +131,8 @@ impl fmt::Display for Why {
 /// # Errors
 ///
 /// The reason, in words for people by its `Display`.
-pub const fn wanted(mode: XdpMode, is_veth: bool) -> Result<Place, Why> {
-    match (mode, is_veth) {
+pub const fn wanted(mode: XdpMode, has_unfinished: bool) -> Result<Place, Why> {
+    match (mode, has_unfinished) {
         (XdpMode::Off, _) => Err(Why::Off),
         (XdpMode::Auto, true) => Err(Why::Checksums),
         (XdpMode::Auto | XdpMode::Native, _) => Ok(Place::Native),
@@ -132,14 +140,78 @@ pub const fn wanted(mode: XdpMode, is_veth: bool) -> Result<Place, Why> {
     }
 }
 
+/// What there is to know of a device's driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Driver {
+    name: String,
+    mtu: u32,
+    /// The device merges packets that come in, which XDP does not go with.
+    merges: bool,
+}
+
+/// Drivers without a queue between sender and receiver, whose senders leave checksums to nobody.
+const UNFINISHED: [&str; 3] = ["veth", "tun", "vif"];
+
+/// Drivers that take frames of other devices, for kernels that do not tell (before 6.3); those that have
+/// `ndo_xdp_xmit` in Linux 6.1.
+const TAKE_FRAMES: [&str; 14] = [
+    "bnxt_en",
+    "ena",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "sfc",
+    "st_gmac",
+    "veth",
+    "virtio_net",
+];
+
+/// A packet of this length lies in one page beside the room that XDP asks for (igb takes
+/// up to 3,046 bytes, veth 3,520).
+const USUAL_MTU_MAX: u32 = 3_000;
+
+impl Driver {
+    fn of(device: &xdp::Device) -> Self {
+        let ask = |name: &str| ethtool::driver(name).unwrap_or_default();
+        Self {
+            name: ask(&device.name),
+            mtu: device.mtu,
+            merges: ethtool::offload(&device.name, Offload::Lro).unwrap_or(false),
+        }
+    }
+
+    fn takes_frames(&self, kernel_says: Option<bool>) -> bool {
+        kernel_says.unwrap_or_else(|| TAKE_FRAMES.contains(&self.name.as_str()))
+    }
+
+    /// What may be the reason for a refusal, beside the kernel's word, which names none.
+    fn hints(&self) -> String {
+        let name = if self.name.is_empty() { "unknown" } else { &self.name };
+        let mut hints = format!("driver {name}, MTU {}", self.mtu);
+        if self.mtu > USUAL_MTU_MAX {
+            hints.push_str(" (drivers have XDP up to about 3,000 to 3,500)");
+        }
+        if self.merges {
+            hints.push_str(", large receive offload is on");
+        }
+        hints
+    }
+}
+
 /// What a failure to attach says; `program` is the name of the one that runs there.
-fn why(error: &io::Error, program: Option<String>) -> Why {
+fn why(error: &io::Error, program: Option<String>, driver: &Driver) -> Why {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
             Why::Foreign(program.unwrap_or_else(|| "of another name space".to_owned()))
         }
-        Some(libc::EOPNOTSUPP) => Why::NoDriver,
-        _ => Why::Refused(error.to_string()),
+        // Drivers say the same to settings that XDP does not go with.
+        Some(libc::EOPNOTSUPP) if !driver.merges && driver.mtu <= USUAL_MTU_MAX => Why::NoDriver,
+        _ => Why::Refused(format!("{error}; {}", driver.hints())),
     }
 }
 
@@ -188,13 +260,22 @@ impl Xdp {
     /// Sees to it that the program runs on a device, if it can. Says whether it does so in the driver,
     /// which then takes frames from other devices too.
     pub fn attach(&mut self, netlink: &mut Netlink, ifindex: u32, name: &str) -> bool {
-        let old = self.attached.get(&ifindex).map(|attached| attached.path.clone());
-        if matches!(old, Some(XdpPath::Native | XdpPath::Generic)) {
-            return old == Some(XdpPath::Native);
+        if let Some(attached) = self.attached.get_mut(&ifindex) {
+            // Who sits at the other end may have come meanwhile.
+            if attached.path == XdpPath::NativeAlone
+                && let Ok(Some(true)) = netdev::takes_frames(ifindex)
+            {
+                attached.path = XdpPath::Native;
+            }
+            match attached.path {
+                XdpPath::Native => return true,
+                XdpPath::NativeAlone | XdpPath::Generic => return false,
+                XdpPath::Tc(_) => {}
+            }
         }
+        let old = self.attached.get(&ifindex).map(|attached| attached.path.clone());
         let (path, held) = match self.try_attach(netlink, ifindex) {
-            Ok((Place::Native, held)) => (XdpPath::Native, held),
-            Ok((Place::Generic, held)) => (XdpPath::Generic, held),
+            Ok(attached) => attached,
             Err(why) => (XdpPath::Tc(why), None),
         };
         if old.as_ref() != Some(&path) {
@@ -227,10 +308,12 @@ impl Xdp {
         &self,
         netlink: &mut Netlink,
         ifindex: u32,
-    ) -> Result<(Place, Option<OwnedFd>), Why> {
+    ) -> Result<(XdpPath, Option<OwnedFd>), Why> {
         let refused = |error: io::Error| Why::Refused(error.to_string());
         let device = xdp::device(netlink, ifindex).map_err(refused)?;
-        let place = wanted(self.mode, device.is_veth);
+        let driver = Driver::of(&device);
+        let has_unfinished = device.is_veth || UNFINISHED.contains(&driver.name.as_str());
+        let place = wanted(self.mode, has_unfinished);
         // What an earlier agent was told to do and this one is not.
         for other in [Place::Native, Place::Generic] {
             if place.as_ref().ok() != Some(&other) {
@@ -239,23 +322,43 @@ impl Xdp {
         }
         let place = place?;
         let program = self.program.as_ref().map_err(|words| Why::NotLoaded(words.clone()))?;
-        let failed = |error: io::Error| why(&error, device.program.and_then(xdp::program_name));
-        let Some(pin) = self.pin(ifindex, place) else {
-            let link = xdp::attach(program.as_fd(), ifindex, place).map_err(failed)?;
-            return Ok((place, Some(link)));
+        let held = self
+            .link(program.as_fd(), ifindex, place)
+            .map_err(|error| why(&error, device.program.and_then(xdp::program_name), &driver))?;
+        let path = match place {
+            Place::Generic => XdpPath::Generic,
+            // Some drivers take frames only while they run XDP themselves: asked when this one does.
+            Place::Native if driver.takes_frames(netdev::takes_frames(ifindex).ok().flatten()) => {
+                XdpPath::Native
+            }
+            Place::Native => XdpPath::NativeAlone,
         };
-        match bpf::open_pin(&pin).and_then(|link| bpf::link_update(link.as_fd(), program.as_fd())) {
-            Ok(()) => return Ok((place, None)),
+        Ok((path, held))
+    }
+
+    /// Puts the program in the place of an earlier agent's, or on the device. Gives the link if it is not
+    /// pinned.
+    fn link(
+        &self,
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        place: Place,
+    ) -> io::Result<Option<OwnedFd>> {
+        let Some(pin) = self.pin(ifindex, place) else {
+            return xdp::attach(program, ifindex, place).map(Some);
+        };
+        match bpf::open_pin(&pin).and_then(|link| bpf::link_update(link.as_fd(), program)) {
+            Ok(()) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // The link's device is gone; an interface index may have come around.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
                 self.unpin(ifindex, place);
             }
-            Err(error) => return Err(refused(error)),
+            Err(error) => return Err(error),
         }
-        let link = xdp::attach(program.as_fd(), ifindex, place).map_err(failed)?;
-        bpf::pin(link.as_fd(), &pin).map_err(refused)?;
-        Ok((place, None))
+        let link = xdp::attach(program, ifindex, place)?;
+        bpf::pin(link.as_fd(), &pin)?;
+        Ok(None)
     }
 
     fn unpin(&self, ifindex: u32, place: Place) {
@@ -345,22 +448,39 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_frames_is_the_kernels_word_and_else_the_drivers_name() {
+        let driver = |name: &str| Driver { name: name.to_owned(), ..Driver::default() };
+        assert!(driver("virtio_net").takes_frames(None));
+        assert!(!driver("gve").takes_frames(None));
+        assert!(driver("gve").takes_frames(Some(true)));
+        assert!(!driver("virtio_net").takes_frames(Some(false)));
+    }
+
+    #[test]
     fn the_line_names_device_path_and_reason() {
-        let busy = io::Error::from_raw_os_error(libc::EBUSY);
-        let none = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
-        let odd = io::Error::from_raw_os_error(libc::EINVAL);
+        let error = io::Error::from_raw_os_error;
+        let plain = Driver { name: "e1000".to_owned(), mtu: 1_500, merges: false };
+        let jumbo = Driver { name: "virtio_net".to_owned(), mtu: 9_000, merges: false };
+        let merging = Driver { name: "ixgbe".to_owned(), mtu: 1_500, merges: true };
+        let filter = Some("xdp_filter".to_owned());
         let paths = BTreeMap::from([
             ("eth0".to_owned(), XdpPath::Native),
-            ("eth1".to_owned(), XdpPath::Tc(why(&busy, Some("xdp_filter".to_owned())))),
-            ("eth2".to_owned(), XdpPath::Tc(why(&none, None))),
-            ("eth3".to_owned(), XdpPath::Tc(why(&odd, None))),
+            ("eth1".to_owned(), XdpPath::Tc(why(&error(libc::EBUSY), filter, &plain))),
+            ("eth2".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &plain))),
+            ("eth3".to_owned(), XdpPath::Tc(why(&error(libc::EINVAL), None, &jumbo))),
+            ("eth4".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &merging))),
+            ("eth5".to_owned(), XdpPath::NativeAlone),
         ]);
         let line = words(&paths);
         for part in [
             "eth0: XDP in the driver; ",
             "eth1: tc, as XDP program xdp_filter is there, which is not ours; ",
             "eth2: tc, as its driver has no XDP; ",
-            "eth3: tc, as its driver refuses XDP: Invalid argument",
+            "eth3: tc, as its driver refuses XDP: Invalid argument (os error 22); driver virtio_net, \
+             MTU 9000 (drivers have XDP up to about 3,000 to 3,500); ",
+            "eth4: tc, as its driver refuses XDP: ",
+            "driver ixgbe, MTU 1500, large receive offload is on; ",
+            "eth5: XDP in the driver, but tc for what comes by other devices",
         ] {
             assert!(line.contains(part), "{part} not in {line}");
         }

@@ -3,8 +3,10 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod daemon;
+pub mod ethtool;
 pub mod exec;
 pub mod map;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;

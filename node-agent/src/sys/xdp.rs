@@ -33,6 +33,8 @@ pub enum Place {
 /// What there is to know of a device before a program is attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
+    pub name: String,
+    pub mtu: u32,
     /// It is one end of a veth pair.
     pub is_veth: bool,
     /// Number of the XDP program that runs there.
@@ -65,6 +67,8 @@ pub fn device(netlink: &mut Netlink, ifindex: u32) -> io::Result<Device> {
         let RouteNetlinkMessage::NewLink(message) = answer else { continue };
         for attribute in message.attributes {
             match attribute {
+                LinkAttribute::IfName(name) => device.name = name,
+                LinkAttribute::Mtu(mtu) => device.mtu = mtu,
                 LinkAttribute::LinkInfo(infos) => {
                     let veth = LinkInfo::Kind(InfoKind::Veth);
                     device.is_veth = infos.contains(&veth);
