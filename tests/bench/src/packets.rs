@@ -3,7 +3,8 @@
 //!
 //! Frames of 64 established UDP flows are made by a program in the namespace outside, sent through a veth pair
 //! in the way that drivers hand frames to XDP, and dropped where they arrive. All of it happens on one core, so
-//! `source` says what making and handing over takes by itself.
+//! `source` says what making and handing over takes by itself, and `ns_behind_source` is the rest of a packet's
+//! time: what a node spends whose frames come from a network.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -114,9 +115,15 @@ pub fn run(against: &[String], quick: bool) -> Result<Vec<Row>> {
     }
     let mut samples = Vec::new();
     for round in 0..rounds {
+        let mut source = None;
         for (lane, rig) in rigs.iter_mut().enumerate() {
             let value = rig.measure()?;
             let (metric, unit) = ("packets_per_second", "1/s");
+            samples.push(Sample { lane, round, metric, unit, value });
+            // Making a frame and handing it over is the first lane's.
+            let Some(alone) = source.replace(source.unwrap_or(value)) else { continue };
+            let value = 1e9 / value - 1e9 / alone;
+            let (metric, unit) = ("ns_behind_source", "ns");
             samples.push(Sample { lane, round, metric, unit, value });
         }
     }
