@@ -101,11 +101,11 @@ mod tests {
             };
             services.mark_synced();
             slices.mark_synced();
-            endpoints.mark_synced();
             let config = DataplaneConfig {
                 cgroup: Some(cgroup.to_owned()),
                 pins: Some(pins.to_owned()),
                 node_name: "n1".into(),
+                waits_for_pods: true,
                 ..DataplaneConfig::new(NODE.parse().unwrap())
             };
             let known = Known { services, endpoints: endpoints.clone() };
@@ -156,7 +156,12 @@ mod tests {
         }
 
         fn is_listened(&self) -> bool {
-            Look::below(&self.pins).config().is_ok_and(|config| config.flags & EVENTS != 0)
+            self.flags() & EVENTS != 0
+        }
+
+        /// Flags of the settings; none before there are any.
+        fn flags(&self) -> u32 {
+            Look::below(&self.pins).config().map_or(0, |config| config.flags)
         }
 
         /// Follows events by the socket, as the command does.
@@ -255,21 +260,22 @@ mod tests {
         await_that("nobody listens any more", || !agent.is_listened());
     }
 
+    fn is_open(port: u16) -> bool {
+        TcpStream::connect(SocketAddr::new(NODE.parse().unwrap(), port)).is_ok()
+    }
+
     /// A port of the node leads to its pod as long as the pod wants it, and nothing else is left.
     fn ports_of_pods_come_and_go(agent: &Agent, backend: SocketAddr) {
-        let at = |port: u16| SocketAddr::new(NODE.parse().unwrap(), port);
-        let answers = |port| TcpStream::connect(at(port)).is_ok();
-        assert!(!answers(8080) && !answers(8081));
+        assert!(!is_open(8080) && !is_open(8081));
         agent.set_host_ports(backend, &[8080, 8081]);
-        await_that("both ports lead to the pod", || answers(8080) && answers(8081));
-        let flags = || Look::below(&agent.pins).config().unwrap().flags;
-        await_that("sockets look at loopback", || flags() & LOOPBACK_PORTS != 0);
+        await_that("both ports lead to the pod", || is_open(8080) && is_open(8081));
+        await_that("sockets look at loopback", || agent.flags() & LOOPBACK_PORTS != 0);
         agent.set_host_ports(backend, &[8081]);
-        await_that("one port is given up", || !answers(8080));
-        assert!(answers(8081));
+        await_that("one port is given up", || !is_open(8080));
+        assert!(is_open(8081));
         agent.set_host_ports(backend, &[]);
-        await_that("the other too", || !answers(8081));
-        await_that("nobody looks at loopback", || flags() & LOOPBACK_PORTS == 0);
+        await_that("the other too", || !is_open(8081));
+        await_that("nobody looks at loopback", || agent.flags() & LOOPBACK_PORTS == 0);
         assert!(TcpStream::connect(SERVICE).is_ok(), "services are untouched");
     }
 
@@ -288,6 +294,7 @@ mod tests {
             let agent = Agent::start(&pins, &cgroup.path, folder.path());
             let backend = serve();
             agent.set_backends(&[backend]);
+            agent.endpoints.mark_synced();
             await_that("the health check says that there is one", || {
                 health().is_some_and(|text| {
                     text.starts_with("HTTP/1.1 200 ") && text.contains("\"localEndpoints\": 1")
@@ -297,6 +304,9 @@ mod tests {
             await_that("the debug socket is there", || agent.socket.exists());
             connections_are_told(&agent, backend);
             ports_of_pods_come_and_go(&agent, backend);
+            // The ports of pods outlive the agent that made them.
+            agent.set_host_ports(backend, &[8080]);
+            await_that("the port leads to the pod", || is_open(8080));
             // One that is killed while it is listened to leaves the flag, which the next one clears.
             let _listener = agent.follow("");
             assert!(agent.is_listened());
@@ -307,6 +317,10 @@ mod tests {
             agent.set_backends(&[]);
             await_that("the next one has started", || debug::ask(&socket, "status").is_ok());
             await_that("it clears the flag", || !agent.is_listened());
+            assert!(is_open(8080) && agent.flags() & LOOPBACK_PORTS != 0, "its pods are not known");
+            agent.endpoints.mark_synced();
+            await_that("that pod is none of its own", || !is_open(8080));
+            await_that("nobody looks at loopback", || agent.flags() & LOOPBACK_PORTS == 0);
             await_that("the health check says that there is none", || {
                 health().is_some_and(|text| text.starts_with("HTTP/1.1 503 "))
             });

@@ -26,6 +26,7 @@ use super::{
     events::Teller,
     gc,
     health::Pulse,
+    host_ports,
     load::{Programs, TcHook},
     maps::Maps,
     model::Problems,
@@ -231,7 +232,7 @@ impl Runner {
         let masquerade = if self.config.masquerade { MASQUERADE_V4 | MASQUERADE_V6 } else { 0 };
         let is_heard = *self.teller.wanted.borrow();
         let heard = if is_heard { EVENTS } else { 0 };
-        let loopback = if self.services.has_loopback_ports { LOOPBACK_PORTS } else { 0 };
+        let loopback = self.loopback_ports()?;
         let gateway = |ip: Option<IpAddr>| ip.map_or_else(Addr::default, Addr::from);
         let config = Config {
             services,
@@ -264,6 +265,18 @@ impl Runner {
         Ok(())
     }
 
+    /// The flag of pods' ports at loopback; what an earlier agent wrote holds until its pods are known.
+    fn loopback_ports(&self) -> Result<u32, String> {
+        let pods = self.tables.endpoints.changes_since(0);
+        if host_ports::are_at_loopback(pods.upserts.iter().map(|(_, pod)| pod)) {
+            return Ok(LOOPBACK_PORTS);
+        }
+        if pods.synced || !self.config.waits_for_pods {
+            return Ok(0);
+        }
+        Ok(self.maps.config().map_err(|error| chain(&error))?.flags & LOOPBACK_PORTS)
+    }
+
     fn follow_tunnels(&mut self) -> Result<(), String> {
         let delta = self.tables.tunnels.changes_since(self.seen.tunnels);
         let mut failed = Failures::default();
@@ -293,13 +306,7 @@ impl Runner {
             addresses: &self.attached.addresses,
             waits_for_pods: self.config.waits_for_pods,
         };
-        let had = self.services.has_loopback_ports;
-        let outcome = self.services.round(&self.tables, here, self.maps.services());
-        if had != self.services.has_loopback_ports {
-            let device = *self.tables.overlay.borrow();
-            self.settings(device)?;
-        }
-        outcome
+        self.services.round(&self.tables, here, self.maps.services())
     }
 
     /// Where this node is, as far as its labels are known.

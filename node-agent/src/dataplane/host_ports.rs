@@ -32,6 +32,13 @@ pub fn is_pods(key: &ObjectKey) -> bool {
     key.name.starts_with(MARK)
 }
 
+/// Whether a pod has a port at the node's loopback addresses.
+#[must_use]
+pub fn are_at_loopback(pods: impl IntoIterator<Item = impl AsRef<LocalEndpoint>>) -> bool {
+    let at_loopback = |port: &HostPort| port.host_ip.is_none_or(|ip| ip.is_loopback());
+    pods.into_iter().any(|pod| pod.as_ref().host_ports.iter().any(at_loopback))
+}
+
 /// The rows of all pods of this node, whose addresses are `node`.
 #[must_use]
 pub fn rows(
@@ -204,6 +211,7 @@ mod tests {
                 "192.168.0.1:54323/UDP -> 10.244.1.9:8081",
             ]
         );
+        assert!(are_at_loopback(&pods[..1]) && !are_at_loopback(&pods[1..]));
         let ports: Vec<HostPort> = pods.iter().map(|pod| pod.host_ports[0]).collect();
         assert!(!ports[0].meets(&ports[1]) && !ports[1].meets(&ports[2]));
         let everywhere = port("", 54_323, Protocol::Tcp, 1);

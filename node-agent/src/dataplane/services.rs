@@ -5,18 +5,14 @@
 //! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
 //! added.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::{
     Tables,
     health::Checks,
-    host_ports::{self, Ports},
+    host_ports,
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
     select::Place,
@@ -63,8 +59,6 @@ pub(super) struct Services {
     is_swept: bool,
     settled: Settled,
     outlets: Outlets,
-    /// Pods have ports at the node's loopback addresses.
-    pub(super) has_loopback_ports: bool,
     /// What load balancers are told once the sources are synced.
     checks: Checks,
     /// A map that had no room in the last round.
@@ -79,7 +73,6 @@ impl Services {
             is_swept: false,
             settled: Settled::default(),
             outlets,
-            has_loopback_ports: false,
             checks: Checks::new(),
             full: BTreeSet::new(),
         }
@@ -107,7 +100,6 @@ impl Services {
         let mut dirty = self.model.set_place(here.place);
         let pods = tables.endpoints.changes_since(0).upserts;
         let ports = host_ports::rows(pods.iter().map(|(_, pod)| pod), here.addresses);
-        self.has_loopback_ports = has_loopback(&ports);
         dirty.extend(self.model.set_host_ports(ports));
         dirty.extend(self.model.update(services, slices));
         let is_idle = dirty.is_empty() && self.observed.is_some();
@@ -198,8 +190,4 @@ impl Services {
             differs
         });
     }
-}
-
-fn has_loopback(ports: &BTreeMap<ObjectKey, Ports>) -> bool {
-    ports.values().any(|ports| ports.row.cluster_ips.iter().any(IpAddr::is_loopback))
 }
