@@ -124,7 +124,7 @@ impl<'a, const V6: bool> Frame<'a, V6> {
     /// others.
     #[inline(always)]
     pub fn parse(ctx: &'a XdpContext, key: &mut FlowKey) -> Option<Self> {
-        let (src, dst, proto, class, length) = if V6 { ipv6(ctx)? } else { ipv4(ctx)? };
+        let (proto, class, length) = if V6 { ipv6(ctx, key)? } else { ipv4(ctx, key)? };
         let len = ctx.data_end() - ctx.data();
         // Longer: the rest is in further buffers, or was cut off.
         if ETH_LEN + length > len {
@@ -145,7 +145,10 @@ impl<'a, const V6: bool> Frame<'a, V6> {
             _ => return None,
         };
         let [a, b, c, d] = ports.to_ne_bytes();
-        *key = FlowKey { src, dst, sport: [a, b], dport: [c, d], proto, reserved: [0; 3] };
+        key.sport = [a, b];
+        key.dport = [c, d];
+        key.proto = proto;
+        key.reserved = [0; 3];
         Some(Self { ctx, proto, ports, flags, class, len })
     }
 
@@ -239,9 +242,10 @@ pub fn write<T: Copy>(ctx: &XdpContext, offset: usize, value: &T) -> Option<()> 
     Some(())
 }
 
-/// Source and destination, protocol, traffic class and length of an IPv4 packet.
+/// Protocol, traffic class and length of an IPv4 packet; its source and destination go to where they are
+/// wanted, as there are no registers for them.
 #[inline(always)]
-fn ipv4(ctx: &XdpContext) -> Option<(Addr, Addr, u8, u8, usize)> {
+fn ipv4(ctx: &XdpContext, key: &mut FlowKey) -> Option<(u8, u8, usize)> {
     let header = at::<Ipv4>(ctx, ETH_LEN)?;
     // SAFETY: `at` has checked the bounds; alignment as the module's head says.
     let header = unsafe { &*header };
@@ -251,13 +255,14 @@ fn ipv4(ctx: &XdpContext) -> Option<(Addr, Addr, u8, u8, usize)> {
         return None;
     }
     let length = u16::from_be_bytes(header.length) as usize;
-    let (src, dst) = (header.src.to_ne_bytes(), header.dst.to_ne_bytes());
-    Some((Addr::v4(src), Addr::v4(dst), header.proto, header.tos, length))
+    key.src = Addr::v4(header.src.to_ne_bytes());
+    key.dst = Addr::v4(header.dst.to_ne_bytes());
+    Some((header.proto, header.tos, length))
 }
 
 /// The same of an IPv6 packet; extension headers are no protocol that XDP knows.
 #[inline(always)]
-fn ipv6(ctx: &XdpContext) -> Option<(Addr, Addr, u8, u8, usize)> {
+fn ipv6(ctx: &XdpContext, key: &mut FlowKey) -> Option<(u8, u8, usize)> {
     let header = at::<Ipv6>(ctx, ETH_LEN)?;
     // SAFETY: `at` has checked the bounds; alignment as the module's head says.
     let header = unsafe { &*header };
@@ -266,8 +271,9 @@ fn ipv6(ctx: &XdpContext) -> Option<(Addr, Addr, u8, u8, usize)> {
         return None;
     }
     let length = IPV6_LEN + u16::from_be_bytes(header.length) as usize;
-    let (src, dst) = (Addr::from_words(header.src), Addr::from_words(header.dst));
-    Some((src, dst, header.next, (first >> 20) as u8, length))
+    key.src = Addr::from_words(header.src);
+    key.dst = Addr::from_words(header.dst);
+    Some((header.next, (first >> 20) as u8, length))
 }
 
 /// Both ports as the word that lies in the packet.

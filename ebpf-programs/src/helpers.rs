@@ -51,6 +51,13 @@ pub fn random() -> u32 {
     unsafe { generated::bpf_get_prandom_u32() }
 }
 
+/// Ticks of the kernel's clock, of which a second has 100 to 1000; a load in place of a call (5.5).
+#[inline(always)]
+pub fn ticks() -> u32 {
+    // SAFETY: no arguments, always allowed.
+    unsafe { generated::bpf_jiffies64() as u32 }
+}
+
 /// Seconds of the monotonic clock; wraps after 136 years.
 #[inline(always)]
 pub fn now_s() -> u32 {

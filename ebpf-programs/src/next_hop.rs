@@ -9,15 +9,16 @@ use aya_ebpf::{
 };
 use ebpf_common::{addr::Addr, config::Config, device::XDP, tunnel::ROUTED};
 
-use crate::{encap::Outer, maps};
+use crate::{encap::Outer, helpers, maps};
 
 /// `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Seconds for which an answer of the routing table holds: a change of routes takes a second to be
-/// followed, which is what neighbours' tables take too.
-const FRESH_S: u32 = 1;
+/// Ticks of the kernel's clock for which an answer of the routing table holds: a second on kernels with
+/// the fewest (`HZ` is 100 to 1000), so that a change of routes takes at most that to be followed, which is
+/// what neighbours' tables take too. Reading ticks costs a load; any other clock, a call for each packet.
+const FRESH_TICKS: u32 = 100;
 /// Seconds after which one packet goes by the kernel's own path, whose use of the neighbour makes the
 /// kernel ask whether it is still there (it forgets by `base_reachable_time`, 30 s).
 const CONFIRM_S: u32 = 30;
@@ -51,8 +52,11 @@ pub struct Path {
     pub ifindex: u32,
     /// Largest packet that it takes, its Ethernet header not counted.
     pub mtu: u32,
-    /// Second in which the routing table was asked; 0 for a place that has no path yet.
-    asked_s: u32,
+    /// Second in which the routing table was asked, which is now as far as flows' ages go; 0 for a place
+    /// that has no path yet.
+    pub asked_s: u32,
+    /// Tick of the same moment.
+    asked_ticks: u32,
     /// Second in which a packet went by the kernel's own path last.
     confirmed_s: u32,
 }
@@ -67,13 +71,13 @@ fn place(dst: &Addr, ingress: u32) -> Option<&'static mut Path> {
 
 /// The way to `dst`, if it is known.
 #[inline(always)]
-pub fn path(ctx: &XdpContext, dst: &Addr, now_s: u32) -> Option<&'static Path> {
+pub fn path(ctx: &XdpContext, dst: &Addr) -> Option<&'static Path> {
     let ingress = ctx.ingress_ifindex() as u32;
     let path = place(dst, ingress)?;
     let known = path.dst == *dst
         && path.ingress == ingress
         && path.asked_s != 0
-        && now_s.wrapping_sub(path.asked_s) < FRESH_S;
+        && helpers::ticks().wrapping_sub(path.asked_ticks) < FRESH_TICKS;
     known.then_some(path)
 }
 
@@ -96,6 +100,7 @@ pub fn learn(ctx: &XdpContext, config: &Config, dst: &Addr, now_s: u32) -> Optio
     path.confirmed_s = if due { now_s } else { confirmed_s };
     find(ctx, config, path)?;
     path.asked_s = now_s;
+    path.asked_ticks = helpers::ticks();
     (!due).then_some(())
 }
 

@@ -75,8 +75,7 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
     let Some(flow) = maps::flow(&key) else {
         return (frame.proto == UDP && !is_new).then_some(FLOW_UNKNOWN);
     };
-    let now_s = helpers::now_s();
-    let Some(path) = next_hop::path(ctx, &flow.dst, now_s) else { return Some(WAY_UNKNOWN) };
+    let Some(path) = next_hop::path(ctx, &flow.dst) else { return Some(WAY_UNKNOWN) };
     // Pods' own connections, and what is for the node itself, are tc's.
     if flow.flags != 0 || !driver_frame::is_for(ctx, path.mac) {
         return None;
@@ -90,7 +89,7 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
     if !is_ours {
         return None;
     }
-    events::touch(&key, flow, nat::seen(frame.flags), now_s);
+    events::touch(&key, flow, nat::seen(frame.flags), path.asked_s);
     carry::carry(ctx, &frame, flow, path)
 }
 

@@ -30,10 +30,6 @@ pub fn open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     if !driver_frame::is_for(ctx, maps::device(ctx.ifindex())?.mac_words()) {
         return None;
     }
-    // A connection that begins anew over an old one.
-    if maps::flow(&packet.key).is_some() || !is_from_outside(&packet.key) {
-        return None;
-    }
     let mut flow = nat::new_flow();
     if !apart_xdp::find(&packet, &mut flow) {
         return None;
@@ -57,6 +53,10 @@ fn is_from_outside(key: &FlowKey) -> bool {
 /// The backend of a packet's flow; whether there is one.
 #[inline(always)]
 pub fn find(packet: &Packet, flow: &mut Flow) -> bool {
+    // A flow that is known: a connection begins anew over an old one.
+    if maps::flow(&packet.key).is_some() || !is_from_outside(&packet.key) {
+        return false;
+    }
     let Some(config) = maps::config() else { return false };
     matches!(nat::try_find_service(config, packet, flow, From::Outside), Ok(true))
 }

@@ -8,7 +8,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -221,6 +221,7 @@ impl Rig {
         let order = format!("send {} {FRAMES}", self.headers);
         let [elapsed_ns] = self.sender.numbers(&order)?;
         let count = arrived(self)?.saturating_sub(before);
+        ensure!(count > 0, "no packet arrived");
         Ok(float(count) * 1e9 / float(elapsed_ns.max(1)))
     }
 }
