@@ -212,8 +212,10 @@ mod tests {
         let changes = churn(&node, time, 0x6f72_6c6f_7021);
         let outcomes: Vec<Outcome> = running.into_iter().map(Requests::stop).collect();
         println!("{} s, {changes} changes, sockets {with_sockets}: {outcomes:?}", time.as_secs());
-        // Four fifths of what was promised, on a machine that does something else too.
-        assert!(u128::from(changes) >= time.as_millis() / CHANGE.as_millis() * 4 / 5);
+        // Four fifths of what was promised, on a machine that does something else too; an emulated processor
+        // is ten times slower.
+        let share = if std::env::var_os("ORLOP_EMULATED").is_some() { 10 } else { 1 };
+        assert!(u128::from(changes) >= time.as_millis() / CHANGE.as_millis() * 4 / 5 / share);
         for outcome in &outcomes {
             assert!(outcome.failures.is_empty(), "{outcome:?}");
             assert!(outcome.answered > 100, "{outcome:?}");

@@ -96,6 +96,7 @@ impl Node {
             host_ifindex: link.host_ifindex,
             host_mac: spec.host_mac,
             pod_mac: spec.pod_mac,
+            host_ports: [].into(),
         };
         self.endpoints.upsert(endpoint.ip, endpoint);
         self.pods.insert(last, pod);
@@ -169,6 +170,7 @@ fn nodes() -> Table<ObjectKey, NodeRow> {
         internal_ips: vec![NODE_IP.into()],
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         ready: true,
+        leaving: false,
         labels: BTreeMap::new(),
     };
     nodes.upsert(ObjectKey::new("", NAME), row);
