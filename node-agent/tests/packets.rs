@@ -33,6 +33,9 @@ mod malformed;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[cfg(test)]
+#[path = "packets/meeting.rs"]
+mod meeting;
+#[cfg(test)]
 #[path = "packets/mutated.rs"]
 mod mutated;
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod tests {
     use ebpf_common::{addr::Addr, conntrack::FlowKey};
 
     use crate::{
-        frame::{ACK, FIN, Frame, RST, SCTP, SYN, TCP, UDP},
+        frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
         kernel::{DROP, Family, Kernel, PASS, REDIRECT, any, hex, with_kernel},
         reading::{Packet, read, residual},
         runs,
@@ -197,8 +197,14 @@ mod tests {
         let key = FlowKey { src, dst, sport, dport, proto, reserved: [0; 3] };
         let Some(flow) = kernel.flow(&key) else { return Vec::new() };
         let port = |port: [u8; 2]| u16::from_be_bytes(port);
+        let ends = ((flow.src, port(flow.sport)), (flow.dst, port(flow.dport)));
+        if packet.quoted.is_none() && matches!(proto, ICMP | ICMPV6) && sport == dport {
+            // An identifier of zero does not tell an answer from a question.
+            let turned = ((ends.0.0, ends.1.1), (ends.1.0, ends.0.1));
+            return vec![ends, turned];
+        }
         vec![match &packet.quoted {
-            None => ((flow.src, port(flow.sport)), (flow.dst, port(flow.dport))),
+            None => ends,
             // The far end's name, or the router's own.
             Some(quoted) if packet.ends.0.0 == quoted.ends.1.0 => ((flow.src, 0), (flow.dst, 0)),
             Some(_) => ((packet.ends.0.0, 0), (flow.dst, 0)),

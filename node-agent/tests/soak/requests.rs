@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
         mpsc,
     },
     thread,
@@ -22,6 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const BREATH: Duration = Duration::from_millis(3);
 /// Requests of one connected socket, before another one takes its place.
 const REQUESTS: usize = 200;
+
+/// Ports of sockets that are not connected, apart from those that the kernel gives to connected ones: an
+/// answer to a datagram that was translated at its socket is still taken for one of a flow that had the same
+/// port to the same backend before (`packets/meeting.rs`).
+const FIRST_PORT: u16 = 10_000;
+const PORTS: u16 = 10_000;
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
 /// How a client asks.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +140,10 @@ fn connected(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
 
 fn datagram(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
     if kept.is_none() {
-        *kept = Some(udp()?);
+        let port = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        let socket = UdpSocket::bind(("0.0.0.0", port))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        *kept = Some(socket);
     }
     let Some(socket) = kept else { unreachable!("it was made just now") };
     let mut byte = *b"?";
