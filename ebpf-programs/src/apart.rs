@@ -236,6 +236,20 @@ extern "C" fn apart_insert_reverse(
     nat::insert_reverse(&TcContext::new(skb), key, flow, flags as u16)
 }
 
+/// Inserts the row of questions when that of answers is there.
+#[inline(always)]
+pub fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
+    result(apart_insert_forward(key, flow))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_insert_forward(key: *const FlowKey, flow: *mut Flow) -> u32 {
+    let key = key.cast_mut();
+    given!(key, flow; else 1);
+    code(nat::insert_forward(key, flow))
+}
+
 /// The device by which `dst` is reached; 0 for this node itself.
 #[inline(always)]
 pub fn route(ctx: &TcContext, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {

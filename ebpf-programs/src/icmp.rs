@@ -66,61 +66,59 @@ fn try_follow<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Result<b
 #[inline(always)]
 pub fn read<F: Frame>(frame: &F, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason> {
     let l3 = packet.l4 as usize + ICMP_LEN;
-    let found = if packet.key.dst.is_v4() { quoted_v4(frame, l3)? } else { quoted_v6(frame, l3)? };
-    let Some(found) = found else { return Ok(false) };
-    *quote = found;
-    Ok(true)
+    quote.l3 = l3 as u32;
+    if packet.key.dst.is_v4() { quoted_v4(frame, quote) } else { quoted_v6(frame, quote) }
 }
 
 #[inline(always)]
-fn quoted_v4<F: Frame>(frame: &F, l3: usize) -> Result<Option<Quote>, DropReason> {
-    let header: [u8; IPV4_LEN] = frame.load(l3)?;
-    let length = usize::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || length < IPV4_LEN {
+fn quoted_v4<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason> {
+    let header: [u8; IPV4_LEN] = frame.load(quote.l3 as usize)?;
+    let length = u32::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || length < IPV4_LEN as u32 {
         return Err(DropReason::Malformed);
     }
     // A later fragment has no ports to go by.
     if is_fragment([header[6] & 0x1f, header[7]]) {
-        return Ok(None);
+        return Ok(false);
     }
-    let src = Addr::v4([header[12], header[13], header[14], header[15]]);
-    let dst = Addr::v4([header[16], header[17], header[18], header[19]]);
-    quote(frame, src, dst, header[9], (l3, l3 + length))
+    // The answer goes the other way round.
+    quote.answer.dst = Addr::v4([header[12], header[13], header[14], header[15]]);
+    quote.answer.src = Addr::v4([header[16], header[17], header[18], header[19]]);
+    quote.answer.proto = header[9];
+    quote.l4 = quote.l3 + length;
+    ports(frame, quote)
 }
 
 #[inline(always)]
-fn quoted_v6<F: Frame>(frame: &F, l3: usize) -> Result<Option<Quote>, DropReason> {
-    let header: [u32; 10] = frame.load(l3)?;
-    let src = Addr::from_words([header[2], header[3], header[4], header[5]]);
-    let dst = Addr::from_words([header[6], header[7], header[8], header[9]]);
+fn quoted_v6<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason> {
+    let header: [u32; 10] = frame.load(quote.l3 as usize)?;
+    quote.answer.dst = Addr::from_words([header[2], header[3], header[4], header[5]]);
+    quote.answer.src = Addr::from_words([header[6], header[7], header[8], header[9]]);
     // Extension headers are not followed here: such a packet's error is not translated.
     let [_, _, next, _] = header[1].to_ne_bytes();
-    quote(frame, src, dst, next, (l3, l3 + IPV6_LEN))
+    quote.answer.proto = next;
+    quote.l4 = quote.l3 + IPV6_LEN as u32;
+    ports(frame, quote)
 }
 
-/// Reads the ports; `None` for a packet without.
+/// Reads the ports; false for a packet without.
 #[inline(always)]
-fn quote<F: Frame>(
-    frame: &F,
-    src: Addr,
-    dst: Addr,
-    proto: u8,
-    (l3, l4): (usize, usize),
-) -> Result<Option<Quote>, DropReason> {
+fn ports<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason> {
     // RFC 792 promises eight bytes of the transport.
-    let head: [u8; 8] = frame.load(l4)?;
+    let head: [u8; 8] = frame.load(quote.l4 as usize)?;
+    let proto = quote.answer.proto;
     let (sport, dport) = match proto {
         TCP | UDP | SCTP => ([head[0], head[1]], [head[2], head[3]]),
-        ICMP | ICMPV6 if (proto == ICMP) == src.is_v4() => match Icmp::of(proto, head[0]) {
+        ICMP | ICMPV6 => match Icmp::of(proto, head[0]) {
             Icmp::Request => ([head[4], head[5]], [0; 2]),
             Icmp::Reply => ([0; 2], [head[4], head[5]]),
-            Icmp::Error | Icmp::Other => return Ok(None),
+            Icmp::Error | Icmp::Other => return Ok(false),
         },
-        _ => return Ok(None),
+        _ => return Ok(false),
     };
-    let answer =
-        FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, reserved: [0; 3] };
-    Ok(Some(Quote { answer, l3: l3 as u32, l4: l4 as u32 }))
+    quote.answer.sport = dport;
+    quote.answer.dport = sport;
+    Ok(true)
 }
 
 /// Rewrites the quoted packet; gives what the sum of its bytes went up by.

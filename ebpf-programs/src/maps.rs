@@ -4,6 +4,10 @@
 //! read it. The rows read here are copied at once, are at most 128 bytes of plain integers, and a
 //! torn copy is at worst a wrong backend for one connection that its client would have lost anyway;
 //! memory of a map always stays readable (RCU). That is the reason behind each `SAFETY` below.
+//!
+//! Before 6.3 the kernel takes keys and rows from the program's stack, from packets and from maps, but not from
+//! memory that a global function was handed (`map_key_value_types`, kernel/bpf/verifier.c): keys of flows and
+//! rows to insert have to be copied by who has them from its caller; small keys are copied here.
 #![expect(unsafe_code, reason = "map rows are reached through raw pointers")]
 
 use aya_ebpf::{
@@ -138,6 +142,7 @@ pub fn maglev_cell(key: &MaglevKey, position: usize) -> Option<u16> {
 
 #[inline(always)]
 pub fn is_node_address(addr: &Addr) -> bool {
+    let addr = &{ *addr };
     let row = NODE_ADDRS.get_ptr(addr);
     // SAFETY: a row of one integer; see the module's head.
     trace::look_up(steps::NODE_ADDRESS, addr, row.map(|row| unsafe { &*row }));
@@ -151,6 +156,7 @@ pub fn is_local_mac(mac: [u8; 6]) -> bool {
 
 #[inline(always)]
 pub fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
+    let addr = &{ *addr };
     // SAFETY: see the module's head; a row that goes while it is read delivers to a pod that goes.
     let row = unsafe { ENDPOINTS.get(addr) };
     trace::look_up(steps::ENDPOINT, addr, row);
@@ -238,7 +244,7 @@ pub fn mark_flows(addr: &Addr) {
     if trace::is_on() {
         return;
     }
-    if let Some(row) = ENDPOINTS.get_ptr_mut(addr) {
+    if let Some(row) = ENDPOINTS.get_ptr_mut({ *addr }) {
         // SAFETY: the row stays readable and writable for the program's run (RCU).
         let flags = unsafe { (*row).flags };
         if flags & HAS_FLOWS == 0 {

@@ -102,12 +102,13 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
     if packet.fragment != WHOLE {
         apart::resolve(packet)?;
     }
-    let Some(flow) = maps::flow(&packet.key) else { return Ok(false) };
+    let key = packet.key;
+    let Some(flow) = maps::flow(&key) else { return Ok(false) };
     if is_over(packet, flow) {
-        close(packet, flow);
+        close(&key, flow);
         return Ok(false);
     }
-    events::touch(&packet.key, flow, seen(packet.flags), helpers::now_s());
+    events::touch(&key, flow, seen(packet.flags), helpers::now_s());
     *out = *flow;
     frame.translate(packet, out)?;
     Ok(true)
@@ -147,13 +148,13 @@ pub fn is_at(key: &BackendKey, flow: &Flow) -> bool {
 
 /// Ends a flow: both rows go.
 #[inline(always)]
-fn close(packet: &Packet, flow: &Flow) {
+fn close(key: &FlowKey, flow: &Flow) {
     if !flow.is_closing() {
-        events::closed(&packet.key, flow);
+        events::closed(key, flow);
     }
-    let other = flow.opposite(packet.key.proto);
+    let other = flow.opposite(key.proto);
     maps::remove_flow(&other);
-    maps::remove_flow(&packet.key);
+    maps::remove_flow(key);
 }
 
 /// What a packet says about its flow's state.
@@ -372,7 +373,7 @@ pub fn insert<F: Arrival>(
         }
         flow.sport = port(key, flow, random, attempt);
         match frame.insert_reverse(key, flow, flags) {
-            0 => return insert_forward(key, flow),
+            0 => return apart::insert_forward(key, flow),
             maps::EEXIST => {}
             _ => return Err(DropReason::ConntrackFull),
         }
@@ -414,8 +415,9 @@ pub fn insert_reverse<F: Arrival>(frame: &F, key: &FlowKey, flow: &Flow, flags: 
 
 /// Inserts the row of questions when that of answers is there.
 #[inline(always)]
-fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
-    if let Err(error) = maps::insert_flow(key, flow) {
+pub fn insert_forward(key: &FlowKey, flow: &mut Flow) -> Result<(), DropReason> {
+    let (key, row) = (&{ *key }, *flow);
+    if let Err(error) = maps::insert_flow(key, &row) {
         maps::remove_flow(&flow.opposite(key.proto));
         // Another CPU may have opened it for the packet before this one.
         let row = if error == maps::EEXIST { maps::flow(key) } else { None };

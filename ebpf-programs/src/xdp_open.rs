@@ -54,7 +54,8 @@ fn is_from_outside(key: &FlowKey) -> bool {
 #[inline(always)]
 pub fn find(packet: &Packet, flow: &mut Flow) -> bool {
     // A flow that is known: a connection begins anew over an old one.
-    if maps::flow(&packet.key).is_some() || !is_from_outside(&packet.key) {
+    let key = packet.key;
+    if maps::flow(&key).is_some() || !is_from_outside(&key) {
         return false;
     }
     let Some(config) = maps::config() else { return false };
