@@ -21,9 +21,12 @@ use tokio::{
 };
 
 use super::{
-    DataplaneConfig, Tables, gc,
+    DataplaneConfig, Tables,
+    collect::Collector,
     load::{Programs, TcHook},
     maps::Maps,
+    pods::Namespaces,
+    room::Room,
     select::Place,
     services::{Outlets, Services},
     status::{self, Report},
@@ -36,8 +39,10 @@ use crate::{
 
 /// How often the maps are read back and compared although nothing changed.
 const REFRESH: Duration = Duration::from_secs(300);
-/// How often devices are looked up and finished flows removed.
+/// How often devices are looked up and a walk for finished flows begins.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often a part of a long work is done.
+const WORK: Duration = Duration::from_secs(1);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// First and longest pause after a failed round.
@@ -54,6 +59,9 @@ pub(super) struct Runner {
     pub(super) services: Services,
     pub(super) seen: Seen,
     pub(super) attached: Attached,
+    pub(super) namespaces: Namespaces,
+    pub(super) collector: Collector,
+    pub(super) room: Room,
     pub(super) trouble: BTreeMap<&'static str, String>,
     pub(super) retry: Duration,
 }
@@ -94,6 +102,9 @@ impl Runner {
             services,
             seen: Seen::default(),
             attached: Attached::default(),
+            namespaces: Namespaces::default(),
+            collector: Collector::default(),
+            room: Room::default(),
             trouble: BTreeMap::new(),
             retry: RETRY.0,
         }
@@ -109,8 +120,10 @@ impl Runner {
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
+        let mut work = time::interval(WORK);
+        work.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut again = Instant::now() + REFRESH;
         loop {
-            let pause = if self.trouble.is_empty() { REFRESH } else { self.retry };
             let alive = tokio::select! {
                 changed = services.changed() => changed.is_ok(),
                 changed = slices.changed() => changed.is_ok(),
@@ -130,7 +143,11 @@ impl Runner {
                     self.seen.tunnels = 0;
                     true
                 }
-                () = time::sleep(pause) => true,
+                () = time::sleep_until(again) => true,
+                _instant = work.tick() => {
+                    self.work();
+                    continue;
+                }
                 question = asked.recv() => match question {
                     Some(reply) => {
                         // Whoever asked may have gone.
@@ -144,6 +161,7 @@ impl Runner {
                 return;
             }
             self.round();
+            again = Instant::now() + if self.trouble.is_empty() { REFRESH } else { self.retry };
         }
     }
 
@@ -257,6 +275,11 @@ impl Runner {
 
     fn follow_services(&mut self) -> Result<(), String> {
         let place = self.place();
+        let outcome = self.services.round(&self.tables, place.clone(), self.maps.services());
+        // What had no room is written as soon as there is some.
+        if self.services.full.is_empty() || !self.make_room_for_services()? {
+            return outcome;
+        }
         self.services.round(&self.tables, place, self.maps.services())
     }
 
@@ -272,41 +295,50 @@ impl Runner {
     fn housekeep(&mut self) {
         let outcome = self.devices();
         self.note("devices", outcome);
-        let outcome = self.collect();
-        self.note("connections", outcome);
+        self.collector.begin();
+        if std::mem::take(&mut self.services.has_written) {
+            let outcome = self.make_room_for_services().map(|_grown| ());
+            self.note("room for services", outcome);
+        }
     }
 
-    fn collect(&mut self) -> Result<(), String> {
-        let flows = self.maps.flows().map_err(|error| chain(&error))?;
-        let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now_s = u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0);
-        let mut failed = Failures::default();
-        for key in gc::expired(&flows, now_s) {
-            failed.note("flow", self.maps.delete_flow(&key));
+    /// A part of what is too long to be done at once.
+    fn work(&mut self) {
+        if self.collector.is_walking() {
+            let (table, old) = (self.maps.connections(), self.maps.old_connections());
+            let outcome = self.collector.part((table, old), now_s());
+            self.note("connections", outcome.map_err(|error| chain(&error)));
         }
-        failed.outcome()
+        let outcome = self.make_room_for_connections();
+        self.note("room for connections", outcome);
     }
 
     fn report(&self) -> Report {
-        let services = status::services(self.services.observed.as_ref());
+        let (services, frontends) = self.services.programmed();
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
             pins: self.config.pins.clone(),
-            frontends: services.len(),
+            frontends,
             services,
             endpoints: self.tables.endpoints.changes_since(0).upserts.into_iter().collect(),
             tunnels: self.maps.tunnels().unwrap_or_default(),
-            flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
+            flows: usize::try_from(self.collector.rows() / 2).unwrap_or(0),
             drops: self.maps.drops().unwrap_or_default(),
             unsupported: status::unsupported(&self.services.model),
             problems: self.services.model.problems().clone().into_iter().collect(),
-            full: self.services.full.iter().copied().collect(),
+            full: self.full(),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
     }
+}
+
+/// Seconds of the monotonic clock, as programs see it.
+pub(super) fn now_s() -> u32 {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0)
 }
 
 /// What went wrong in one part of a round: the first failure in words, and how many there were.

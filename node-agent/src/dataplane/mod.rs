@@ -5,10 +5,13 @@
 
 mod apply;
 mod batch;
+pub mod collect;
 mod devices;
 pub mod flows;
 pub mod frontends;
 pub mod gc;
+pub mod grow;
+mod hook;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -17,6 +20,7 @@ pub mod model;
 mod object;
 pub mod plan;
 mod pods;
+mod room;
 pub mod select;
 pub mod service_maps;
 mod services;

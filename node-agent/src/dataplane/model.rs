@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{EndpointSliceRow, ObjectKey, ServiceRow},
-    table::Delta,
+    table::{Delta, compact},
 };
 
 pub use super::frontends::key;
@@ -53,7 +53,49 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct Entry {
     row: Option<Arc<ServiceRow>>,
-    slices: Vec<Arc<EndpointSliceRow>>,
+    slices: Slices,
+}
+
+/// Most services have one slice, which then takes no list.
+#[derive(Debug, Default)]
+enum Slices {
+    #[default]
+    None,
+    One(Arc<EndpointSliceRow>),
+    Several(Vec<Arc<EndpointSliceRow>>),
+}
+
+impl Slices {
+    fn as_slice(&self) -> &[Arc<EndpointSliceRow>] {
+        match self {
+            Self::None => &[],
+            Self::One(slice) => std::slice::from_ref(slice),
+            Self::Several(slices) => slices,
+        }
+    }
+
+    fn push(&mut self, slice: Arc<EndpointSliceRow>) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(slice),
+            Self::One(first) => Self::Several(vec![first, slice]),
+            Self::Several(mut slices) => {
+                slices.push(slice);
+                Self::Several(slices)
+            }
+        };
+    }
+
+    fn remove(&mut self, slice: &Arc<EndpointSliceRow>) {
+        match self {
+            Self::One(one) if Arc::ptr_eq(one, slice) => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Several(slices) => slices.retain(|one| !Arc::ptr_eq(one, slice)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
 }
 
 impl Model {
@@ -84,6 +126,13 @@ impl Model {
         dirty
     }
 
+    /// Takes less memory from now on; worth it after many changes.
+    pub fn compact(&mut self) {
+        compact(&mut self.entries);
+        compact(&mut self.slices);
+        compact(&mut self.owners);
+    }
+
     /// Every service.
     pub fn services(&self) -> impl Iterator<Item = &ObjectKey> {
         self.entries.iter().filter(|(_, entry)| entry.row.is_some()).map(|(key, _)| key)
@@ -100,8 +149,8 @@ impl Model {
         let local = self.node_local.as_ref().filter(|local| local.service == *key);
         let node = Node { place: &self.place, answers: local.map(|local| local.address) };
         let owns = |claim: &ServiceKey| self.owners.get(claim) == Some(key);
-        let mut desired = frontends::desired(row, &entry.slices, node, owns);
-        let rejected = entry.slices.iter().flat_map(|slice| &slice.rejected);
+        let mut desired = frontends::desired(row, entry.slices.as_slice(), node, owns);
+        let rejected = entry.slices.as_slice().iter().flat_map(|slice| &slice.rejected);
         let rejected = rejected.map(|words| format!("EndpointSlice: {words}"));
         desired.problems.extend(row.rejected.iter().map(ToString::to_string).chain(rejected));
         if !self.losers.is_empty() {
@@ -131,7 +180,7 @@ impl Model {
     pub fn unsupported(&self) -> impl Iterator<Item = (&ObjectKey, &[Box<str>])> {
         let rows = self.entries.iter().filter_map(|(key, entry)| Some((key, entry.row.as_ref()?)));
         rows.filter(|(_, row)| !row.unsupported.is_empty())
-            .map(|(key, row)| (key, row.unsupported.as_slice()))
+            .map(|(key, row)| (key, &*row.unsupported))
     }
 
     /// Frontends that a service claims and another has.
@@ -267,7 +316,7 @@ impl Model {
         if let Some(old) = old {
             dirty.insert(old.service.clone());
             if let Some(entry) = self.entries.get_mut(&old.service) {
-                entry.slices.retain(|slice| !Arc::ptr_eq(slice, &old));
+                entry.slices.remove(&old);
                 if entry.row.is_none() && entry.slices.is_empty() {
                     self.entries.remove(&old.service);
                 }
@@ -275,9 +324,7 @@ impl Model {
         }
         if let Some(row) = row {
             dirty.insert(row.service.clone());
-            let slices = &mut self.entries.entry(row.service.clone()).or_default().slices;
-            slices.reserve_exact(1);
-            slices.push(row);
+            self.entries.entry(row.service.clone()).or_default().slices.push(row);
         }
     }
 }

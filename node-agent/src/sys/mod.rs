@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod daemon;
 pub mod exec;
 pub mod map;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod rootdir;
