@@ -164,7 +164,7 @@ fn services(views: &Views) -> Value {
             "type": format!("{:?}", row.kind),
             "cluster_ips": row.cluster_ips,
             "ports": ports,
-            "unsupported": row.unsupported,
+            "unsupported": &*row.unsupported,
         })
     };
     Value::Array(rows.iter().map(row).collect())

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -106,6 +107,62 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// A list that is empty in most rows and then takes eight bytes. It reads as a slice.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Few<T>(Option<Box<Rest<T>>>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Rest<T> {
+    rows: Box<[T]>,
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(rows: Vec<T>) -> Self {
+        Self((!rows.is_empty()).then(|| Box::new(Rest { rows: rows.into() })))
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(rows: I) -> Self {
+        rows.into_iter().collect::<Vec<T>>().into()
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.0.as_ref().map_or(&[], |rest| &rest.rows)
+    }
+}
+
+impl<T: PartialEq, const N: usize> PartialEq<[T; N]> for Few<T> {
+    fn eq(&self, other: &[T; N]) -> bool {
+        **self == *other
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Few<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
 /// One `Service`, as far as this node needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRow {
@@ -113,9 +170,9 @@ pub struct ServiceRow {
     /// `spec.clusterIPs`; empty for headless and `ExternalName` services.
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Few<IpAddr>,
     /// The IPs of `status.loadBalancer.ingress` whose `ipMode` is not `Proxy`.
-    pub ingress_ips: Vec<IpAddr>,
+    pub ingress_ips: Few<IpAddr>,
     /// `spec.externalName`, empty for other kinds.
     pub external_name: Box<str>,
     pub ports: Vec<ServicePort>,
@@ -131,14 +188,14 @@ pub struct ServiceRow {
     /// `Local`. Otherwise 0.
     pub health_check_port: u16,
     /// `spec.loadBalancerSourceRanges`; empty lets everybody in.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Few<IpNet>,
     /// `metadata.creationTimestamp`, seconds since 1970; of two services that claim the same address
     /// or node port, the older one has it.
     pub created_s: i64,
     /// Field paths that this agent does not implement; a service with any of them is not programmed.
-    pub unsupported: Vec<Box<str>>,
+    pub unsupported: Few<Box<str>>,
     /// Parts of the object that contradict themselves and were left out, in words that name the field.
-    pub rejected: Vec<Box<str>>,
+    pub rejected: Few<Box<str>>,
 }
 
 impl ServiceRow {
@@ -154,8 +211,8 @@ impl ServiceRow {
 /// One entry of `Service.spec.ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Empty when the service has one unnamed port.
-    pub name: Box<str>,
+    /// Empty when the service has one unnamed port. Shared with what is planned of it.
+    pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
     /// 0 when the port has no node port.
@@ -172,13 +229,13 @@ pub struct EndpointSliceRow {
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<EndpointRow>,
     /// Parts of the object that contradict themselves and were left out, in words that name the field.
-    pub rejected: Vec<Box<str>>,
+    pub rejected: Few<Box<str>>,
 }
 
 /// One entry of `EndpointSlice.ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointPort {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
 }

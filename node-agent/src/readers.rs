@@ -100,8 +100,9 @@ impl Readers {
         let look = self.look.clone();
         let read = move || io::Result::Ok((look.drops()?, look.fill()?));
         let (drops, fill) = tokio::task::spawn_blocking(read).await??;
-        let programs = self.report().await.map_or_else(Vec::new, |report| report.programs());
-        Ok(Metrics { drops, fill, programs, ..Metrics::default() }.text())
+        let told = self.report().await.map(|report| (report.programs(), report.full));
+        let (programs, full) = told.unwrap_or_default();
+        Ok(Metrics { drops, fill, full, programs, ..Metrics::default() }.text())
     }
 
     async fn conntrack(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {

@@ -1,12 +1,13 @@
 //! Desired-state tables: rows by key with a revision, changes since a revision, and a `synced` mark.
 //!
 //! One writer fills a table from a source; any number of readers ask for what changed since the
-//! revision they have seen. Reading costs in proportion to the change, not to the table. Deleted
-//! keys are remembered until every live reader may have seen them (`TOMBSTONES` at most; a reader
-//! that fell behind further is told to read everything).
+//! revision they have seen. Reading costs in proportion to the change, not to the table, unless more
+//! than `RECENT` changes have come since: then the rows are gone through. Deleted keys are remembered
+//! until every live reader may have seen them (`TOMBSTONES` at most; a reader that fell behind further
+//! is told to read everything).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,6 +15,9 @@ use tokio::sync::watch;
 
 /// Deleted keys kept for slow readers; a reader further behind gets a full delta.
 const TOMBSTONES: usize = 65_536;
+/// Changes that are found without going through all rows. A node must afford tens of thousands of rows,
+/// so that not every one can have a second key.
+const RECENT: usize = 1_024;
 
 /// A shared table. Cloning it clones the handle.
 #[derive(Debug)]
@@ -25,8 +29,13 @@ pub struct Table<K, V> {
 #[derive(Debug)]
 struct Inner<K, V> {
     rows: BTreeMap<K, (u64, Arc<V>)>,
-    by_revision: BTreeMap<u64, (K, bool)>,
+    /// The last changes, oldest first; those of a row that has changed again are void.
+    recent: VecDeque<(u64, K)>,
+    /// Every change after this revision is in `recent`.
+    before_recent: u64,
     deleted: BTreeMap<K, u64>,
+    /// The same by revision, oldest first; those of a key that is back are void.
+    graves: VecDeque<(u64, K)>,
     /// Deletions at or before this revision are forgotten.
     forgotten: u64,
     revision: u64,
@@ -64,8 +73,10 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     pub fn new() -> Self {
         let inner = Inner {
             rows: BTreeMap::new(),
-            by_revision: BTreeMap::new(),
+            recent: VecDeque::new(),
+            before_recent: 0,
             deleted: BTreeMap::new(),
+            graves: VecDeque::new(),
             forgotten: 0,
             revision: 0,
             synced: false,
@@ -80,13 +91,9 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             return false;
         }
         let revision = inner.next_revision();
-        if let Some((old, _)) = inner.rows.insert(key.clone(), (revision, Arc::new(row))) {
-            inner.by_revision.remove(&old);
-        }
-        if let Some(old) = inner.deleted.remove(&key) {
-            inner.by_revision.remove(&old);
-        }
-        inner.by_revision.insert(revision, (key, true));
+        inner.rows.insert(key.clone(), (revision, Arc::new(row)));
+        inner.deleted.remove(&key);
+        inner.note(revision, key);
         drop(inner);
         self.changed.send_replace(revision);
         true
@@ -95,11 +102,13 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     /// Deletes a row; an absent key changes nothing. Returns whether it changed.
     pub fn delete(&self, key: &K) -> bool {
         let mut inner = self.lock();
-        let Some((old, _)) = inner.rows.remove(key) else { return false };
-        inner.by_revision.remove(&old);
+        if inner.rows.remove(key).is_none() {
+            return false;
+        }
         let revision = inner.next_revision();
         inner.deleted.insert(key.clone(), revision);
-        inner.by_revision.insert(revision, (key.clone(), false));
+        inner.graves.push_back((revision, key.clone()));
+        inner.note(revision, key.clone());
         inner.forget_surplus();
         drop(inner);
         self.changed.send_replace(revision);
@@ -126,6 +135,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             return;
         }
         inner.synced = true;
+        compact(&mut inner.rows);
         let revision = inner.next_revision();
         drop(inner);
         self.changed.send_replace(revision);
@@ -148,10 +158,22 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
                 inner.rows.iter().map(|(k, (_, row))| (k.clone(), Arc::clone(row))).collect();
             return delta;
         }
-        for (key, live) in inner.by_revision.range(since + 1..).map(|(_, change)| change) {
+        if since < inner.before_recent {
+            let newer = inner.rows.iter().filter(|(_, (revision, _))| *revision > since);
+            delta.upserts = newer.map(|(key, (_, row))| (key.clone(), Arc::clone(row))).collect();
+            let newer = inner.deleted.iter().filter(|(_, revision)| **revision > since);
+            delta.deletes = newer.map(|(key, _)| key.clone()).collect();
+            return delta;
+        }
+        let start = inner.recent.partition_point(|(revision, _)| *revision <= since);
+        for (revision, key) in inner.recent.range(start..) {
             match inner.rows.get(key) {
-                Some((_, row)) if *live => delta.upserts.push((key.clone(), Arc::clone(row))),
-                _ => delta.deletes.push(key.clone()),
+                Some((last, row)) if last == revision => {
+                    delta.upserts.push((key.clone(), Arc::clone(row)));
+                }
+                None if inner.deleted.get(key) == Some(revision) => delta.deletes.push(key.clone()),
+                // It has changed again since.
+                Some(_) | None => {}
             }
         }
         delta
@@ -200,16 +222,29 @@ impl<K: Ord + Clone, V> Inner<K, V> {
         self.revision
     }
 
-    fn forget_surplus(&mut self) {
-        while self.deleted.len() > TOMBSTONES {
-            let oldest = self.by_revision.iter().find(|(_, (_, live))| !live);
-            let Some((&revision, (key, _))) = oldest else { return };
-            let key = key.clone();
-            self.by_revision.remove(&revision);
-            self.deleted.remove(&key);
-            self.forgotten = revision;
+    fn note(&mut self, revision: u64, key: K) {
+        self.recent.push_back((revision, key));
+        if self.recent.len() > RECENT
+            && let Some((oldest, _)) = self.recent.pop_front()
+        {
+            self.before_recent = oldest;
         }
     }
+
+    fn forget_surplus(&mut self) {
+        while self.graves.len() > TOMBSTONES {
+            let Some((revision, key)) = self.graves.pop_front() else { return };
+            if self.deleted.get(&key) == Some(&revision) {
+                self.deleted.remove(&key);
+                self.forgotten = revision;
+            }
+        }
+    }
+}
+
+/// Packs a tree that grew row by row, whose nodes are then half to three quarters full, into full nodes.
+pub fn compact<K: Ord, V>(rows: &mut BTreeMap<K, V>) {
+    *rows = std::mem::take(rows).into_iter().collect();
 }
 
 #[cfg(test)]
@@ -265,5 +300,35 @@ mod tests {
         table.replace(BTreeMap::from([(2, "b")]));
         let delta = table.changes_since(seen.revision);
         assert_eq!((delta.synced, keys(&delta)), (true, (vec![2], vec![1])));
+    }
+
+    #[test]
+    fn a_reader_that_is_far_behind_sees_the_same_as_one_that_is_near() {
+        let table = Table::new();
+        let count = u16::try_from(RECENT).unwrap() * 3;
+        for key in 0..count {
+            assert!(table.upsert(key, 0));
+        }
+        let far = table.changes_since(0).revision;
+        assert!(table.upsert(1, 1));
+        assert!(table.upsert(2, 1));
+        assert!(table.delete(&3));
+        assert!(table.delete(&2));
+        assert!(table.upsert(2, 2));
+        let seen = |delta: &Delta<u16, u32>| {
+            let mut upserts: Vec<_> =
+                delta.upserts.iter().map(|(key, row)| (*key, **row)).collect();
+            upserts.sort_unstable();
+            (delta.full, upserts, delta.deletes.clone())
+        };
+        let near = seen(&table.changes_since(far));
+        assert_eq!(near, (false, vec![(1, 1), (2, 2)], vec![3]));
+        // As many changes again that leave nothing behind.
+        for _ in 0..RECENT {
+            assert!(table.upsert(9_999, 0));
+            assert!(table.delete(&9_999));
+        }
+        let (full, upserts, deletes) = seen(&table.changes_since(far));
+        assert_eq!((full, upserts, deletes), (false, near.1, vec![3, 9_999]));
     }
 }

@@ -2,15 +2,20 @@
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::IpAddr};
+    use std::{
+        collections::BTreeMap,
+        net::IpAddr,
+        time::{Duration, Instant},
+    };
 
     use ebpf_common::{
         addr::Addr,
+        conntrack::{FORWARD, Flow, FlowKey, REVERSE, SEEN_FIN, SEEN_REPLY},
         service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     };
     use node_agent::{
-        dataplane::{load::Programs, plan::Batch},
-        sys::map::RowMap,
+        dataplane::{collect::Collector, load::Programs, plan::Batch},
+        sys::map::{RowMap, Walk},
     };
 
     /// Maps need root and a kernel that lets it use them.
@@ -66,6 +71,113 @@ mod tests {
             assert!(failed.iter().all(|(_, error)| error.raw_os_error() == Some(libc::E2BIG)));
             assert_eq!(map.row(&1).unwrap(), Some(9));
         }
+    }
+
+    #[test]
+    fn a_walk_sees_every_row_once_while_others_go_and_counts_in_batches() {
+        if !is_possible() {
+            return;
+        }
+        for forgo in [false, true] {
+            let map = map(20_000);
+            if forgo {
+                map.forgo_batches();
+            }
+            let rows: Vec<(u32, u64)> = (0..10_000).map(|n| (n, 0)).collect();
+            assert!(map.update(&rows).is_empty());
+            assert_eq!(map.count().unwrap(), 10_000);
+            let (mut walk, mut seen, mut parts) = (Walk::by(100), Vec::new(), 0);
+            while !walk.is_over() {
+                let part: Vec<u32> =
+                    map.next(&mut walk).unwrap().into_iter().map(|(key, _)| key).collect();
+                assert!(map.delete(&part).is_empty());
+                seen.extend(part);
+                parts += 1;
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..10_000).collect::<Vec<_>>(), "{forgo}");
+            assert!(forgo || parts >= 100, "{parts}");
+            assert_eq!(map.count().unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn an_inserted_row_takes_the_place_of_none() {
+        if !is_possible() {
+            return;
+        }
+        let map = map(2);
+        assert!(map.insert(&1, &7).unwrap());
+        assert!(!map.insert(&1, &8).unwrap());
+        assert_eq!(map.row(&1).unwrap(), Some(7));
+        assert!(map.insert(&2, &7).unwrap());
+        assert_eq!(map.insert(&3, &7).unwrap_err().raw_os_error(), Some(libc::E2BIG));
+    }
+
+    /// Bytes of this process that are resident.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: usize = status.split_whitespace().nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "a measurement is worth reading")]
+    fn half_a_million_flows_are_walked_in_parts_and_in_little_memory() {
+        if !is_possible() {
+            return;
+        }
+        let (table, old) = (RowMap::create(1 << 19).unwrap(), RowMap::create(1).unwrap());
+        // Every fourth flow has ended; all others are idle, so that their other halves are looked up.
+        for block in 0..500_u32 {
+            let rows: Vec<_> = (0..500).flat_map(|n| pair(block * 500 + n)).collect();
+            assert!(table.update(&rows).is_empty());
+        }
+        let (mut collector, before, start) = (Collector::default(), resident(), Instant::now());
+        let (mut parts, mut longest) = (0, Duration::ZERO);
+        collector.begin();
+        while collector.is_walking() {
+            let start = Instant::now();
+            collector.part((&table, &old), 100, |_, _| {}).unwrap();
+            longest = longest.max(start.elapsed());
+            parts += 1;
+        }
+        let (took, grown) = (start.elapsed(), resident().saturating_sub(before));
+        println!("500,000 rows: {took:?} in {parts} parts, the longest {longest:?}, {grown} bytes");
+        assert_eq!(collector.rows(), 375_000);
+        assert_eq!(table.count().unwrap(), 375_000);
+        assert!(parts >= 15, "{parts}");
+        assert!(grown < 16 << 20, "{grown} bytes");
+        // What is left are whole flows.
+        let (key, flow) = pair(1)[0];
+        assert_eq!(table.row(&key).unwrap().map(|row| row.src), Some(flow.src));
+        assert_eq!(table.row(&pair(0)[0].0).unwrap().map(|row| row.src), None);
+    }
+
+    fn pair(number: u32) -> [(FlowKey, Flow); 2] {
+        let [a, b, c, d] = number.to_be_bytes();
+        let client = Addr::v4([10, a, b, c]);
+        let key = FlowKey { src: client, sport: [d, 1], proto: 6, ..FlowKey::default() };
+        let seen = if number.is_multiple_of(4) { SEEN_FIN } else { 0 };
+        let forward = Flow {
+            src: client,
+            sport: [d, 1],
+            dst: Addr::v4([10, 244, 0, 1]),
+            seen,
+            last_seen: 60,
+            direction: FORWARD,
+            ..Flow::default()
+        };
+        let seen = seen | SEEN_REPLY;
+        let reverse = Flow {
+            src: key.dst,
+            dst: client,
+            dport: key.sport,
+            seen,
+            direction: REVERSE,
+            ..forward
+        };
+        [(key, forward), (forward.opposite(6), Flow { sport: key.dport, ..reverse })]
     }
 
     fn key(last: u8) -> ServiceKey {

@@ -23,13 +23,15 @@ use tokio::{
 
 use super::{
     DataplaneConfig, Tables,
+    collect::Collector,
     events::Teller,
-    gc,
     health::Pulse,
     host_ports,
     load::{Programs, TcHook},
     maps::Maps,
     model::Problems,
+    pods::Namespaces,
+    room::Room,
     select::Place,
     services::{Here, Outlets, Services},
     status::{self, Report},
@@ -42,8 +44,10 @@ use crate::{
 
 /// How often the maps are read back and compared although nothing changed.
 const REFRESH: Duration = Duration::from_secs(300);
-/// How often devices are looked up and finished flows removed.
+/// How often devices are looked up and a walk for finished flows begins.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often a part of a long work is done.
+const WORK: Duration = Duration::from_secs(1);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Parts without which services are not what the cluster says.
@@ -62,6 +66,9 @@ pub(super) struct Runner {
     pub(super) services: Services,
     pub(super) seen: Seen,
     pub(super) attached: Attached,
+    pub(super) namespaces: Namespaces,
+    pub(super) collector: Collector,
+    pub(super) room: Room,
     pub(super) trouble: BTreeMap<&'static str, String>,
     pub(super) retry: Duration,
     pub(super) pulse: watch::Sender<Pulse>,
@@ -109,6 +116,9 @@ impl Runner {
             services,
             seen: Seen::default(),
             attached: Attached::default(),
+            namespaces: Namespaces::default(),
+            collector: Collector::default(),
+            room: Room::default(),
             trouble: BTreeMap::new(),
             retry: RETRY.0,
             pulse,
@@ -129,8 +139,10 @@ impl Runner {
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
+        let mut work = time::interval(WORK);
+        work.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut again = Instant::now() + REFRESH;
         loop {
-            let pause = if self.trouble.is_empty() { REFRESH } else { self.retry };
             let alive = tokio::select! {
                 changed = services.changed() => changed.is_ok(),
                 changed = slices.changed() => changed.is_ok(),
@@ -154,7 +166,11 @@ impl Runner {
                     self.seen.tunnels = 0;
                     true
                 }
-                () = time::sleep(pause) => true,
+                () = time::sleep_until(again) => true,
+                _instant = work.tick() => {
+                    self.work();
+                    continue;
+                }
                 question = asked.recv() => match question {
                     Some(reply) => {
                         // Whoever asked may have gone.
@@ -168,6 +184,7 @@ impl Runner {
                 return;
             }
             self.round();
+            again = Instant::now() + if self.trouble.is_empty() { REFRESH } else { self.retry };
         }
     }
 
@@ -301,6 +318,15 @@ impl Runner {
     }
 
     fn follow_services(&mut self) -> Result<(), String> {
+        let outcome = self.program_services();
+        // What had no room is written as soon as there is some.
+        if self.services.full.is_empty() || !self.make_room_for_services()? {
+            return outcome;
+        }
+        self.program_services()
+    }
+
+    fn program_services(&mut self) -> Result<(), String> {
         let here = Here {
             place: self.place(),
             addresses: &self.attached.addresses,
@@ -321,21 +347,24 @@ impl Runner {
     fn housekeep(&mut self) {
         let outcome = self.devices();
         self.note("devices", outcome);
-        let outcome = self.collect();
-        self.note("connections", outcome);
+        self.collector.begin();
+        if std::mem::take(&mut self.services.has_written) {
+            let outcome = self.make_room_for_services().map(|_grown| ());
+            self.note("room for services", outcome);
+        }
     }
 
-    fn collect(&mut self) -> Result<(), String> {
-        let flows = self.maps.flows().map_err(|error| chain(&error))?;
-        let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now_s = u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0);
-        let mut failed = Failures::default();
-        let expired = gc::expired(&flows, now_s);
-        self.teller.ended(&clock, &flows, &expired);
-        for key in expired {
-            failed.note("flow", self.maps.delete_flow(&key));
+    /// A part of what is too long to be done at once.
+    fn work(&mut self) {
+        if self.collector.is_walking() {
+            let (table, old) = (self.maps.connections(), self.maps.old_connections());
+            let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let tell = |rows: &[_], over: &[_]| self.teller.ended(&clock, rows, over);
+            let outcome = self.collector.part((table, old), now_s(), tell);
+            self.note("connections", outcome.map_err(|error| chain(&error)));
         }
-        failed.outcome()
+        let outcome = self.make_room_for_connections();
+        self.note("room for connections", outcome);
     }
 
     /// What is wrong with services, and which health checks are not served.
@@ -348,26 +377,32 @@ impl Runner {
     }
 
     fn report(&self) -> Report {
-        let services = status::services(self.services.observed.as_ref());
+        let (services, frontends) = self.services.programmed();
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
             pins: self.config.pins.clone(),
-            frontends: services.len(),
+            frontends,
             services,
             endpoints: self.tables.endpoints.changes_since(0).upserts.into_iter().collect(),
             tunnels: self.maps.tunnels().unwrap_or_default(),
-            flows: self.maps.flows().map_or(0, |flows| flows.len() / 2),
+            flows: usize::try_from(self.collector.rows() / 2).unwrap_or(0),
             drops: self.maps.drops().unwrap_or_default(),
             unsupported: status::unsupported(&self.services.model),
             problems: self.problems(),
-            full: self.services.full.iter().copied().collect(),
+            full: self.full(),
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
     }
+}
+
+/// Seconds of the monotonic clock, as programs see it.
+pub(super) fn now_s() -> u32 {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u32::try_from(clock.tv_sec & 0xffff_ffff).unwrap_or(0)
 }
 
 /// What went wrong in one part of a round: the first failure in words, and how many there were.

@@ -19,10 +19,10 @@ impl Observed {
         let Some(set) = self.sets.get_mut(&id) else { return };
         let backends = set.slots.len();
         let wanted = if is_consistent { maglev::len_for(backends) } else { 0 };
-        let others = self.blocks - set.blocks.len();
+        let others = self.blocks - set.blocks();
         let most = index(names::MAGLEV_MAX).saturating_sub(plan.gone.blocks.len());
         let count = wanted / maglev::BLOCK;
-        let has_room = count <= set.blocks.len() || others + count <= most;
+        let has_room = count <= set.blocks() || others + count <= most;
         let count = if has_room { count } else { 0 };
         set.fill_table(id, count, plan);
         self.blocks = others + count;

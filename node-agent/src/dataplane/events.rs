@@ -5,7 +5,7 @@
 //! listener the programs write nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
@@ -124,12 +124,13 @@ pub(super) struct Teller {
 impl Teller {
     /// Tells of flows that are over since nothing comes any more, at `now` of the monotonic clock. Of
     /// those that said so themselves the programs have told.
-    pub(super) fn ended(&self, now: &Timespec, flows: &BTreeMap<FlowKey, Flow>, over: &[FlowKey]) {
+    pub(super) fn ended(&self, now: &Timespec, rows: &[(FlowKey, Flow)], over: &[FlowKey]) {
         if !*self.wanted.borrow() || over.is_empty() {
             return;
         }
         let at = now.tv_sec.cast_unsigned().saturating_mul(1_000_000_000);
-        let rows = over.iter().filter_map(|key| Some((key, flows.get(key)?)));
+        let over: BTreeSet<&FlowKey> = over.iter().collect();
+        let rows = rows.iter().filter(|(key, _)| over.contains(key));
         let quiet = rows.filter(|(_, flow)| flow.direction == FORWARD && !flow.is_closing());
         let ended = quiet.map(|(key, flow)| ended(at, key, flow)).collect();
         // Without room the listeners do without.

@@ -6,7 +6,7 @@
 //! are reachable from outside, as kube-proxy has it; only what comes in from outside is bound by the
 //! external policy.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ebpf_common::{
     addr::Addr,
@@ -48,7 +48,7 @@ pub struct Port {
 /// What makes a port the same one after a change, as upstream's `ServicePortName` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortId {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub protocol: Protocol,
     pub family: Family,
 }
@@ -156,7 +156,7 @@ fn build(
     }
     let family = backends.family;
     let port = Port {
-        id: PortId { name: port.name.clone(), protocol: port.protocol, family },
+        id: PortId { name: Arc::clone(&port.name), protocol: port.protocol, family },
         backends: backends.sets,
         ranges: ranges(row, &frontends, family),
         frontends,

@@ -14,8 +14,8 @@ fn service() -> ServiceRow {
     ServiceRow {
         kind: ServiceKind::LoadBalancer,
         cluster_ips: vec![ip("10.96.0.1"), ip("fd00:96::1")],
-        external_ips: vec![ip("192.0.2.1")],
-        ingress_ips: vec![ip("192.0.2.2"), ip("2001:db8::2")],
+        external_ips: vec![ip("192.0.2.1")].into(),
+        ingress_ips: vec![ip("192.0.2.2"), ip("2001:db8::2")].into(),
         ports: vec![ServicePort {
             name: "".into(),
             protocol: Protocol::Tcp,
@@ -93,7 +93,7 @@ fn every_address_and_the_node_port_lead_to_one_set_in_each_family() {
 fn external_policy_local_binds_only_what_comes_from_outside_and_keeps_its_source() {
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
-        ingress_ips: vec![ip("192.0.2.2")],
+        ingress_ips: vec![ip("192.0.2.2")].into(),
         external_policy: TrafficPolicy::Local,
         ..service()
     };
@@ -115,8 +115,8 @@ fn external_policy_local_binds_only_what_comes_from_outside_and_keeps_its_source
 fn internal_policy_local_binds_the_cluster_ip_alone() {
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
-        ingress_ips: vec![],
-        external_ips: vec![],
+        ingress_ips: vec![].into(),
+        external_ips: vec![].into(),
         internal_policy: TrafficPolicy::Local,
         ..service()
     };
@@ -129,7 +129,7 @@ fn internal_policy_local_binds_the_cluster_ip_alone() {
 #[test]
 fn source_ranges_guard_the_load_balancers_addresses_of_their_family() {
     let ranges = ["10.0.0.0/8", "192.168.1.0/24"].map(|range| range.parse().unwrap());
-    let row = ServiceRow { source_ranges: ranges.to_vec(), ..service() };
+    let row = ServiceRow { source_ranges: ranges.to_vec().into(), ..service() };
     let desired = desire(&row, &slices(8080));
     let guarded: Vec<String> =
         rows(&desired).into_iter().filter(|row| row.contains("] 2")).collect();
@@ -142,8 +142,8 @@ fn source_ranges_guard_the_load_balancers_addresses_of_their_family() {
 fn an_address_that_stands_twice_has_one_row() {
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: vec![ip("192.0.2.2"), ip("10.96.0.1")],
-        ingress_ips: vec![ip("192.0.2.2")],
+        external_ips: vec![ip("192.0.2.2"), ip("10.96.0.1")].into(),
+        ingress_ips: vec![ip("192.0.2.2")].into(),
         ..service()
     };
     assert_eq!(rows(&desire(&row, &slices(1))).len(), 3);
@@ -156,8 +156,8 @@ fn sctp_keeps_its_port_or_is_refused_by_name() {
     let row = ServiceRow {
         kind: ServiceKind::NodePort,
         cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: vec![],
-        ingress_ips: vec![],
+        external_ips: vec![].into(),
+        ingress_ips: vec![].into(),
         ports: vec![port],
         ..service()
     };
@@ -173,7 +173,7 @@ fn sctp_that_keeps_its_port_for_some_clients_alone_is_served_to_nobody() {
     let port = ServicePort { name: "".into(), protocol: Protocol::Sctp, port: 80, node_port: 0 };
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: vec![],
+        external_ips: vec![].into(),
         ports: vec![port],
         external_policy: TrafficPolicy::Local,
         ..service()
@@ -199,8 +199,8 @@ fn what_contradicts_itself_is_told_and_the_rest_is_there() {
     };
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
-        ingress_ips: vec![ip("2001:db8::2")],
-        external_ips: vec![],
+        ingress_ips: vec![ip("2001:db8::2")].into(),
+        external_ips: vec![].into(),
         ports: vec![named("", 80, 30_080), named("b", 81, 30_080), named("c", 80, 0)],
         ..service()
     };
@@ -241,8 +241,8 @@ fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
     let node = Node { place: &place, answers: Some(ip("169.254.20.10")) };
     let row = ServiceRow {
         kind: ServiceKind::ClusterIp,
-        external_ips: vec![],
-        ingress_ips: vec![],
+        external_ips: vec![].into(),
+        ingress_ips: vec![].into(),
         ports: vec![ServicePort { node_port: 0, port: 53, ..service().ports[0].clone() }],
         ..service()
     };
@@ -254,7 +254,7 @@ fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
 #[test]
 fn what_has_no_address_or_asks_for_what_is_not_done_claims_nothing() {
     let headless = ServiceRow { kind: ServiceKind::Headless, ..service() };
-    let unsupported = ServiceRow { unsupported: vec!["spec.new".into()], ..service() };
+    let unsupported = ServiceRow { unsupported: vec!["spec.new".into()].into(), ..service() };
     for row in [headless, unsupported] {
         assert_eq!((claims(&row), desire(&row, &slices(80))), (vec![], Desired::default()));
     }

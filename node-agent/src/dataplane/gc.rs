@@ -2,36 +2,59 @@
 //!
 //! Pure; the walk over the table and the deletions are the caller's.
 
-use std::collections::BTreeMap;
-
 use ebpf_common::conntrack::{FORWARD, Flow, FlowKey, idle_limit_s};
 
-/// Rows to delete at `now_s` (seconds of the monotonic clock). Both halves of a flow go together,
-/// the forward one first: a packet that comes in between opens the flow anew with another port. A
-/// half without its other half is over once it is older than `ORPHAN_S`.
-#[must_use]
-pub fn expired(flows: &BTreeMap<FlowKey, Flow>, now_s: u32) -> Vec<FlowKey> {
-    let mut gone = Vec::new();
-    let mut paired = std::collections::BTreeSet::new();
-    for (key, forward) in flows.iter().filter(|(_, flow)| flow.direction == FORWARD) {
-        let opposite = forward.opposite(key.proto);
-        let Some(reverse) = flows.get(&opposite) else {
-            if idle(forward, now_s) > ORPHAN_S {
-                gone.push(*key);
-            }
+/// What is to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// In the order in which they are to be deleted.
+    pub keys: Vec<FlowKey>,
+    /// How many of the rows that were looked through are forward halves among these.
+    pub forward: usize,
+}
+
+/// Of some rows, those to delete at `now_s` (seconds of the monotonic clock), with their other halves.
+/// Both halves of a flow go together, the forward one first: a packet that comes in between opens the
+/// flow anew with another port. It is the forward half's turn that decides. A half without its other
+/// half is over once it is older than `ORPHAN_S`. `look_up` finds a row; it is asked for the other
+/// halves of rows that had no packet for some seconds.
+///
+/// # Errors
+///
+/// What `look_up` says.
+pub fn expired<E>(
+    rows: &[(FlowKey, Flow)],
+    now_s: u32,
+    mut look_up: impl FnMut(&FlowKey) -> Result<Option<Flow>, E>,
+) -> Result<Expired, E> {
+    let mut gone = Expired::default();
+    for (key, flow) in rows {
+        let age = idle(flow, now_s);
+        // No flow is over so soon.
+        if age <= ORPHAN_S {
             continue;
-        };
-        paired.insert(opposite);
-        let limit = idle_limit_s(key.proto, forward.seen, reverse.seen);
-        if idle(forward, now_s).min(idle(reverse, now_s)) > limit {
-            gone.extend([*key, opposite]);
+        }
+        let opposite = flow.opposite(key.proto);
+        let other = look_up(&opposite)?;
+        match (flow.direction, other) {
+            (FORWARD, Some(other)) => {
+                let limit = idle_limit_s(key.proto, flow.seen, other.seen);
+                if age.min(idle(&other, now_s)) > limit {
+                    gone.keys.extend([*key, opposite]);
+                    gone.forward += 1;
+                }
+            }
+            (FORWARD, None) => {
+                gone.keys.push(*key);
+                gone.forward += 1;
+            }
+            // A flow that moved to another backend has another reverse half.
+            (_, Some(other)) if other.direction == FORWARD && other.opposite(key.proto) == *key => {
+            }
+            (_, _) => gone.keys.push(*key),
         }
     }
-    let orphans = flows.iter().filter(|(key, flow)| {
-        flow.direction != FORWARD && !paired.contains(*key) && idle(flow, now_s) > ORPHAN_S
-    });
-    gone.extend(orphans.map(|(key, _)| *key));
-    gone
+    Ok(gone)
 }
 
 /// A program inserts both halves within microseconds; a dump may see one before the other.
@@ -45,12 +68,20 @@ const fn idle(flow: &Flow, now_s: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, convert::Infallible};
+
     use ebpf_common::{
         addr::Addr,
         conntrack::{REVERSE, SEEN_FIN, SEEN_REPLY},
     };
 
     use super::*;
+
+    fn expired(flows: &BTreeMap<FlowKey, Flow>, now_s: u32) -> Vec<FlowKey> {
+        let rows: Vec<_> = flows.iter().map(|(key, flow)| (*key, *flow)).collect();
+        let look_up = |key: &FlowKey| Ok::<_, Infallible>(flows.get(key).copied());
+        super::expired(&rows, now_s, look_up).unwrap().keys
+    }
 
     fn pair(port: u8, seen: (u8, u8), last: (u32, u32)) -> [(FlowKey, Flow); 2] {
         let key = FlowKey {
@@ -67,8 +98,16 @@ mod tests {
             direction: FORWARD,
             ..Flow::default()
         };
-        let reverse =
-            Flow { seen: seen.1, last_seen: last.1, direction: REVERSE, ..Flow::default() };
+        let reverse = Flow {
+            src: key.dst,
+            dst: key.src,
+            sport: key.dport,
+            dport: key.sport,
+            seen: seen.1,
+            last_seen: last.1,
+            direction: REVERSE,
+            ..Flow::default()
+        };
         [(key, forward), (forward.opposite(6), reverse)]
     }
 
@@ -101,5 +140,27 @@ mod tests {
             assert_eq!(expired(&flows, 5), []);
             assert_eq!(expired(&flows, 6), [half.0]);
         }
+    }
+
+    #[test]
+    fn a_reverse_half_that_its_flow_has_left_goes_and_the_flow_stays() {
+        let [(key, forward), (stale, reverse)] = pair(1, (0, 0), (50, 0));
+        let moved = Flow { src: Addr::v4([10, 244, 0, 2]), ..forward };
+        let new = (moved.opposite(6), Flow { last_seen: 50, ..reverse });
+        let flows = BTreeMap::from([(key, moved), (stale, reverse), new]);
+        assert_eq!(expired(&flows, 52), [stale]);
+    }
+
+    #[test]
+    fn the_other_half_is_looked_up_only_of_rows_that_are_idle() {
+        let rows = pair(1, (0, 0), (50, 40));
+        let mut asked = Vec::new();
+        let look_up = |key: &FlowKey| {
+            asked.push(*key);
+            Ok::<_, Infallible>(None)
+        };
+        let gone = super::expired(&rows, 52, look_up).unwrap();
+        assert_eq!(asked, [rows[1].1.opposite(6)]);
+        assert_eq!((gone.keys, gone.forward), (vec![rows[1].0], 0));
     }
 }

@@ -108,12 +108,12 @@ fn slice(
         ports: ports.iter().map(port).collect(),
         // The node's port leads to the pod as long as it is there, ready or not.
         endpoints: vec![EndpointRow { ip, ..EndpointRow::default() }],
-        rejected: Vec::new(),
+        rejected: Vec::new().into(),
     })
 }
 
 /// What a service's port and a slice's have in common.
-fn name(port: &HostPort) -> Box<str> {
+fn name(port: &HostPort) -> Arc<str> {
     format!("{}-{}", port.host_port, port.protocol.name()).into()
 }
 

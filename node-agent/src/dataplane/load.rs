@@ -16,14 +16,13 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
-    programs::{
-        CgroupSockAddr, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
-    },
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
 };
 use ebpf_common::{ABI_VERSION, maps as names};
 use thiserror::Error;
 
-use super::{events::Ring, maps::Maps, object::object};
+pub use super::hook::{TcHook, TcPath};
+use super::{events::Ring, grow, maps::Maps, object::object, size::Sizes};
 use crate::sys::{
     bpf::{self, AttachType},
     tc,
@@ -98,80 +97,7 @@ pub fn require() -> Result<(), LoadError> {
     bpf::require().map_err(LoadError::Denied)
 }
 
-/// A place for a tc program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TcHook {
-    /// Host end of a pod's veth pair, ingress.
-    FromPod,
-    /// Host end of a pod's veth pair, egress: what the stack sends to the pod.
-    ToPod,
-    /// VXLAN device, ingress.
-    FromOverlay,
-    /// VXLAN device, egress.
-    ToOverlay,
-    /// The node's network devices, ingress.
-    FromUnderlay,
-    /// The node's network devices, egress.
-    ToUnderlay,
-    /// Peer of the host device, ingress: the node's own packets to services.
-    FromHost,
-}
-
-impl TcHook {
-    /// All places, in the order in which they are loaded.
-    pub const ALL: [Self; 7] = [
-        Self::FromPod,
-        Self::ToPod,
-        Self::FromOverlay,
-        Self::ToOverlay,
-        Self::FromUnderlay,
-        Self::ToUnderlay,
-        Self::FromHost,
-    ];
-
-    /// The program's name in the object.
-    #[must_use]
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::FromPod => "tc_from_pod",
-            Self::ToPod => "tc_to_pod",
-            Self::FromOverlay => "tc_from_overlay",
-            Self::ToOverlay => "tc_to_overlay",
-            Self::FromUnderlay => "tc_from_underlay",
-            Self::ToUnderlay => "tc_to_underlay",
-            Self::FromHost => "tc_from_host",
-        }
-    }
-
-    const fn tcx(self) -> AttachType {
-        match self {
-            Self::FromPod | Self::FromOverlay | Self::FromUnderlay | Self::FromHost => {
-                AttachType::TcxIngress
-            }
-            Self::ToPod | Self::ToOverlay | Self::ToUnderlay => AttachType::TcxEgress,
-        }
-    }
-
-    const fn direction(self) -> TcAttachType {
-        match self {
-            Self::FromPod | Self::FromOverlay | Self::FromUnderlay | Self::FromHost => {
-                TcAttachType::Ingress
-            }
-            Self::ToPod | Self::ToOverlay | Self::ToUnderlay => TcAttachType::Egress,
-        }
-    }
-}
-
-/// How packets reach our tc programs on this kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TcPath {
-    /// tcx links (6.6 and newer).
-    Tcx,
-    /// clsact filters over netlink.
-    Clsact,
-}
-
-const CGROUP_HOOKS: [(&str, AttachType); 8] = [
+pub(super) const CGROUP_HOOKS: [(&str, AttachType); 8] = [
     ("cg_connect4", AttachType::CgroupConnect4),
     ("cg_connect6", AttachType::CgroupConnect6),
     ("cg_sendmsg4", AttachType::CgroupSendmsg4),
@@ -182,7 +108,7 @@ const CGROUP_HOOKS: [(&str, AttachType); 8] = [
     ("cg_getpeername6", AttachType::CgroupGetpeername6),
 ];
 
-pub(super) const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 20] = [
     names::CONFIG,
     names::SERVICES,
     names::BACKENDS,
@@ -201,17 +127,24 @@ pub(super) const MAPS: [&str; 18] = [
     names::FRAGMENTS,
     names::COUNTERS,
     names::SOCKETS,
+    // The same ring for programs that are loaded anew while somebody listens.
+    names::EVENTS,
+    names::EVENTS_LOST,
 ];
 
 /// The loaded programs. Dropping it leaves everything that is pinned in place.
 pub struct Programs {
     pub(super) object: Ebpf,
     pub(super) pins: Option<PathBuf>,
+    /// How large maps are made and may become.
+    pub(super) sizes: Sizes,
     /// Links that are not pinned, held open by us.
     links: Vec<std::os::fd::OwnedFd>,
+    /// Where our clsact filters are: they cannot be pinned.
+    pub(super) filters: BTreeSet<(TcHook, u32)>,
     tc_path: Option<TcPath>,
     /// Socket programs for which this kernel has no hook.
-    missing: BTreeSet<&'static str>,
+    pub(super) missing: BTreeSet<&'static str>,
 }
 
 impl fmt::Debug for Programs {
@@ -232,33 +165,60 @@ impl Programs {
     /// [`LoadError`]; its source has the verifier's words.
     pub fn load(pins: Option<&Path>) -> Result<(Self, Maps), LoadError> {
         let pins = pins.map(|root| root.join(format!("v{ABI_VERSION}")));
-        let mut loader = EbpfLoader::new();
         if let Some(folder) = &pins {
             let links = folder.join("links");
             let failed = |source| LoadError::Folder { path: links.clone(), source };
             let root = folder.ancestors().nth(2).unwrap_or(folder);
             bpf::ensure_bpf_folder(root, &links).map_err(failed)?;
-            for name in MAPS {
+            grow::clean(folder).map_err(failed)?;
+        }
+        let sizes = Sizes::for_memory(memory_bytes());
+        let (object, missing) = Self::load_object(pins.as_deref(), &sizes)?;
+        let mut programs = Self {
+            object,
+            pins,
+            sizes,
+            links: Vec::new(),
+            filters: BTreeSet::new(),
+            tc_path: None,
+            missing,
+        };
+        let maps = Maps::take(&mut programs.object)?;
+        // What an earlier agent left runs on the maps of its own time, which may have been replaced.
+        programs.swap()?;
+        Ok((programs, maps))
+    }
+
+    /// Loads the object over the maps that are pinned, and makes those that are not there.
+    pub(super) fn load_object(
+        pins: Option<&Path>,
+        sizes: &Sizes,
+    ) -> Result<(Ebpf, BTreeSet<&'static str>), LoadError> {
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            if let Some(folder) = pins {
                 loader.map_pin_path(name, folder.join(name));
+            }
+            // A pinned map is taken as it is, whatever its size.
+            if let Some(rows) = sizes.first.get(name) {
+                loader.map_max_entries(name, *rows);
             }
         }
         let mut object = loader.load(object()).map_err(LoadError::Object)?;
-        let maps = Maps::take(&mut object)?;
-        let mut programs =
-            Self { object, pins, links: Vec::new(), tc_path: None, missing: BTreeSet::new() };
         for hook in TcHook::ALL {
             let name = hook.program();
             let failed = |source| LoadError::Program { name, source };
-            programs.classifier(name)?.load().map_err(failed)?;
+            classifier(&mut object, name)?.load().map_err(failed)?;
         }
+        let mut missing = BTreeSet::new();
         for (name, _) in CGROUP_HOOKS {
-            match programs.sock_addr(name)?.load() {
+            match sock_addr(&mut object, name)?.load() {
                 Ok(()) => {}
-                Err(error) if is_unknown_hook(&error) => drop(programs.missing.insert(name)),
+                Err(error) if is_unknown_hook(&error) => drop(missing.insert(name)),
                 Err(source) => return Err(LoadError::Program { name, source }),
             }
         }
-        Ok((programs, maps))
+        Ok((object, missing))
     }
 
     /// The ring of events, which is this load's own: it can be taken once.
@@ -329,6 +289,7 @@ impl Programs {
 
     /// Removes the pin of a device that is gone. The kernel has taken the program off with it.
     pub fn forget_tc(&mut self, hook: TcHook, ifindex: u32) {
+        self.filters.remove(&(hook, ifindex));
         if let Some(pin) = self.tc_pin(hook, ifindex)
             && let Err(error) = fs::remove_file(&pin)
             && error.kind() != io::ErrorKind::NotFound
@@ -395,10 +356,16 @@ impl Programs {
                 Err(error) => return Err(error),
             }
         }
-        let program = self.classifier(hook.program()).map_err(io::Error::other)?;
-        tc::attach(program, ifindex, hook.direction())?;
+        self.filter(hook, ifindex)?;
         self.tc_path = Some(TcPath::Clsact);
+        self.filters.insert((hook, ifindex));
         Ok(())
+    }
+
+    /// Puts a filter on a device, or in the place of the one that is there.
+    pub(super) fn filter(&mut self, hook: TcHook, ifindex: u32) -> io::Result<()> {
+        let program = self.classifier(hook.program()).map_err(io::Error::other)?;
+        tc::attach(program, ifindex, hook.direction())
     }
 
     /// Swaps the program inside the pinned link, or makes and pins a new one.
@@ -429,15 +396,41 @@ impl Programs {
         Some(folder.join("links").join(format!("{}_{ifindex}", hook.program())))
     }
 
-    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
-        let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-        program.try_into().map_err(|source| LoadError::Program { name, source })
+    pub(super) fn classifier(
+        &mut self,
+        name: &'static str,
+    ) -> Result<&mut SchedClassifier, LoadError> {
+        classifier(&mut self.object, name)
     }
 
-    fn sock_addr(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, LoadError> {
-        let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
-        program.try_into().map_err(|source| LoadError::Program { name, source })
+    pub(super) fn sock_addr(
+        &mut self,
+        name: &'static str,
+    ) -> Result<&mut CgroupSockAddr, LoadError> {
+        sock_addr(&mut self.object, name)
     }
+}
+
+fn classifier<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, LoadError> {
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    program.try_into().map_err(|source| LoadError::Program { name, source })
+}
+
+fn sock_addr<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut CgroupSockAddr, LoadError> {
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+    program.try_into().map_err(|source| LoadError::Program { name, source })
+}
+
+/// The node's memory; what a cgroup leaves the agent does not matter, maps are the kernel's.
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Whether the kernel has no such hook: it says so before the verifier has a word.

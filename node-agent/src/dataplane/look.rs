@@ -13,19 +13,27 @@ use std::{
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray,
+        Array, HashMap, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
 };
 use ebpf_common::{
     ABI_VERSION,
     addr::Addr,
+    affinity::MemberKey,
     config::Config,
     conntrack::{Flow, FlowKey},
+    device::Device,
+    endpoint::Endpoint,
+    maglev::{MaglevBlock, MaglevKey},
     maps as names,
+    netns::Netns,
+    service::{Backend, BackendKey, Service, ServiceKey},
     tunnel::Tunnel,
     verdict::DropReason,
 };
+
+use crate::sys::map::RowMap;
 
 /// A folder of pinned maps.
 #[derive(Clone, Debug)]
@@ -93,7 +101,7 @@ impl Look {
         DropReason::ALL.iter().zip(0..).map(count).collect()
     }
 
-    /// How full the maps are, by counting keys. Takes some 0.3 µs a row.
+    /// How full the maps are, by counting rows: some 0.1 µs each, in bounded memory.
     ///
     /// # Errors
     ///
@@ -129,29 +137,25 @@ impl Look {
     }
 
     fn fill_of(&self, map: &'static str) -> io::Result<Fill> {
-        let info = MapInfo::from_pin(self.folder.join(map)).map_err(io::Error::other)?;
-        let rows = match map {
-            names::SERVICES => self.rows::<[u8; 20], [u8; 20]>(map)?,
-            names::BACKENDS => self.rows::<[u8; 8], [u8; 20]>(map)?,
-            names::MEMBERS => self.rows::<[u8; 24], u32>(map)?,
-            names::ENDPOINTS => self.rows::<[u8; 16], [u8; 20]>(map)?,
-            names::NODE_ADDRS => self.rows::<[u8; 16], u32>(map)?,
-            names::NETNS => self.rows::<u64, [u8; 32]>(map)?,
-            names::DEVICES => self.rows::<u32, [u8; 44]>(map)?,
-            names::MAGLEV => self.rows::<[u8; 8], [u8; 128]>(map)?,
-            _ => self.rows::<FlowKey, Flow>(map)?,
+        let (rows, max) = match map {
+            names::SERVICES => self.count::<ServiceKey, Service>(map)?,
+            names::BACKENDS => self.count::<BackendKey, Backend>(map)?,
+            names::MEMBERS => self.count::<MemberKey, u32>(map)?,
+            names::ENDPOINTS => self.count::<Addr, Endpoint>(map)?,
+            names::NODE_ADDRS => self.count::<Addr, u32>(map)?,
+            names::NETNS => self.count::<u64, Netns>(map)?,
+            names::DEVICES => self.count::<u32, Device>(map)?,
+            names::MAGLEV => self.count::<MaglevKey, MaglevBlock>(map)?,
+            _ => self.count::<FlowKey, Flow>(map)?,
         };
-        Ok(Fill { map, rows, max: u64::from(info.max_entries()) })
+        Ok(Fill { map, rows, max })
     }
 
-    fn rows<K: Pod, V: Pod>(&self, name: &str) -> io::Result<u64> {
-        let map: HashMap<_, K, V> = self.hash(name)?;
-        let mut count = 0;
-        for key in map.keys() {
-            let _key: K = key.map_err(io::Error::other)?;
-            count += 1;
-        }
-        Ok(count)
+    fn count<K: Pod, V: Pod>(&self, name: &str) -> io::Result<(u64, u64)> {
+        let failed =
+            |error| io::Error::other(format!("map {name} in {}: {error}", self.folder.display()));
+        let map: RowMap<K, V> = RowMap::open(&self.folder.join(name)).map_err(failed)?;
+        Ok((map.count()?, u64::from(map.max())))
     }
 
     fn hash<K: Pod, V: Pod>(&self, name: &str) -> io::Result<HashMap<MapData, K, V>> {

@@ -31,9 +31,9 @@ use ipnet::IpNet;
 use super::{
     load::LoadError,
     plan::{Batch, Observed},
-    service_maps::ServiceMaps,
+    service_maps::{ServiceMaps, take},
 };
-use crate::model::FarEnd;
+use crate::{model::FarEnd, sys::map::RowMap};
 
 /// Every map that the agent reads or writes.
 pub struct Maps {
@@ -43,10 +43,13 @@ pub struct Maps {
     local_macs: HashMap<MapData, [u8; 8], u32>,
     endpoints: HashMap<MapData, Addr, Endpoint>,
     tunnels: LpmTrie<MapData, Addr, Tunnel>,
-    conntrack: HashMap<MapData, FlowKey, Flow>,
+    conntrack: RowMap<FlowKey, Flow>,
+    conntrack_old: RowMap<FlowKey, Flow>,
     namespaces: HashMap<MapData, u64, Netns>,
     devices: HashMap<MapData, u32, Device>,
     counters: PerCpuArray<MapData, u64>,
+    /// Programs that are still to be loaded name the maps by these descriptors.
+    _kept: Vec<Map>,
 }
 
 impl fmt::Debug for Maps {
@@ -62,6 +65,7 @@ impl Maps {
     ///
     /// [`LoadError::Map`] when the object lacks one or has it in another shape.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, LoadError> {
+        let mut kept = Vec::new();
         Ok(Self {
             config: typed(object, names::CONFIG)?,
             services: ServiceMaps::take(object)?,
@@ -69,10 +73,12 @@ impl Maps {
             local_macs: typed(object, names::LOCAL_MACS)?,
             endpoints: typed(object, names::ENDPOINTS)?,
             tunnels: typed(object, names::TUNNELS)?,
-            conntrack: typed(object, names::CONNTRACK)?,
+            conntrack: take(object, names::CONNTRACK, &mut kept)?,
+            conntrack_old: take(object, names::CONNTRACK_OLD, &mut kept)?,
             namespaces: typed(object, names::NETNS)?,
             devices: typed(object, names::DEVICES)?,
             counters: typed(object, names::COUNTERS)?,
+            _kept: kept,
         })
     }
 
@@ -164,6 +170,18 @@ impl Maps {
         Ok(())
     }
 
+    /// Writes what is known of a namespace; `None` forgets it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn put_namespace(&mut self, cookie: u64, row: Option<&Netns>) -> io::Result<()> {
+        match row {
+            Some(row) => self.namespaces.insert(cookie, row, 0).map_err(errno),
+            None => gone(self.namespaces.remove(&cookie)),
+        }
+    }
+
     /// Makes the devices that programs know exactly these.
     ///
     /// # Errors
@@ -246,22 +264,27 @@ impl Maps {
         gone(self.tunnels.remove(&lpm(net)))
     }
 
-    /// Every row of the connection table.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn flows(&self) -> io::Result<BTreeMap<FlowKey, Flow>> {
-        rows(self.conntrack.iter())
+    /// The connection table into which programs insert.
+    #[must_use]
+    pub const fn connections(&self) -> &RowMap<FlowKey, Flow> {
+        &self.conntrack
     }
 
-    /// Ends one direction of a flow.
+    /// The one in which they look too.
+    #[must_use]
+    pub const fn old_connections(&self) -> &RowMap<FlowKey, Flow> {
+        &self.conntrack_old
+    }
+
+    /// Drops and refusals for one reason, as [`Self::drops`].
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn delete_flow(&mut self, key: &FlowKey) -> io::Result<()> {
-        gone(self.conntrack.remove(key))
+    pub fn dropped(&self, reason: DropReason) -> io::Result<u64> {
+        let place = DropReason::ALL.iter().zip(0_u32..).find(|(one, _)| **one == reason);
+        let values = self.counters.get(&place.map_or(0, |(_, index)| index), 0).map_err(errno)?;
+        Ok(values.iter().sum())
     }
 
     /// Drops and refusals by reason since the maps were made, summed over CPUs.

@@ -6,13 +6,15 @@ use std::fmt::Write as _;
 
 use ebpf_common::verdict::DropReason;
 
-use super::look::Fill;
+use super::{look::Fill, status::Full};
 
 /// What a scrape shows.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub drops: Vec<(DropReason, u64)>,
     pub fill: Vec<Fill>,
+    /// Maps without room.
+    pub full: Vec<Full>,
     /// Attached programs by path: `("socket", "cg_connect4")`.
     pub programs: Vec<(&'static str, String)>,
     /// Rounds of programming so far, the time they took, and how many left something undone.
@@ -47,6 +49,16 @@ impl Metrics {
         head(&mut out, name, "gauge", "Rows for which a map of the kernel has room.");
         for fill in &self.fill {
             sample(&mut out, name, &[("map", fill.map)], &fill.max);
+        }
+        let name = "dataplane_map_missing_rows";
+        head(
+            &mut out,
+            name,
+            "gauge",
+            "Rows for which a full map of the kernel has no room; of CONNTRACK, packets dropped for that.",
+        );
+        for full in &self.full {
+            sample(&mut out, name, &[("map", full.map)], &full.missing);
         }
         let name = "dataplane_program_attached";
         head(&mut out, name, "gauge", "Programs that run, by the path that they serve.");
@@ -105,6 +117,7 @@ mod tests {
         let metrics = Metrics {
             drops: vec![(DropReason::NoBackend, 3)],
             fill: vec![Fill { map: "CONNTRACK", rows: 8, max: 131_072 }],
+            full: vec![Full { map: "SERVICES", max: 8, most: 8, missing: 3 }],
             programs: vec![("socket", "a \"b\"".to_owned())],
             rounds: Rounds { count: 2, failed: 1, total_us: 2_500_000, last_us: 1_000 },
         };
@@ -114,6 +127,7 @@ mod tests {
             "dataplane_dropped_total{reason=\"service has no ready endpoint\"} 3",
             "dataplane_map_rows{map=\"CONNTRACK\"} 8",
             "dataplane_map_max_rows{map=\"CONNTRACK\"} 131072",
+            "dataplane_map_missing_rows{map=\"SERVICES\"} 3",
             "dataplane_program_attached{path=\"socket\",program=\"a \\\"b\\\"\"} 1",
             "dataplane_programming_seconds_sum 2.5",
             "dataplane_programming_seconds_count 2",

@@ -6,13 +6,16 @@
 
 mod apply;
 mod batch;
+pub mod collect;
 mod devices;
 pub mod events;
 pub mod flow_log;
 pub mod flows;
 pub mod frontends;
 pub mod gc;
+pub mod grow;
 pub mod health;
+mod hook;
 pub mod host_ports;
 pub mod load;
 pub mod look;
@@ -22,6 +25,7 @@ pub mod model;
 mod object;
 pub mod plan;
 mod pods;
+mod room;
 pub mod select;
 pub mod service_maps;
 mod services;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     model::{EndpointSliceRow, ObjectKey, ServiceRow},
-    table::Delta,
+    table::{Delta, compact},
 };
 
 pub use super::frontends::key;
@@ -55,7 +55,49 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct Entry {
     row: Option<Arc<ServiceRow>>,
-    slices: Vec<Arc<EndpointSliceRow>>,
+    slices: Slices,
+}
+
+/// Most services have one slice, which then takes no list.
+#[derive(Debug, Default)]
+enum Slices {
+    #[default]
+    None,
+    One(Arc<EndpointSliceRow>),
+    Several(Vec<Arc<EndpointSliceRow>>),
+}
+
+impl Slices {
+    fn as_slice(&self) -> &[Arc<EndpointSliceRow>] {
+        match self {
+            Self::None => &[],
+            Self::One(slice) => std::slice::from_ref(slice),
+            Self::Several(slices) => slices,
+        }
+    }
+
+    fn push(&mut self, slice: Arc<EndpointSliceRow>) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(slice),
+            Self::One(first) => Self::Several(vec![first, slice]),
+            Self::Several(mut slices) => {
+                slices.push(slice);
+                Self::Several(slices)
+            }
+        };
+    }
+
+    fn remove(&mut self, slice: &Arc<EndpointSliceRow>) {
+        match self {
+            Self::One(one) if Arc::ptr_eq(one, slice) => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Several(slices) => slices.retain(|one| !Arc::ptr_eq(one, slice)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
 }
 
 impl Model {
@@ -84,6 +126,13 @@ impl Model {
         self.take_services(services, &mut dirty);
         self.take_slices(slices, &mut dirty);
         dirty
+    }
+
+    /// Takes less memory from now on; worth it after many changes.
+    pub fn compact(&mut self) {
+        compact(&mut self.entries);
+        compact(&mut self.slices);
+        compact(&mut self.owners);
     }
 
     /// Makes the ports of pods exactly these. Returns which of them this touches.
@@ -131,8 +180,8 @@ impl Model {
         let local = self.node_local.as_ref().filter(|local| local.service == *key);
         let node = Node { place: &self.place, answers: local.map(|local| local.address) };
         let owns = |claim: &ServiceKey| self.owners.get(claim) == Some(key);
-        let mut desired = frontends::desired(row, &entry.slices, node, owns);
-        let rejected = entry.slices.iter().flat_map(|slice| &slice.rejected);
+        let mut desired = frontends::desired(row, entry.slices.as_slice(), node, owns);
+        let rejected = entry.slices.as_slice().iter().flat_map(|slice| &slice.rejected);
         let rejected = rejected.map(|words| format!("EndpointSlice: {words}"));
         desired.problems.extend(row.rejected.iter().map(ToString::to_string).chain(rejected));
         if !self.losers.is_empty() {
@@ -152,7 +201,7 @@ impl Model {
         let entry = self.entries.get(key)?;
         let row = entry.row.as_ref()?;
         let is_asked = row.health_check_port != 0 && frontends::is_programmed(row);
-        let endpoints = || select::ready_here(row, &entry.slices, &self.place);
+        let endpoints = || select::ready_here(row, entry.slices.as_slice(), &self.place);
         is_asked.then(|| Check { port: row.health_check_port, endpoints: endpoints() })
     }
 
@@ -172,7 +221,7 @@ impl Model {
     pub fn unsupported(&self) -> impl Iterator<Item = (&ObjectKey, &[Box<str>])> {
         let rows = self.entries.iter().filter_map(|(key, entry)| Some((key, entry.row.as_ref()?)));
         rows.filter(|(_, row)| !row.unsupported.is_empty())
-            .map(|(key, row)| (key, row.unsupported.as_slice()))
+            .map(|(key, row)| (key, &*row.unsupported))
     }
 
     /// Frontends that a service claims and another has.
@@ -315,7 +364,7 @@ impl Model {
         if let Some(old) = old {
             dirty.insert(old.service.clone());
             if let Some(entry) = self.entries.get_mut(&old.service) {
-                entry.slices.retain(|slice| !Arc::ptr_eq(slice, &old));
+                entry.slices.remove(&old);
                 if entry.row.is_none() && entry.slices.is_empty() {
                     self.entries.remove(&old.service);
                 }
@@ -323,9 +372,7 @@ impl Model {
         }
         if let Some(row) = row {
             dirty.insert(row.service.clone());
-            let slices = &mut self.entries.entry(row.service.clone()).or_default().slices;
-            slices.reserve_exact(1);
-            slices.push(row);
+            self.entries.entry(row.service.clone()).or_default().slices.push(row);
         }
     }
 }

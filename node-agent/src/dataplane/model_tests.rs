@@ -148,7 +148,7 @@ fn a_service_is_checked_when_it_is_programmed_and_names_a_port() {
     let unsupported = vec!["spec.other".into()];
     world.services.upsert(key("a"), balanced.clone());
     world.services.upsert(key("b"), service(1, 30_081));
-    world.services.upsert(key("c"), ServiceRow { unsupported, ..balanced });
+    world.services.upsert(key("c"), ServiceRow { unsupported: unsupported.into(), ..balanced });
     world.model.set_place(Place { node: "n1".into(), zone: "".into() });
     let here = EndpointRow { node: "n1".into(), ..EndpointRow::default() };
     world.slices.upsert(

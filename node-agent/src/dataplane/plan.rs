@@ -17,7 +17,10 @@ use ebpf_common::{
 
 pub use super::batch::{Batch, Gone, Plan, RangeKey};
 use super::frontends::{Frontend, Port, PortId, Which};
-use crate::model::{Family, ObjectKey, Protocol};
+use crate::{
+    model::{Family, ObjectKey, Protocol},
+    table::compact,
+};
 
 /// Slots beyond this are no set of ours: a set has at most [`super::frontends::BACKENDS`].
 const SLOTS: u32 = 1 << 16;
@@ -69,14 +72,21 @@ pub struct Programmed {
 struct Set {
     /// By slot; a hole is [`Backend::default`].
     slots: Vec<Backend>,
-    /// Sorted; only where [`has_members`] says so.
-    members: Vec<(Peer, u32)>,
-    /// The table, as far as there is one.
-    blocks: Vec<MaglevBlock>,
+    /// What few sets have.
+    extra: Option<Box<Extra>>,
     /// A port has it.
     is_taken: bool,
     /// The table is the one that follows from the slots.
     is_filled: bool,
+}
+
+/// What a set has beside its slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Extra {
+    /// Sorted; only where [`has_members`] says so.
+    members: Vec<(Peer, u32)>,
+    /// The table, as far as there is one.
+    blocks: Vec<MaglevBlock>,
 }
 
 impl Observed {
@@ -105,14 +115,14 @@ impl Observed {
         }
         for (key, slot) in rows.members {
             match observed.sets.get_mut(&key.set) {
-                Some(set) => set.members.push((key.backend, slot)),
+                Some(set) => set.extra().members.push((key.backend, slot)),
                 None => orphans.members.push(key),
             }
         }
         for (key, block) in rows.blocks {
             match observed.sets.get_mut(&key.set) {
                 Some(set) if index(key.block) < BLOCKS => {
-                    place(&mut set.blocks, index(key.block), block, HOLE);
+                    place(&mut set.extra().blocks, index(key.block), block, HOLE);
                 }
                 _ => orphans.blocks.push(key),
             }
@@ -124,8 +134,9 @@ impl Observed {
             }
         }
         observed.ranges.retain(|_, ranges| !ranges.is_empty());
-        observed.sets.values_mut().for_each(|set| set.members.sort_unstable());
-        observed.blocks = observed.sets.values().map(|set| set.blocks.len()).sum();
+        let extras = observed.sets.values_mut().filter_map(|set| set.extra.as_mut());
+        extras.for_each(|extra| extra.members.sort_unstable());
+        observed.blocks = observed.sets.values().map(Set::blocks).sum();
         let known = observed.sets.keys().last().copied().unwrap_or(0);
         observed.last_set = observed.last_set.max(known);
         (observed, orphans)
@@ -195,6 +206,12 @@ impl Observed {
         for set in left {
             self.drop_set(set, plan);
         }
+    }
+
+    /// Takes less memory from now on; worth it after many changes.
+    pub fn compact(&mut self) {
+        compact(&mut self.ports);
+        compact(&mut self.sets);
     }
 
     /// Every port that is programmed.
@@ -326,15 +343,16 @@ impl Observed {
 
     fn drop_set(&mut self, id: u32, plan: &mut Plan) {
         let Some(set) = self.sets.remove(&id) else { return };
-        self.blocks -= set.blocks.len();
+        self.blocks -= set.blocks();
         self.by_chance.remove(&id);
         let slots = (0..set.slots.len()).map(|at| BackendKey { set: id, slot: slot(at) });
         plan.gone.backends.extend(slots);
-        let members = set.members.iter();
+        let Some(extra) = set.extra else { return };
+        let members = extra.members.iter();
         plan.gone
             .members
             .extend(members.map(|(backend, _)| MemberKey { set: id, backend: *backend }));
-        let blocks = (0..set.blocks.len()).map(|at| MaglevKey { set: id, block: slot(at) });
+        let blocks = (0..extra.blocks.len()).map(|at| MaglevKey { set: id, block: slot(at) });
         plan.gone.blocks.extend(blocks);
     }
 
@@ -352,6 +370,15 @@ impl Observed {
 }
 
 impl Set {
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives up what is empty.
+    fn tidy(&mut self) {
+        self.extra.take_if(|extra| extra.members.is_empty() && extra.blocks.is_empty());
+    }
+
     fn fill_slots(&mut self, id: u32, slots: Vec<Backend>, plan: &mut Plan) {
         if slots == self.slots {
             return;
@@ -365,10 +392,16 @@ impl Set {
         self.is_filled = false;
     }
 
+    /// How many blocks its table has.
+    fn blocks(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.blocks.len())
+    }
+
     fn fill_members(&mut self, id: u32, wanted: bool, plan: &mut Plan) {
-        if !wanted && self.members.is_empty() {
+        if !wanted && self.extra.is_none() {
             return;
         }
+        let old = std::mem::take(&mut self.extra().members);
         let mut members: Vec<(Peer, u32)> = Vec::new();
         if wanted {
             let peer = |one: &Backend| Peer { addr: one.addr, port: one.port, reserved: [0; 2] };
@@ -376,27 +409,30 @@ impl Set {
             members.sort_unstable();
         }
         let key = |backend: &Peer| MemberKey { set: id, backend: *backend };
-        let new = members.iter().filter(|member| self.members.binary_search(member).is_err());
+        let new = members.iter().filter(|member| old.binary_search(member).is_err());
         plan.members.extend(new.map(|(backend, slot)| (key(backend), *slot)));
         let is_in = |backend: &Peer| members.binary_search_by_key(backend, |(one, _)| *one).is_ok();
-        let gone = self.members.iter().filter(|(backend, _)| !is_in(backend));
+        let gone = old.iter().filter(|(backend, _)| !is_in(backend));
         plan.gone.members.extend(gone.map(|(backend, _)| key(backend)));
-        self.members = members;
+        self.extra().members = members;
+        self.tidy();
     }
 
     /// Makes the table anew, which is `count` blocks long.
     fn fill_table(&mut self, id: u32, count: usize, plan: &mut Plan) {
-        if self.is_filled && self.blocks.len() == count {
+        if self.blocks() == count && (count == 0 || self.is_filled) {
+            self.is_filled = true;
             return;
         }
         let blocks = consistent::table(&self.slots, count * maglev::BLOCK);
+        let old = std::mem::take(&mut self.extra().blocks);
         let key = |at| MaglevKey { set: id, block: slot(at) };
-        let changed =
-            blocks.iter().enumerate().filter(|(at, one)| self.blocks.get(*at) != Some(*one));
+        let changed = blocks.iter().enumerate().filter(|(at, one)| old.get(*at) != Some(*one));
         plan.blocks.extend(changed.map(|(at, block)| (key(at), *block)));
-        plan.gone.blocks.extend((count..self.blocks.len()).map(key));
-        self.blocks = blocks;
+        plan.gone.blocks.extend((count..old.len()).map(key));
+        self.extra().blocks = blocks;
         self.is_filled = true;
+        self.tidy();
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ebpf_common::{addr::Addr, endpoint::Endpoint, netns::Netns};
@@ -14,7 +15,7 @@ use super::{
     apply::{Failures, Runner},
     load::TcHook,
 };
-use crate::{model::LocalEndpoint, overlay::chain, sys::socket::netns_cookie};
+use crate::{model::LocalEndpoint, overlay::chain, sys::socket::netns_cookie, table::Delta};
 
 /// Where a pod's veth pair has programs: what it sends, and what the stack sends to it.
 const POD_HOOKS: [TcHook; 2] = [TcHook::FromPod, TcHook::ToPod];
@@ -49,7 +50,7 @@ impl Runner {
             failed.note(ip, outcome);
         }
         failed.outcome()?;
-        self.follow_namespaces()?;
+        self.change_namespaces(&delta)?;
         self.seen.endpoints = delta.revision;
         self.programmed.send_replace(delta.revision);
         Ok(())
@@ -99,29 +100,87 @@ impl Runner {
             _ => None,
         };
         let rows = self.tables.endpoints.changes_since(0).upserts;
-        let pods: Vec<&LocalEndpoint> = rows.iter().map(|(_, row)| row.as_ref()).collect();
-        let desired = namespaces(&pods, own);
+        self.namespaces = Namespaces::of(&rows, own);
         let surplus_may_go = self.tables.endpoints.is_synced();
-        self.maps.set_namespaces(&desired, surplus_may_go).map_err(|error| chain(&error))
+        let desired = &self.namespaces.rows;
+        self.maps.set_namespaces(desired, surplus_may_go).map_err(|error| chain(&error))
+    }
+
+    /// Follows changes of pods; costs in proportion to the change.
+    fn change_namespaces(&mut self, delta: &Delta<IpAddr, LocalEndpoint>) -> Result<(), String> {
+        if delta.full {
+            return self.follow_namespaces();
+        }
+        let mut touched = BTreeSet::new();
+        for ip in &delta.deletes {
+            self.namespaces.put(*ip, 0, &mut touched);
+        }
+        for (ip, row) in &delta.upserts {
+            self.namespaces.put(*ip, row.netns_cookie, &mut touched);
+        }
+        let mut failed = Failures::default();
+        for cookie in touched {
+            let row = self.namespaces.rows.get(&cookie);
+            failed.note("network namespace", self.maps.put_namespace(cookie, row));
+        }
+        let outcome = failed.outcome();
+        if outcome.is_err() {
+            // What is written is not known any more: the next round reads it.
+            self.seen.endpoints = 0;
+        }
+        outcome
     }
 }
 
-/// The row of each namespace: the addresses under which its packets are seen. `own` is the node's
-/// cookie and gateway addresses.
-fn namespaces(
-    pods: &[&LocalEndpoint],
-    own: Option<(u64, [Option<IpAddr>; 2])>,
-) -> BTreeMap<u64, Netns> {
-    let mut rows: BTreeMap<u64, Netns> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| pod.netns_cookie != 0) {
-        let family = usize::from(pod.ip.is_ipv6());
-        rows.entry(pod.netns_cookie).or_default().addr[family] = Addr::from(pod.ip);
+/// The row of each namespace: the addresses under which its packets are seen.
+#[derive(Debug, Default)]
+pub(super) struct Namespaces {
+    rows: BTreeMap<u64, Netns>,
+    /// Whose address is whose.
+    pods: BTreeMap<IpAddr, u64>,
+    /// The node's own cookie.
+    own: Option<u64>,
+}
+
+impl Namespaces {
+    /// `own` is the node's cookie and gateway addresses.
+    fn of(pods: &[(IpAddr, Arc<LocalEndpoint>)], own: Option<(u64, [Option<IpAddr>; 2])>) -> Self {
+        let mut all = Self::default();
+        for (ip, pod) in pods {
+            all.put(*ip, pod.netns_cookie, &mut BTreeSet::new());
+        }
+        if let Some((cookie, gateways)) = own {
+            let addr = gateways.map(|ip| ip.map_or_else(Addr::default, Addr::from));
+            all.rows.insert(cookie, Netns { addr });
+            all.own = Some(cookie);
+        }
+        all
     }
-    if let Some((cookie, gateways)) = own {
-        let addr = gateways.map(|ip| ip.map_or_else(Addr::default, Addr::from));
-        rows.insert(cookie, Netns { addr });
+
+    /// Gives an address to a namespace, 0 to none; notes whose rows this touches.
+    fn put(&mut self, ip: IpAddr, cookie: u64, touched: &mut BTreeSet<u64>) {
+        let family = usize::from(ip.is_ipv6());
+        let old = self.pods.remove(&ip).filter(|old| *old != cookie && Some(*old) != self.own);
+        if let Some(old) = old
+            && let Some(row) = self.rows.get_mut(&old)
+            && row.addr[family] == Addr::from(ip)
+        {
+            row.addr[family] = Addr::default();
+            if *row == Netns::default() {
+                self.rows.remove(&old);
+            }
+            touched.insert(old);
+        }
+        if cookie == 0 {
+            return;
+        }
+        self.pods.insert(ip, cookie);
+        let place = &mut self.rows.entry(cookie).or_default().addr[family];
+        if *place != Addr::from(ip) && Some(cookie) != self.own {
+            *place = Addr::from(ip);
+            touched.insert(cookie);
+        }
     }
-    rows
 }
 
 #[cfg(test)]
@@ -129,16 +188,18 @@ mod tests {
     use super::*;
     use crate::model::ObjectKey;
 
-    fn pod(ip: &str, netns_cookie: u64) -> LocalEndpoint {
-        LocalEndpoint {
+    fn pod(ip: &str, netns_cookie: u64) -> (IpAddr, Arc<LocalEndpoint>) {
+        let ip = ip.parse().unwrap();
+        let row = LocalEndpoint {
             pod: ObjectKey::new("default", "web"),
-            ip: ip.parse().unwrap(),
+            ip,
             netns_cookie,
             host_ifindex: 1,
             host_mac: [0; 6],
             pod_mac: [0; 6],
             host_ports: [].into(),
-        }
+        };
+        (ip, Arc::new(row))
     }
 
     #[test]
@@ -146,7 +207,7 @@ mod tests {
         let pods =
             [pod("10.244.1.2", 7), pod("fd00::2", 7), pod("10.244.1.3", 8), pod("10.244.1.4", 0)];
         let gateway = "10.244.1.1".parse::<IpAddr>().unwrap();
-        let rows = namespaces(&pods.iter().collect::<Vec<_>>(), Some((9, [Some(gateway), None])));
+        let rows = Namespaces::of(&pods, Some((9, [Some(gateway), None]))).rows;
         let none = Addr::default();
         let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(
@@ -157,5 +218,23 @@ mod tests {
                 (9, [addr("10.244.1.1"), none]),
             ]
         );
+    }
+
+    #[test]
+    fn a_change_of_one_pod_touches_its_namespace_alone() {
+        let pods = [pod("10.244.1.2", 7), pod("fd00::2", 7), pod("10.244.1.3", 8)];
+        let mut all = Namespaces::of(&pods, Some((9, [None, None])));
+        let mut put = |ip: &str, cookie| {
+            let mut touched = BTreeSet::new();
+            all.put(ip.parse().unwrap(), cookie, &mut touched);
+            (touched.into_iter().collect::<Vec<_>>(), all.rows.keys().copied().collect::<Vec<_>>())
+        };
+        assert_eq!(put("10.244.1.2", 7), (vec![], vec![7, 8, 9]), "nothing new");
+        assert_eq!(put("10.244.1.2", 0), (vec![7], vec![7, 8, 9]), "its other address stays");
+        assert_eq!(put("fd00::2", 0), (vec![7], vec![8, 9]));
+        assert_eq!(put("10.244.1.3", 10), (vec![8, 10], vec![9, 10]), "a new pod of that address");
+        // An address may come to a new namespace before it is told that the old one has lost it.
+        assert_eq!(put("10.244.1.4", 10), (vec![10], vec![9, 10]));
+        assert_eq!(put("10.244.1.3", 0), (vec![], vec![9, 10]), "what is not there any more");
     }
 }

@@ -4,7 +4,7 @@
 //! nothing that needs it is exposed and nothing is emptied after it: the caller reads the maps back
 //! and plans anew.
 
-use std::{collections::BTreeSet, fmt, io, os::fd::AsFd as _};
+use std::{collections::BTreeSet, fmt, io, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -18,6 +18,7 @@ use ebpf_common::{
 };
 
 use super::{
+    grow,
     load::LoadError,
     plan::{Batch, RangeKey, Rows},
 };
@@ -48,7 +49,8 @@ impl WriteError {
     /// Whether the map has no room left.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.error.raw_os_error() == Some(libc::E2BIG)
+        // A hash map says the first, a trie the second.
+        matches!(self.error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
     }
 }
 
@@ -67,6 +69,7 @@ impl fmt::Display for WriteError {
 struct Broken {
     sets: BTreeSet<u32>,
     services: BTreeSet<u32>,
+    frontends: BTreeSet<ServiceKey>,
 }
 
 impl ServiceMaps {
@@ -103,8 +106,56 @@ impl ServiceMaps {
         })
     }
 
+    /// How full the maps are that grow: rows, and rows for which there is room.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading.
+    pub fn fill(&self) -> io::Result<[(&'static str, u64, u32); 4]> {
+        Ok([
+            (names::SERVICES, self.services.count()?, self.services.max()),
+            (names::BACKENDS, self.backends.count()?, self.backends.max()),
+            (names::MEMBERS, self.members.count()?, self.members.max()),
+            (names::MAGLEV, self.blocks.count()?, self.blocks.max()),
+        ])
+    }
+
+    /// Rows for which one of the maps has room.
+    #[must_use]
+    pub fn max(&self, map: &str) -> u32 {
+        match map {
+            names::SERVICES => self.services.max(),
+            names::BACKENDS => self.backends.max(),
+            names::MEMBERS => self.members.max(),
+            names::MAGLEV => self.blocks.max(),
+            _ => self.ranges.max(),
+        }
+    }
+
+    /// Pins a larger copy of one of the maps of [`Self::fill`] in its place. Nothing may be written until
+    /// the programs are loaded anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`grow::enlarge`].
+    pub(super) fn enlarge(&self, folder: &Path, map: &'static str, rows: u32) -> io::Result<()> {
+        match map {
+            names::SERVICES => grow::enlarge(folder, (map, rows), &self.services),
+            names::BACKENDS => grow::enlarge(folder, (map, rows), &self.backends),
+            names::MEMBERS => grow::enlarge(folder, (map, rows), &self.members),
+            names::MAGLEV => grow::enlarge(folder, (map, rows), &self.blocks),
+            _ => Ok(()),
+        }
+    }
+
     /// Does the writes of a round. Returns what failed, one entry for a batch.
     pub fn write(&self, batches: &[Batch]) -> Vec<WriteError> {
+        self.write_telling(batches).0
+    }
+
+    /// The same; tells the frontends too that are not written, or not exposed for want of what they lead
+    /// to.
+    pub fn write_telling(&self, batches: &[Batch]) -> (Vec<WriteError>, BTreeSet<ServiceKey>) {
         let (mut failures, mut broken) = (Vec::new(), Broken::default());
         for batch in batches {
             // A frontend that nobody has may always go. What it led to stays until it is known that
@@ -114,7 +165,7 @@ impl ServiceMaps {
             }
             failures.extend(self.write_one(batch, &mut broken));
         }
-        failures
+        (failures, broken.frontends)
     }
 
     fn write_one(&self, batch: &Batch, broken: &mut Broken) -> Option<WriteError> {
@@ -156,15 +207,21 @@ impl ServiceMaps {
     }
 
     /// Writes frontends, those apart whose set or ranges are not whole.
-    fn expose(&self, rows: &[(ServiceKey, Service)], broken: &Broken) -> Vec<Failed> {
+    fn expose(&self, rows: &[(ServiceKey, Service)], broken: &mut Broken) -> Vec<Failed> {
         if broken.sets.is_empty() && broken.services.is_empty() {
-            return self.services.update(rows);
+            let failed = self.services.update(rows);
+            broken.frontends.extend(failed.iter().map(|(at, _)| rows[*at].0));
+            return failed;
         }
-        let is_whole = |(_, row): &&(ServiceKey, Service)| {
+        let is_whole = |row: &Service| {
             !broken.sets.contains(&row.set) && !broken.services.contains(&row.service)
         };
-        let whole: Vec<_> = rows.iter().filter(is_whole).copied().collect();
-        self.services.update(&whole)
+        let (whole, held): (Vec<_>, Vec<_>) =
+            rows.iter().copied().partition(|(_, row)| is_whole(row));
+        let failed = self.services.update(&whole);
+        broken.frontends.extend(held.iter().map(|(key, _)| *key));
+        broken.frontends.extend(failed.iter().map(|(at, _)| whole[*at].0));
+        failed
     }
 }
 
@@ -209,7 +266,8 @@ pub(super) fn take<K: Pod, V: Pod>(
         }
     }
     let fd = data.fd().as_fd().try_clone_to_owned();
-    let rows = RowMap::new(fd.map_err(|error| failed(MapError::IoError(error)))?);
+    let fd = fd.map_err(|error| failed(MapError::IoError(error)))?;
+    let rows = RowMap::new(fd, info.max_entries());
     kept.push(map);
     Ok(rows)
 }

@@ -5,8 +5,13 @@
 //! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
 //! added.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use ebpf_common::service::ServiceKey;
 use tokio::sync::watch;
 
 use super::{
@@ -17,8 +22,12 @@ use super::{
     plan::{Observed, Plan},
     select::Place,
     service_maps::ServiceMaps,
+    status::{self, ServiceReport},
 };
-use crate::{model::ObjectKey, overlay::chain};
+use crate::{model::ObjectKey, overlay::chain, sys::memory};
+
+/// A round that looks through more services or writes more rows than this took megabytes that are not needed again.
+const GIVE_BACK: usize = 10_000;
 
 /// Up to where the maps say what the tables say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,14 +64,22 @@ pub(super) struct Services {
     pub(super) model: Model,
     /// What the service maps hold; `None` until they are read (again).
     pub(super) observed: Option<Observed>,
+    /// What they should hold after a round that left something undone, until the next one.
+    hoped: Option<Observed>,
+    /// Frontends that it lacks.
+    missing: BTreeSet<ServiceKey>,
+    /// Services that were left to what an earlier agent programmed, until the sources are synced.
+    left: BTreeSet<ObjectKey>,
     /// Every service was planned from synced sources since the maps were read.
     is_swept: bool,
     settled: Settled,
     outlets: Outlets,
     /// What load balancers are told once the sources are synced.
     checks: Checks,
-    /// A map that had no room in the last round.
-    pub(super) full: BTreeSet<&'static str>,
+    /// Maps that had no room in the last round, and for how many rows.
+    pub(super) full: BTreeMap<&'static str, u64>,
+    /// Rows were written since somebody last asked how full the maps are.
+    pub(super) has_written: bool,
 }
 
 impl Services {
@@ -70,17 +87,27 @@ impl Services {
         Self {
             model: Model::new(node_local),
             observed: None,
+            hoped: None,
+            missing: BTreeSet::new(),
+            left: BTreeSet::new(),
             is_swept: false,
             settled: Settled::default(),
             outlets,
             checks: Checks::new(),
-            full: BTreeSet::new(),
+            full: BTreeMap::new(),
+            has_written: true,
         }
     }
 
     /// Reads the maps back in the next round, to repair what others have changed.
     pub(super) fn forget(&mut self) {
         self.observed = None;
+    }
+
+    /// The first frontends that are programmed, and how many, as far as it is known.
+    pub(super) fn programmed(&self) -> (Vec<ServiceReport>, usize) {
+        let observed = self.observed.as_ref().or(self.hoped.as_ref());
+        observed.map_or_else(Default::default, |observed| status::services(observed, &self.missing))
     }
 
     /// Follows the tables. Errors are words for the report; the next round starts from the maps.
@@ -124,6 +151,7 @@ impl Services {
         maps: &ServiceMaps,
     ) -> Result<(), String> {
         let mut batches = Vec::new();
+        self.hoped = None;
         let mut observed = match self.observed.take() {
             Some(observed) => observed,
             None => {
@@ -135,8 +163,8 @@ impl Services {
                 observed
             }
         };
-        if is_synced && !self.is_swept {
-            dirty.extend(self.model.services().cloned());
+        if is_synced {
+            dirty.append(&mut self.left);
         }
         let mut plan = Plan::default();
         for key in &dirty {
@@ -147,22 +175,40 @@ impl Services {
             }
             if is_synced || !observed.has_unclaimed(&desired.ports) {
                 observed.plan_service(key, &desired.ports, &mut plan);
+            } else {
+                self.left.insert(key.clone());
             }
         }
         if is_synced && !self.is_swept {
             observed.sweep(&mut plan);
             self.is_swept = true;
         }
+        let touched = dirty.len();
+        drop(dirty);
         batches.extend(plan.into_batches());
         let rows: usize = batches.iter().map(super::plan::Batch::len).sum();
         self.settled.writes += u64::try_from(rows).unwrap_or(0);
-        let failures = maps.write(&batches);
-        self.full = failures.iter().filter(|one| one.is_full()).map(|one| one.map).collect();
+        let (failures, frontends) = maps.write_telling(&batches);
+        drop(batches);
+        if rows.max(touched) > GIVE_BACK {
+            observed.compact();
+            self.model.compact();
+            memory::give_back();
+        }
+        self.has_written |= rows > 0;
+        self.full.clear();
+        for failure in failures.iter().filter(|one| one.is_full()) {
+            let missing = u64::try_from(failure.rows).unwrap_or(u64::MAX);
+            *self.full.entry(failure.map).or_default() += missing;
+        }
+        self.missing = frontends;
         if failures.is_empty() {
-            self.observed = Some(observed);
+            (self.observed, self.hoped) = (Some(observed), None);
             return Ok(());
         }
-        let words: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        let mut words: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        words.extend(not_programmed(&observed, &self.missing));
+        self.hoped = Some(observed);
         Err(words.join("; "))
     }
 
@@ -190,4 +236,20 @@ impl Services {
             differs
         });
     }
+}
+
+/// Services named at most in words about what is not written.
+const NAMED: usize = 8;
+
+/// Which services lack a frontend, or a change of it.
+fn not_programmed(observed: &Observed, frontends: &BTreeSet<ServiceKey>) -> Option<String> {
+    let lacks = observed
+        .ports()
+        .filter(|(_, port)| port.frontends.iter().any(|(key, _)| frontends.contains(key)));
+    let mut services: Vec<&ObjectKey> = lacks.map(|(service, _)| service).collect();
+    services.dedup();
+    let first: Vec<String> = services.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = services.len().saturating_sub(NAMED);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (!first.is_empty()).then(|| format!("not programmed: {}{more}", first.join(", ")))
 }

@@ -3,7 +3,7 @@
 //! Pure: values in, text and JSON out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -12,7 +12,7 @@ use std::{
 
 use ebpf_common::{
     addr::Addr,
-    maglev,
+    maglev, maps as names,
     service::{Backend, SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
     verdict::DropReason,
 };
@@ -38,6 +38,7 @@ pub struct Report {
     /// What carries service traffic from outside, by device.
     pub xdp: BTreeMap<String, XdpPath>,
     pub pins: Option<PathBuf>,
+    /// The first [`LISTED`] of them.
     pub services: Vec<ServiceReport>,
     /// Frontends in the maps.
     pub frontends: usize,
@@ -52,11 +53,44 @@ pub struct Report {
     /// them is programmed.
     pub problems: Vec<(ObjectKey, Vec<String>)>,
     /// Maps without room for what should be in them.
-    pub full: Vec<&'static str>,
+    pub full: Vec<Full>,
     /// Services whose backends clients outside do not get alike on every node.
     pub by_chance: Vec<ObjectKey>,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
+}
+
+/// A map without room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Full {
+    pub map: &'static str,
+    /// Rows for which it has room.
+    pub max: u32,
+    /// Rows for which it may get room on this node.
+    pub most: u32,
+    /// Rows that are not programmed; of the connection table, packets dropped since it was made.
+    pub missing: u64,
+}
+
+impl Full {
+    /// What that means, and what helps.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Self { map, max, most, missing } = self;
+        let lost = if *map == names::CONNTRACK {
+            format!("new flows of the packet path are dropped, {missing} packets so far")
+        } else {
+            format!("{missing} rows are not programmed")
+        };
+        let remedy = if most > max {
+            format!("it is growing, to at most {most} rows")
+        } else {
+            "it may not grow further: give the node more memory (a full map may take a sixteenth of \
+             it), or spread what fills it over more nodes"
+                .to_owned()
+        };
+        format!("map {map} has all its {max} rows taken, {lost}; {remedy}")
+    }
 }
 
 /// One frontend.
@@ -69,18 +103,26 @@ pub struct ServiceReport {
     pub backends: Vec<String>,
 }
 
-/// Every frontend as it is programmed.
+/// Frontends that a report lists; the others are counted. A report is asked for with each scrape of metrics, and
+/// must not take as much memory as all else.
+pub const LISTED: usize = 1_000;
+
+/// The first frontends as they are programmed, but for those that are missing, and how many there are.
 #[must_use]
-pub fn services(observed: Option<&Observed>) -> Vec<ServiceReport> {
-    let Some(observed) = observed else { return Vec::new() };
+pub fn services(
+    observed: &Observed,
+    missing: &BTreeSet<ServiceKey>,
+) -> (Vec<ServiceReport>, usize) {
+    let count: usize = observed.ports().map(|(_, port)| port.frontends.len()).sum();
     let rows = observed.ports().flat_map(|(service, port)| {
-        port.frontends.iter().map(move |(key, row)| ServiceReport {
+        let there = port.frontends.iter().filter(|(key, _)| !missing.contains(key));
+        there.map(move |(key, row)| ServiceReport {
             service: service.clone(),
             frontend: frontend(key),
             backends: observed.slots(row.set).iter().map(backend).collect(),
         })
     });
-    rows.collect()
+    (rows.take(LISTED).collect(), count.saturating_sub(missing.len()))
 }
 
 /// Services without consistent hashing for clients outside.
@@ -181,9 +223,8 @@ impl Report {
                 .map(move |words| format!("problem                   service {service}: {words}"))
         });
         lines.extend(problems);
-        lines.extend(self.full.iter().map(|map| {
-            format!("full                      map {map}: what came last is not programmed")
-        }));
+        let full = self.full.iter().map(Full::words);
+        lines.extend(full.map(|words| format!("full                      {words}")));
         if let [first, others @ ..] = self.by_chance.as_slice() {
             let more = match others.len() {
                 0 => String::new(),
@@ -211,7 +252,13 @@ impl Report {
                 if row.backends.is_empty() { "<none>".to_owned() } else { row.backends.join(",") };
             [row.service.to_string(), row.frontend.clone(), backends]
         });
-        table(["SERVICE", "FRONTEND", "BACKENDS"], rows.collect())
+        let left_out = self.frontends.saturating_sub(self.services.len());
+        let mut text = table(["SERVICE", "FRONTEND", "BACKENDS"], rows.collect());
+        if left_out > 0 {
+            // Writing to a string cannot fail.
+            writeln!(text, "and {left_out} more frontends").unwrap_or_default();
+        }
+        text
     }
 
     /// `node-agent endpoints`.
@@ -257,6 +304,7 @@ impl Report {
                 "xdp": self.xdp.iter().map(|(name, path)| (name.clone(), path.to_string()))
                     .collect::<BTreeMap<_, _>>(),
             },
+            "frontends": self.frontends,
             "services": services,
             "endpoints": endpoints,
             "tunnels": tunnels,
@@ -268,7 +316,12 @@ impl Report {
             "problems": self.problems.iter()
                 .map(|(service, words)| json!({"service": service.to_string(), "problems": words}))
                 .collect::<Vec<_>>(),
-            "full": self.full,
+            "full": self.full.iter()
+                .map(|one| json!({
+                    "map": one.map, "max_rows": one.max, "most_rows": one.most,
+                    "missing": one.missing, "message": one.words(),
+                }))
+                .collect::<Vec<_>>(),
             "by_chance": self.by_chance.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "trouble": self.trouble.iter()
                 .map(|(part, words)| json!({"part": part, "message": words}))
@@ -341,7 +394,10 @@ mod tests {
             drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],
             unsupported: vec![(ObjectKey::new("a", "b"), vec!["spec.sessionAffinity".into()])],
             problems: vec![(ObjectKey::new("a", "c"), vec!["spec.ports[0]: bad".into()])],
-            full: vec!["SERVICES"],
+            full: vec![
+                Full { map: names::SERVICES, max: 65_536, most: 65_536, missing: 12 },
+                Full { map: names::CONNTRACK, max: 64, most: 128, missing: 3 },
+            ],
             by_chance: vec![ObjectKey::new("a", "d"), ObjectKey::new("a", "e")],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
         }
@@ -356,7 +412,10 @@ mod tests {
             "service a/b: spec.sessionAffinity is not supported",
             "pods: 10.244.0.3: File exists",
             "service a/c: spec.ports[0]: bad",
-            "map SERVICES: what came last",
+            "map SERVICES has all its 65536 rows taken, 12 rows are not programmed; it may not grow",
+            "give the node more memory",
+            "map CONNTRACK has all its 64 rows taken, new flows",
+            "are dropped, 3 packets so far; it is growing, to at most 128 rows",
             "service a/d and 1 more: no room in map MAGLEV",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
@@ -373,6 +432,8 @@ mod tests {
             "SERVICE       FRONTEND           BACKENDS\n\
              default/web   10.96.1.1:80/TCP   <none>\n"
         );
+        let many = Report { frontends: 5, ..report() };
+        assert!(many.services_text().ends_with("\nand 4 more frontends\n"));
         assert!(report().endpoints_text().contains("10.244.2.0/24   192.168.0.2   tunnel"));
         assert_eq!(report().json()["drops"]["service has no ready endpoint"], 2);
     }

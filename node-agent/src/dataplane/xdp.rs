@@ -241,7 +241,7 @@ struct Attached {
     name: String,
     path: XdpPath,
     /// The link, if it is not pinned.
-    _held: Option<OwnedFd>,
+    held: Option<OwnedFd>,
 }
 
 impl Xdp {
@@ -282,8 +282,45 @@ impl Xdp {
             tracing::info!(device = name, path = %path, "service traffic");
         }
         let is_native = path == XdpPath::Native;
-        self.attached.insert(ifindex, Attached { name: name.to_owned(), path, _held: held });
+        self.attached.insert(ifindex, Attached { name: name.to_owned(), path, held });
         is_native
+    }
+
+    /// Takes the program of an object that was loaded anew, and puts it where the former one runs.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Attach`] for the first link that could not be swapped; all others are.
+    pub fn renew(&mut self, programs: &mut Programs) -> Result<(), LoadError> {
+        if self.program.is_err() {
+            return Ok(());
+        }
+        let failed = |target, source| LoadError::Attach { name: PROGRAM, target, source };
+        let program = programs.xdp_program();
+        let program =
+            program.map_err(|words| failed("a link".to_owned(), io::Error::other(words)))?;
+        let mut outcome = Ok(());
+        for (ifindex, attached) in &self.attached {
+            let place = match attached.path {
+                XdpPath::Native | XdpPath::NativeAlone => Place::Native,
+                XdpPath::Generic => Place::Generic,
+                XdpPath::Tc(_) => continue,
+            };
+            let swapped = match (&attached.held, self.pin(*ifindex, place)) {
+                (Some(link), _) => bpf::link_update(link.as_fd(), program.as_fd()),
+                (None, Some(pin)) => bpf::open_pin(&pin)
+                    .and_then(|link| bpf::link_update(link.as_fd(), program.as_fd())),
+                (None, None) => Ok(()),
+            };
+            match swapped {
+                // The device is gone; the next look at devices forgets it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(source) => outcome = outcome.and(Err(failed(attached.name.clone(), source))),
+                Ok(()) => {}
+            }
+        }
+        self.program = Ok(program);
+        outcome
     }
 
     /// Forgets devices that are gone; the kernel has taken the program off with them.

@@ -1,6 +1,6 @@
 //! Services.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 
 use super::{key, protocol};
-use crate::model::{ObjectKey, ServiceKind, ServicePort, ServiceRow, TrafficPolicy};
+use crate::model::{Few, ObjectKey, ServiceKind, ServicePort, ServiceRow, TrafficPolicy};
 
 /// How long a client stays with its backend when `sessionAffinityConfig` does not say: three hours
 /// (`DefaultClientIPServiceAffinitySeconds` in upstream's `core/v1`).
@@ -39,8 +39,8 @@ pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
     let mut row = ServiceRow {
         kind,
         cluster_ips,
-        external_ips: addresses("spec.externalIPs", external, &mut rejected),
-        ingress_ips: ingress_ips(object, &mut rejected),
+        external_ips: addresses("spec.externalIPs", external, &mut rejected).into(),
+        ingress_ips: ingress_ips(object, &mut rejected).into(),
         external_name: spec.external_name.as_deref().unwrap_or_default().into(),
         ports: ports(spec, &mut rejected),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -48,10 +48,10 @@ pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: TrafficPolicy::Cluster,
         health_check_port: 0,
-        source_ranges: source_ranges(spec, &mut rejected),
+        source_ranges: source_ranges(spec, &mut rejected).into(),
         created_s: object.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
-        unsupported: unsupported(kind, spec),
-        rejected: Vec::new(),
+        unsupported: unsupported(kind, spec).into(),
+        rejected: Few::default(),
     };
     // Upstream looks at the type, not at whether a node port or an ingress address is there yet.
     let outside = matches!(kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
@@ -63,7 +63,7 @@ pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
             spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
     }
     rejected.shrink_to_fit();
-    row.rejected = rejected;
+    row.rejected = rejected.into();
     Some((key, row))
 }
 
@@ -136,7 +136,7 @@ fn ports(spec: &ServiceSpec, rejected: &mut Rejected) -> Vec<ServicePort> {
             rejected.push(format!("{field}.nodePort is not in 1 to 65535").into());
             0
         });
-        let name: Box<str> = port.name.as_deref().unwrap_or_default().into();
+        let name: Arc<str> = port.name.as_deref().map_or_else(Arc::default, Arc::from);
         if found.iter().any(|other| other.protocol == protocol && other.name == name) {
             rejected.push(format!("{field}.name {name:?} stands twice").into());
             continue;

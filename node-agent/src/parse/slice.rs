@@ -31,7 +31,7 @@ pub fn endpoint_slice(object: &EndpointSlice) -> Option<(ObjectKey, EndpointSlic
             Err(words) => rejected.push(format!("endpoints[{index}].addresses: {words}").into()),
         }
     }
-    rejected.shrink_to_fit();
+    let rejected = rejected.into();
     let service = ObjectKey { namespace: Arc::clone(&key.namespace), name: name.as_str().into() };
     Some((key, EndpointSliceRow { service, family, ports, endpoints, rejected }))
 }
@@ -49,7 +49,7 @@ fn ports(object: &EndpointSlice, rejected: &mut Vec<Box<str>>) -> Vec<EndpointPo
             rejected.push(format!("ports[{index}].protocol is not TCP, UDP or SCTP").into());
             continue;
         };
-        let name = port.name.as_deref().unwrap_or_default().into();
+        let name = port.name.as_deref().map_or_else(Arc::default, Arc::from);
         found.push(EndpointPort { name, protocol, port: number });
     }
     found

@@ -17,8 +17,8 @@ fn service() -> ServiceRow {
     ServiceRow {
         kind: ServiceKind::LoadBalancer,
         cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        external_ips: vec!["192.0.2.1".parse().unwrap()],
-        ingress_ips: vec!["192.0.2.2".parse().unwrap()],
+        external_ips: vec!["192.0.2.1".parse().unwrap()].into(),
+        ingress_ips: vec!["192.0.2.2".parse().unwrap()].into(),
         external_name: "x.example".into(),
         ports: vec![ServicePort {
             name: "http".into(),
@@ -31,10 +31,10 @@ fn service() -> ServiceRow {
         internal_policy: TrafficPolicy::Local,
         external_policy: TrafficPolicy::Local,
         health_check_port: 31_000,
-        source_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+        source_ranges: vec!["10.0.0.0/8".parse().unwrap()].into(),
         created_s: -5,
-        unsupported: vec!["spec.a".into()],
-        rejected: vec!["spec.b".into()],
+        unsupported: vec!["spec.a".into()].into(),
+        rejected: vec!["spec.b".into()].into(),
     }
 }
 
@@ -56,7 +56,7 @@ fn slice(last: u8) -> EndpointSliceRow {
             },
             EndpointRow::default(),
         ],
-        rejected: vec!["ports[0]".into()],
+        rejected: vec!["ports[0]".into()].into(),
     }
 }
 

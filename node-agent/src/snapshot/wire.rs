@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use super::{Rows, Snapshot};
 use crate::{
     model::{
-        EndpointPort, EndpointRow, EndpointSliceRow, Family, Hints, NodeRow, ObjectKey, Protocol,
-        ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
+        EndpointPort, EndpointRow, EndpointSliceRow, Family, Few, Hints, NodeRow, ObjectKey,
+        Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
     },
     table::Table,
 };
@@ -221,6 +221,17 @@ impl Wire for bool {
             1 => Some(true),
             _ => None,
         }
+    }
+}
+
+impl<T: Wire> Wire for Few<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_length(self.len(), out);
+        self.iter().for_each(|one| one.put(out));
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        Some(Vec::read(reader)?.into())
     }
 }
 

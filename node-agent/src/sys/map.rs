@@ -7,11 +7,15 @@
 use std::{
     fmt, io,
     marker::PhantomData,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use aya::Pod;
+use aya::{
+    Pod,
+    maps::{MapData, MapError},
+};
 
 /// Commands of `enum bpf_cmd` (linux/bpf.h).
 const MAP_CREATE: i32 = 0;
@@ -36,6 +40,7 @@ pub type Failed = (usize, io::Error);
 /// A map of keys and values of fixed size: hash maps, with or without eviction, and tries.
 pub struct RowMap<K, V> {
     map: OwnedFd,
+    max: u32,
     has_batches: AtomicBool,
     rows: PhantomData<fn() -> (K, V)>,
 }
@@ -44,6 +49,57 @@ impl<K, V> fmt::Debug for RowMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("RowMap").field(&self.map).finish()
     }
+}
+
+impl<K, V> AsFd for RowMap<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+/// How far a walk through a map has come. Rows that are written or deleted meanwhile may be seen or not;
+/// all others are seen once.
+#[derive(Debug)]
+pub struct Walk {
+    /// The place to go on from: four bytes for a hash map, a key for a trie.
+    cursor: Vec<u8>,
+    /// Rows for which there is room in one call.
+    room: usize,
+    has_begun: bool,
+    is_over: bool,
+}
+
+impl Walk {
+    /// A walk from the beginning.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::by(ROWS)
+    }
+
+    /// The same, with at most so many rows at a time, unless more collide.
+    #[must_use]
+    pub const fn by(room: usize) -> Self {
+        Self { cursor: Vec::new(), room, has_begun: false, is_over: false }
+    }
+
+    /// Whether every row was seen.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        self.is_over
+    }
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Keys and values of one call.
+#[derive(Debug, Default)]
+struct Buffers {
+    keys: Vec<u8>,
+    values: Vec<u8>,
 }
 
 /// `struct` of the batch commands in `union bpf_attr`.
@@ -77,20 +133,35 @@ struct CreateAttributes {
     value_size: u32,
     max_entries: u32,
     map_flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; NAME],
 }
+
+/// `BPF_OBJ_NAME_LEN`, with its NUL.
+const NAME: usize = 16;
 
 /// `BPF_MAP_TYPE_HASH` of `enum bpf_map_type`.
 const HASH: u32 = 1;
 /// Rows get their memory when they are written.
 const NO_PREALLOC: u32 = 1;
+/// `BPF_NOEXIST`: a row that is there already stays as it is.
+const NO_EXIST: u64 = 1;
 
 impl<K: Pod, V: Pod> RowMap<K, V> {
     /// Makes a hash map that no program knows yet and that ends with its last descriptor.
     ///
     /// # Errors
-    ///
     /// What the kernel says.
     pub fn create(rows: u32) -> io::Result<Self> {
+        Self::create_named("", rows)
+    }
+
+    /// The same under a name of at most 15 bytes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create_named(name: &str, rows: u32) -> io::Result<Self> {
         let size = |bytes: usize| u32::try_from(bytes).map_err(io::Error::other);
         let mut attributes = CreateAttributes {
             map_type: HASH,
@@ -98,16 +169,42 @@ impl<K: Pod, V: Pod> RowMap<K, V> {
             value_size: size(size_of::<V>())?,
             max_entries: rows,
             map_flags: NO_PREALLOC,
+            inner_map: 0,
+            numa_node: 0,
+            name: [0; NAME],
         };
+        for (place, byte) in attributes.name[..NAME - 1].iter_mut().zip(name.bytes()) {
+            *place = byte;
+        }
         let map = bpf(MAP_CREATE, &mut attributes)?;
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-        Ok(Self::new(unsafe { OwnedFd::from_raw_fd(map) }))
+        Ok(Self::new(unsafe { OwnedFd::from_raw_fd(map) }, rows))
+    }
+
+    /// Opens a pinned map.
+    ///
+    /// # Errors
+    /// When nothing is pinned there, or a map whose rows are of another size.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let map = MapData::from_pin(path).map_err(of_kernel)?;
+        let info = map.info().map_err(of_kernel)?;
+        let sizes = [(info.key_size(), size_of::<K>()), (info.value_size(), size_of::<V>())];
+        if sizes.iter().any(|(found, wanted)| usize::try_from(*found).ok() != Some(*wanted)) {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        Ok(Self::new(map.fd().as_fd().try_clone_to_owned()?, info.max_entries()))
     }
 
     /// Takes a map whose keys and values have the size of `K` and `V`, which the caller has checked.
     #[must_use]
-    pub const fn new(map: OwnedFd) -> Self {
-        Self { map, has_batches: AtomicBool::new(true), rows: PhantomData }
+    pub const fn new(map: OwnedFd, max: u32) -> Self {
+        Self { map, max, has_batches: AtomicBool::new(true), rows: PhantomData }
+    }
+
+    /// Rows for which there is room.
+    #[must_use]
+    pub const fn max(&self) -> u32 {
+        self.max
     }
 
     /// The map itself.
@@ -154,7 +251,6 @@ impl<K: Pod, V: Pod> RowMap<K, V> {
     /// Every row. Rows that are written meanwhile may be missing or stand twice.
     ///
     /// # Errors
-    ///
     /// What the kernel says to reading.
     pub fn dump(&self) -> io::Result<Vec<(K, V)>> {
         if self.has_batches.load(Ordering::Relaxed) {
@@ -166,10 +262,64 @@ impl<K: Pod, V: Pod> RowMap<K, V> {
         self.dump_rows()
     }
 
+    /// Some thousand rows more of a walk, in memory of that size. Without batches it is all of them.
+    ///
+    /// # Errors
+    /// What the kernel says to reading.
+    pub fn next(&self, walk: &mut Walk) -> io::Result<Vec<(K, V)>> {
+        let mut buffers = Buffers::default();
+        match self.next_into(walk, &mut buffers)? {
+            Some(count) => Ok(rows(&buffers, count).collect()),
+            None => self.dump_rows(),
+        }
+    }
+
+    /// How many rows there are: 0.1 µs a row.
+    ///
+    /// # Errors
+    /// What the kernel says to reading.
+    pub fn count(&self) -> io::Result<u64> {
+        let (mut total, mut walk, mut buffers) = (0, Walk::new(), Buffers::default());
+        while !walk.is_over {
+            let count = match self.next_into(&mut walk, &mut buffers)? {
+                Some(count) => count,
+                None => self.dump_rows()?.len(),
+            };
+            total += u64::try_from(count).unwrap_or(0);
+        }
+        Ok(total)
+    }
+
+    /// `None` where the map has no batches; the walk is then over.
+    fn next_into(&self, walk: &mut Walk, buffers: &mut Buffers) -> io::Result<Option<usize>> {
+        if self.has_batches.load(Ordering::Relaxed) {
+            match self.step(walk, buffers) {
+                Err(error) if is_unknown(&error) && !walk.has_begun => self.forgo_batches(),
+                result => return result.map(Some),
+            }
+        }
+        walk.is_over = true;
+        Ok(None)
+    }
+
+    /// Inserts a row unless there is one of its key. Says whether it did.
+    ///
+    /// # Errors
+    /// What the kernel says; `E2BIG` when the map is full.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<bool> {
+        let (mut key, mut value) = (*key, *value);
+        let map = self.map.as_raw_fd().cast_unsigned();
+        let (key, value) = (address(&mut key), address(&mut value));
+        match bpf(UPDATE_ELEM, &mut RowAttributes { map, pad: 0, key, value, flags: NO_EXIST }) {
+            Ok(_zero) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The value of a key.
     ///
     /// # Errors
-    ///
     /// What the kernel says to reading.
     pub fn row(&self, key: &K) -> io::Result<Option<V>> {
         let mut key = *key;
@@ -215,34 +365,38 @@ impl<K: Pod, V: Pod> RowMap<K, V> {
     }
 
     fn dump_batches(&self) -> io::Result<Vec<(K, V)>> {
-        let mut found = Vec::new();
-        let mut room = ROWS;
-        // The place to go on from: four bytes for a hash map, a key for a trie.
-        let mut cursor = vec![0_u8; size_of::<K>().max(8)];
-        let mut from = 0;
+        let (mut found, mut walk, mut buffers) = (Vec::new(), Walk::new(), Buffers::default());
+        while !walk.is_over {
+            let count = self.step(&mut walk, &mut buffers)?;
+            found.extend(rows(&buffers, count));
+        }
+        Ok(found)
+    }
+
+    /// Reads on into the buffers; gives how many rows.
+    fn step(&self, walk: &mut Walk, buffers: &mut Buffers) -> io::Result<usize> {
+        walk.cursor.resize(size_of::<K>().max(8), 0);
         loop {
-            let mut keys = vec![0_u8; room * size_of::<K>()];
-            let mut values = vec![0_u8; room * size_of::<V>()];
-            let at = address(&mut cursor[..]);
-            let rows = (address(&mut keys[..]), address(&mut values[..]));
-            let (done, result) = self.batch(LOOKUP_BATCH, (from, at), rows, room);
-            let is_last = match result {
-                Ok(()) => false,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            buffers.keys.resize(walk.room * size_of::<K>(), 0);
+            buffers.values.resize(walk.room * size_of::<V>(), 0);
+            let at = address(&mut walk.cursor[..]);
+            let from = if walk.has_begun { at } else { 0 };
+            let rows = (address(&mut buffers.keys[..]), address(&mut buffers.values[..]));
+            let (done, result) = self.batch(LOOKUP_BATCH, (from, at), rows, walk.room);
+            match result {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => walk.is_over = true,
                 // One bucket has more rows than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < ROWS_MAX => {
-                    room *= 2;
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ENOSPC) && walk.room < ROWS_MAX =>
+                {
+                    walk.room *= 2;
                     continue;
                 }
                 Err(error) => return Err(error),
-            };
-            let keys = keys.chunks_exact(size_of::<K>()).map(read);
-            let values = values.chunks_exact(size_of::<V>()).map(read);
-            found.extend(keys.zip(values).take(done));
-            if is_last {
-                return Ok(found);
             }
-            from = at;
+            walk.has_begun = true;
+            return Ok(done);
         }
     }
 
@@ -311,6 +465,20 @@ fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
         return Err(io::Error::last_os_error());
     }
     i32::try_from(result).map_err(io::Error::other)
+}
+
+/// The first rows of a call.
+fn rows<K: Pod, V: Pod>(buffers: &Buffers, count: usize) -> impl Iterator<Item = (K, V)> {
+    let keys = buffers.keys.chunks_exact(size_of::<K>()).map(read);
+    keys.zip(buffers.values.chunks_exact(size_of::<V>()).map(read)).take(count)
+}
+
+/// The kernel's error inside aya's.
+fn of_kernel(error: MapError) -> io::Error {
+    if let MapError::SyscallError(error) = error {
+        return error.io_error;
+    }
+    io::Error::other(error)
 }
 
 /// A value from its bytes.

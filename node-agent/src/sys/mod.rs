@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod ethtool;
 pub mod exec;
 pub mod map;
+pub mod memory;
 pub mod netdev;
 pub mod netlink;
 pub mod netns;

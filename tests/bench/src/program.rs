@@ -1,7 +1,9 @@
 //! The child that `bench programming` measures: a dataplane fed from tables in the same process. Effects.
 //!
-//! Its time ends with the last map write: a row of the endpoint table is written after the services of
-//! the round before it, so the second such row that is reported programmed comes after them.
+//! Its time begins when the list is there, row by row, and nothing of it in the tables yet: a table that
+//! is not synced is programmed too. It ends with the last map write: a row of the endpoint table is
+//! written after the services of the round before it, so the second such row that is reported programmed
+//! comes after them.
 
 use std::{net::IpAddr, path::Path, time::Instant};
 
@@ -36,8 +38,7 @@ struct Rig {
 /// # Errors
 /// When the dataplane cannot start; failures of an order are answered as `error …` lines.
 pub async fn life(flags: NodeFlags) -> Result<()> {
-    let set = (0..flags.services).map(|number| kube_proxy::service(number, flags.endpoints));
-    let Filled { tables, overlay: _no_overlay } = orlop::fill(set, vec![mark(0)?]);
+    let Filled { tables, overlay: _no_overlay } = orlop::fill(std::iter::empty(), vec![mark(0)?]);
     let (services, slices) = (tables.services.clone(), tables.slices.clone());
     let endpoints = tables.endpoints.clone();
     let handle = dataplane::start(orlop::config(None), tables).context("start the dataplane")?;
@@ -67,13 +68,22 @@ impl Rig {
     }
 
     async fn cold(&mut self) -> Result<String> {
+        let set = (0..self.flags.services).map(|n| kube_proxy::service(n, self.flags.endpoints));
+        let rows = |one| (orlop::key(&one), orlop::slice(&one), orlop::row(&one));
+        let list: Vec<(ObjectKey, EndpointSliceRow, ServiceRow)> = set.map(rows).collect();
         let (start, cpu) = (Instant::now(), cpu_ns()?);
+        for (key, slice, row) in list {
+            self.slices.upsert(key.clone(), slice);
+            self.services.upsert(key, row);
+        }
         self.slices.mark_synced();
         self.services.mark_synced();
         self.settle().await?;
         let (elapsed, cpu) = (start.elapsed().as_nanos(), cpu_ns()?.saturating_sub(cpu));
         let report = self.handle.report().await.context("the dataplane ended")?;
         ensure!(report.trouble.is_empty(), "{:?}", report.trouble);
+        let expected = usize::try_from(self.flags.services).context("services")?;
+        ensure!(report.frontends == expected, "{} frontends", report.frontends);
         Ok(format!("{elapsed} {cpu}"))
     }
 
