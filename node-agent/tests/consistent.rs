@@ -133,16 +133,15 @@ mod tests {
                 ),
                 By::Xdp => drop(self.programs.test_run_xdp(&wire.bytes(), 1).unwrap()),
             }
-            let flows = self.maps.flows().unwrap();
+            let flows = self.maps.connections().dump().unwrap();
             let opened: Vec<Addr> = flows
                 .iter()
                 .filter(|(_, flow)| flow.direction == FORWARD)
                 .map(|(_, flow)| flow.dst)
                 .collect();
             assert_eq!((flows.len(), opened.len()), (2, 1), "{by:?} opens one flow");
-            for (key, _) in flows {
-                self.maps.delete_flow(&key).unwrap();
-            }
+            let keys: Vec<_> = flows.iter().map(|(key, _)| *key).collect();
+            assert!(self.maps.connections().delete(&keys).is_empty());
             opened[0]
         }
     }
@@ -242,7 +241,7 @@ mod tests {
                 node.programs.test_run(TcHook::FromUnderlay, LOOPBACK, &bytes).unwrap();
                 node.programs.test_run_xdp(&bytes, 1).unwrap();
             }
-            assert_eq!(node.maps.flows().unwrap().len(), 0);
+            assert_eq!(node.maps.connections().dump().unwrap().len(), 0);
         });
     }
 

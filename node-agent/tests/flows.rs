@@ -72,7 +72,7 @@ mod tests {
             family: Family::V4,
             ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port }],
             endpoints: backends.iter().map(endpoint).collect(),
-            rejected: Vec::new(),
+            rejected: Vec::new().into(),
         }
     }
 

@@ -101,14 +101,14 @@ mod tests {
         ServiceRow {
             kind: ServiceKind::LoadBalancer,
             cluster_ips: vec![cluster_ip(number)],
-            ingress_ips: vec![Ipv4Addr::new(203, 0, 113, number).into()],
+            ingress_ips: vec![Ipv4Addr::new(203, 0, 113, number).into()].into(),
             ports: vec![
                 port(Protocol::Tcp, node_port(number)),
                 port(Protocol::Udp, node_port(number)),
             ],
             affinity_s: if number.is_multiple_of(3) { 10_800 } else { 0 },
             external_policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            source_ranges: vec![format!("10.{number}.0.0/16").parse().unwrap()],
+            source_ranges: vec![format!("10.{number}.0.0/16").parse().unwrap()].into(),
             ..ServiceRow::default()
         }
     }

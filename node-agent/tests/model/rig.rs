@@ -211,9 +211,9 @@ impl Rig {
     }
 
     fn empty(&mut self) {
-        for key in self.maps.flows().unwrap().keys() {
-            self.maps.delete_flow(key).unwrap();
-        }
+        let flows = self.maps.connections().dump().unwrap();
+        let keys: Vec<FlowKey> = flows.iter().map(|(key, _)| *key).collect();
+        assert!(self.maps.connections().delete(&keys).is_empty());
         self.empty_map::<AffinityKey, Affinity>(names::AFFINITY);
         self.empty_map::<FragmentKey, Fragment>(names::FRAGMENTS);
         // This second's answers that tell of refusals.
@@ -358,7 +358,7 @@ impl Rig {
 
     /// Compares the connection table with what the reference remembers.
     pub(crate) fn compare_flows(&self, flows: &Flows) -> Result<(), String> {
-        let rows = self.maps.flows().unwrap();
+        let rows = self.maps.connections().dump().unwrap();
         let end = |addr: &Addr, port: [u8; 2]| (addr.ip(), u16::from_be_bytes(port));
         let found: BTreeSet<(Tuple, Tuple)> = rows
             .iter()

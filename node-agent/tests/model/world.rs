@@ -220,13 +220,15 @@ impl Service {
                 (false, false) => ServiceKind::ClusterIp,
             },
             cluster_ips: each(&|v6| self.cluster_ip(v6)),
-            external_ips: if self.external { each(&|v6| self.external_ip(v6)) } else { Vec::new() },
-            ingress_ips: if self.ingress { each(&|v6| self.ingress_ip(v6)) } else { Vec::new() },
+            external_ips: if self.external { each(&|v6| self.external_ip(v6)) } else { Vec::new() }
+                .into(),
+            ingress_ips: if self.ingress { each(&|v6| self.ingress_ip(v6)) } else { Vec::new() }
+                .into(),
             ports: ports.collect(),
             affinity_s: self.affinity_s,
             internal_policy: policy(self.internal_local),
             external_policy: policy(self.external_local),
-            source_ranges: self.ranges.clone(),
+            source_ranges: self.ranges.clone().into(),
             ..ServiceRow::default()
         }
     }
@@ -247,7 +249,7 @@ impl Service {
                     family: if v6 { Family::V6 } else { Family::V4 },
                     ports: ports.collect(),
                     endpoints: here.map(|endpoint| endpoint.row(v6)).collect(),
-                    rejected: Vec::new(),
+                    rejected: Vec::new().into(),
                 };
                 let name = format!("service-{}-{v6}-{second}", self.number);
                 slices.push((ObjectKey::new("default", &name), row));
