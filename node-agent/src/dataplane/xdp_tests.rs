@@ -1,3 +1,5 @@
+//! Where XDP is attached: the decisions, by values.
+
 use super::*;
 
 #[test]
