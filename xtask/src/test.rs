@@ -27,6 +27,8 @@ enum Kinds {
     Vm,
     /// Of these only the former.
     Matrix,
+    /// Of these only the latter.
+    Clusters,
     /// Everything; what cannot run is a failure.
     All,
 }
@@ -43,6 +45,9 @@ pub struct Wish {
     /// Only the kernel-level tests, in one virtual machine for each kernel.
     #[arg(long, group = "kind")]
     matrix: bool,
+    /// Only the tests on clusters of virtual machines.
+    #[arg(long, group = "kind")]
+    clusters: bool,
     /// Everything; what cannot run is a failure.
     #[arg(long, group = "kind")]
     all: bool,
@@ -65,6 +70,7 @@ impl Wish {
             host: false,
             vm: false,
             matrix: false,
+            clusters: false,
             all: false,
             kernel: Vec::new(),
             keep: false,
@@ -74,13 +80,15 @@ impl Wish {
 
     /// The kinds that the flags stand for; at most one is set.
     fn kinds(&self) -> Kinds {
-        match (self.host, self.vm, self.matrix, self.all) {
-            (true, _, _, _) => Kinds::Host,
-            (_, true, _, _) => Kinds::Vm,
-            (_, _, true, _) => Kinds::Matrix,
-            (_, _, _, true) => Kinds::All,
-            (false, false, false, false) => Kinds::Possible,
-        }
+        let flags = [
+            (self.host, Kinds::Host),
+            (self.vm, Kinds::Vm),
+            (self.matrix, Kinds::Matrix),
+            (self.clusters, Kinds::Clusters),
+            (self.all, Kinds::All),
+        ];
+        let set = flags.into_iter().find(|(is_set, _)| *is_set);
+        set.map_or(Kinds::Possible, |(_, kinds)| kinds)
     }
 
     /// The kernels that were asked for, or those of `usual`.
@@ -110,7 +118,7 @@ struct Report {
 pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     setup::ensure(paths, &[Need::Ebpf])?;
     let kinds = wish.kinds();
-    let on_host = !matches!(kinds, Kinds::Vm | Kinds::Matrix);
+    let on_host = !matches!(kinds, Kinds::Vm | Kinds::Matrix | Kinds::Clusters);
     // Without root, or elsewhere than on Debian, a test that misses one of these says so and skips.
     if on_host && setup::is_root() && find("apt-get").is_some() {
         setup::ensure(paths, &[Need::Host])?;
@@ -126,10 +134,11 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         (Kinds::Possible, Some(why)) => {
             report.skipped.push(format!("tests in virtual machines: {why}"));
         }
-        (Kinds::Vm | Kinds::Matrix | Kinds::All, Some(why)) => {
+        (Kinds::Vm | Kinds::Matrix | Kinds::Clusters | Kinds::All, Some(why)) => {
             return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
         }
         (Kinds::Matrix, None) => matrix(paths, wish, &mut report)?,
+        (Kinds::Clusters, None) => clusters(wish, &mut report)?,
         (Kinds::Possible | Kinds::Vm | Kinds::All, None) => {
             matrix(paths, wish, &mut report)?;
             clusters(wish, &mut report)?;
@@ -205,7 +214,7 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     // As the tests on this machine were built, if they were.
     let packages: &[&str] = match wish.kinds() {
         Kinds::Vm | Kinds::Matrix => &["--package", "node-agent"],
-        Kinds::Possible | Kinds::Host | Kinds::All => &["--workspace"],
+        Kinds::Possible | Kinds::Host | Kinds::Clusters | Kinds::All => &["--workspace"],
     };
     let programs = kernel_tests::build(paths, packages)?;
     for series in wish.kernels(&kernel_tests::SERIES) {
