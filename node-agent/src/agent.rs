@@ -29,7 +29,7 @@ use crate::{
         events::Recorder,
         images::{Images, ImagesConfig},
         lease,
-        node::{self, Facts, MAX_PODS, NodeConfig},
+        node::{self, Facts, MAX_PODS, NodeConfig, STARTING},
         pods,
         runtime::{DnsConfig, Embedded, Runtime as _, RuntimeConfig, binary::SHIM},
         server,
@@ -204,7 +204,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     let server = api.cluster_url.to_string();
     let node_ips =
         address::node_ips(&config, &api.cluster_url).ok_or(AgentError::NodeIp { server })?;
-    let (trouble, not_ready) = watch::channel(Some("starting".to_owned()));
+    let (trouble, not_ready) = watch::channel(Some(STARTING.to_owned()));
     let base = Base {
         config,
         client,

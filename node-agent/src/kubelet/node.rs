@@ -124,6 +124,10 @@ fn arch() -> &'static str {
     }
 }
 
+/// The reason why a node is not ready whose agent has just begun. It is told of a node that is new or was
+/// booted; what ran before an agent was replaced goes on, and so does the node's condition.
+pub const STARTING: &str = "starting";
+
 /// The status; `not_ready` says why pods cannot run, `before` has the conditions' times.
 #[must_use]
 pub fn node_status(
@@ -162,7 +166,11 @@ pub fn node_status(
         ),
         capacity: Some(quantity(facts.cpus.to_string(), facts.memory_bytes)),
         allocatable: Some(quantity(cpu, free_memory)),
-        conditions: Some(conditions(not_ready, before, now)),
+        conditions: Some(conditions(
+            not_ready.filter(|why| !goes_on(why, facts, before)),
+            before,
+            now,
+        )),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(KUBELET_PORT) }),
         }),
@@ -197,6 +205,17 @@ fn system_info(facts: &Facts) -> NodeSystemInfo {
         system_uuid: facts.system_uuid.clone(),
         ..NodeSystemInfo::default()
     }
+}
+
+/// Whether another agent was replaced on a node that is ready and has not been booted since.
+fn goes_on(why: &str, facts: &Facts, before: Option<&NodeStatus>) -> bool {
+    let Some(before) = before.filter(|_| why == STARTING) else { return false };
+    let is_same_boot = before
+        .node_info
+        .as_ref()
+        .is_some_and(|info| !info.boot_id.is_empty() && info.boot_id == facts.boot_id);
+    let mut conditions = before.conditions.iter().flatten();
+    is_same_boot && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn conditions(
@@ -371,6 +390,27 @@ mod tests {
         assert_eq!(text(&status.allocatable, "cpu").as_deref(), Some("3900m"));
         assert_eq!(text(&status.allocatable, "memory").as_deref(), Some("786432Ki"));
         assert_eq!(status.node_info.map(|info| info.os_image).as_deref(), Some("Debian 12"));
+    }
+
+    #[test]
+    fn a_replaced_agent_keeps_a_ready_node_ready_and_a_boot_does_not() {
+        let config = |boot: &str| NodeConfig {
+            facts: Facts { boot_id: boot.to_owned(), ..config().facts },
+            ..config()
+        };
+        let status = |boot: &str, why, before| {
+            let status = node_status(&config(boot), &[], why, before, Timestamp::UNIX_EPOCH);
+            let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+            (ready.map(|c| c.status.clone()).unwrap_or_default(), status)
+        };
+        let (new, _) = status("one", Some(STARTING), None);
+        assert_eq!(new, "False", "nothing was there before");
+        let (_, ready) = status("one", None, None);
+        assert_eq!(status("one", Some(STARTING), Some(&ready)).0, "True");
+        assert_eq!(status("two", Some(STARTING), Some(&ready)).0, "False");
+        assert_eq!(status("one", Some("no network"), Some(&ready)).0, "False");
+        let (_, not_ready) = status("one", Some("no network"), None);
+        assert_eq!(status("one", Some(STARTING), Some(&not_ready)).0, "False");
     }
 
     #[test]

@@ -90,6 +90,8 @@ struct Worker<R, I> {
     unsupported: Vec<String>,
     status: watch::Sender<Option<Value>>,
     last: Option<PodStatus>,
+    /// The API has another readiness than was written last.
+    restates: bool,
     deleting: Option<i64>,
 }
 
@@ -149,6 +151,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             unsupported,
             status,
             last: None,
+            restates: false,
             deleting: None,
         };
         worker.say_why_not();
@@ -174,6 +177,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
         match message {
             Message::Changed(object) => {
                 self.jobs.pod = object.pod;
+                self.restates = self.is_overruled();
                 self.note_deletion(effects);
             }
             Message::Deleted => self.machine.handle_event(PodEvent::DeletedFromApi, now, effects),
@@ -194,6 +198,17 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
         };
         let instance = (&*slot.plan.name, slot.restart_count);
         last_words::complete(exit, &self.jobs.pod, instance, &self.jobs.kubelet.node.log_dir)
+    }
+
+    /// Whether somebody else has written another readiness than this pod's own: the controller that takes
+    /// the pods of a lost node out of service does, and does not put them back.
+    fn is_overruled(&self) -> bool {
+        let ready = |status: &PodStatus| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|c| c.type_ == "Ready").map(|c| c.status.clone())
+        };
+        let (Some(ours), Some(theirs)) = (&self.last, &self.jobs.pod.status) else { return false };
+        ready(ours) != ready(theirs)
     }
 
     /// Tells the machine that the object is being deleted, each time the grace becomes another.
@@ -332,10 +347,11 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
         let untouched = super::plan::is_over(&self.jobs.pod) && self.last.is_none();
         if !untouched {
             let status = self.compute_status();
+            let restates = std::mem::take(&mut self.restates);
             self.status.send_if_modified(|old| {
                 let changed = old.as_ref() != Some(&status);
                 *old = Some(status);
-                changed
+                changed || restates
             });
         }
         let containers = self.machine.slots().iter().map(|slot| {
