@@ -315,6 +315,34 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_the_last_snapshot_are_reached_and_none_is_forgotten_before_the_list_is_whole() {
+        if !is_possible() {
+            return;
+        }
+        let (lan, one) = (lan(), Space::new());
+        plug(&lan, &one, 1);
+        let both = ["10.244.2.0/24 via 192.168.0.2", "10.244.3.0/24 via 192.168.0.3"];
+        let has = |way: &str| routes(&one).contains(&way.to_owned());
+        drop({
+            let agent = start(&one, config(1, Mode::Auto), &cluster(&[1, 2, 3]));
+            wait("the routes", || both.iter().all(|way| has(way)));
+            agent
+        });
+        one.settle();
+        // The next agent knows of two nodes, and no server has answered yet.
+        let nodes = Table::new();
+        nodes.upsert(key(1), row(1, 1));
+        nodes.upsert(key(4), row(4, 4));
+        let agent = start(&one, config(1, Mode::Auto), &nodes);
+        wait("the route of the snapshot", || has("10.244.4.0/24 via 192.168.0.4"));
+        assert!(agent.network.borrow().is_some(), "pods can be given addresses");
+        assert!(both.iter().all(|way| has(way)), "{:?}", routes(&one));
+        nodes.mark_synced();
+        nodes.upsert(key(5), row(5, 5));
+        wait("the whole list", || has("10.244.5.0/24 via 192.168.0.5") && !has(both[0]));
+    }
+
+    #[test]
     fn services_lead_to_the_host_device_and_nowhere_else() {
         if !is_possible() {
             return;

@@ -80,6 +80,14 @@ fn prepare_vxlan(netlink: &mut Netlink, config: &OverlayConfig) -> Result<u32, O
     Ok(link.index)
 }
 
+/// What becomes of routes and addresses that are ours and not planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absent {
+    Removed,
+    /// The plan may not know of all nodes.
+    Kept,
+}
+
 /// Brings addresses, routes and sizes to what is planned. The device's value is returned once its
 /// gateway addresses are there.
 ///
@@ -91,6 +99,7 @@ pub(super) fn apply(
     config: &OverlayConfig,
     underlay: &Underlay,
     desired: &Desired,
+    absent: Absent,
 ) -> Result<OverlayDevice, OverlayError> {
     set_size(netlink, &config.device, desired.vxlan_mtu)?;
     // What leaves by the host device ends at a pod.
@@ -104,6 +113,7 @@ pub(super) fn apply(
     for op in routes(desired, &observed, underlay) {
         let (result, route) = match op {
             RouteOp::Replace(route) => (netlink.replace_route(route), route),
+            RouteOp::Delete(_) if absent == Absent::Kept => continue,
             RouteOp::Delete(route) => (netlink.delete_route(route), route),
         };
         if let Err(source) = result {
@@ -111,7 +121,9 @@ pub(super) fn apply(
             first.get_or_insert(OverlayError::Route { destination: route.destination, source });
         }
     }
-    delete_old_gateways(netlink, underlay, desired)?;
+    if absent == Absent::Removed {
+        delete_old_gateways(netlink, underlay, desired)?;
+    }
     match first {
         Some(error) => Err(error),
         None => Ok(OverlayDevice {

@@ -231,12 +231,15 @@ impl Follow {
         let delta = self.nodes.changes_since(0);
         // Without the whole list a missing node may only be late: its routes stay. Where the overlay
         // is off nobody's are.
-        if !delta.synced && self.config.mode != Mode::Off {
-            return Ok(());
-        }
+        let is_whole = delta.synced || self.config.mode == Mode::Off;
+        let absent = if is_whole { apply::Absent::Removed } else { apply::Absent::Kept };
         let rows: BTreeMap<_, _> = delta.upserts.into_iter().collect();
         let nodes = rows.iter().map(|(key, row)| (key, row.as_ref()));
         let desired = plan::desired(nodes, &self.place(), &underlay);
+        // Before the server answers, the nodes of the last snapshot are reached; without them nothing is known.
+        if !is_whole && desired.pod_cidrs.is_empty() {
+            return Ok(());
+        }
         for condition in &desired.conditions {
             if !self.conditions.borrow().contains(condition) {
                 tracing::warn!(condition, "overlay");
@@ -244,8 +247,13 @@ impl Follow {
         }
         publish(&self.conditions, desired.conditions.clone());
         // Tunnels first: a route into the device without a tunnel drops packets.
-        self.tunnels.replace(desired.tunnels.clone());
-        let device = apply::apply(&mut self.netlink, &self.config, &underlay, &desired)?;
+        match absent {
+            apply::Absent::Removed => self.tunnels.replace(desired.tunnels.clone()),
+            apply::Absent::Kept => desired.tunnels.iter().for_each(|(net, far)| {
+                self.tunnels.upsert(*net, far.clone());
+            }),
+        }
+        let device = apply::apply(&mut self.netlink, &self.config, &underlay, &desired, absent)?;
         publish(&self.device, Some(device));
         let (cidrs, mtu) = (desired.pod_cidrs, desired.pod_mtu);
         publish(&self.network, (!cidrs.is_empty()).then_some(PodNetwork { cidrs, mtu }));
