@@ -49,6 +49,8 @@ pub struct Model {
     /// Services that claim a frontend and have not got it; few frontends have any.
     losers: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
     problems: Problems,
+    /// Pods with ports of the node, as they were last made.
+    with_ports: BTreeSet<ObjectKey>,
 }
 
 /// A service and the slices that name it, either of which may come first.
@@ -138,12 +140,9 @@ impl Model {
     /// Makes the ports of pods exactly these. Returns which of them this touches.
     pub fn set_host_ports(&mut self, desired: BTreeMap<ObjectKey, Ports>) -> BTreeSet<ObjectKey> {
         let mut dirty = BTreeSet::new();
-        let gone: Vec<ObjectKey> = self
-            .services()
-            .filter(|key| host_ports::is_pods(key) && !desired.contains_key(*key))
-            .cloned()
-            .collect();
-        for key in gone {
+        let here = desired.keys().cloned().collect();
+        let before = std::mem::replace(&mut self.with_ports, here);
+        for key in before.difference(&self.with_ports).cloned().collect::<Vec<_>>() {
             self.set_row(&key, None, &mut dirty);
             for slice in slice_keys(&key) {
                 self.set_slice(slice, None, &mut dirty);
