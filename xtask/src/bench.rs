@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn wrong_names_and_numbers_are_refused_with_what_would_be_right() {
         let refused = |wish: Wish| flags(&wish).unwrap_err().to_string();
-        assert!(refused(wish("speed")).contains("there are lb, programming, overlay"));
+        assert!(refused(wish("speed")).contains("there are lb, packets, programming, overlay"));
         let peer = Wish { against: Some(vec!["ipvs".into()]), ..wish("lb") };
         assert!(refused(peer).contains("there are direct, iptables, nftables"));
         let none = Wish { services: Some(vec![0]), ..wish("lb") };
