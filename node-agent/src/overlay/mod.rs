@@ -250,7 +250,7 @@ impl Follow {
         match absent {
             apply::Absent::Removed => self.tunnels.replace(desired.tunnels.clone()),
             apply::Absent::Kept => desired.tunnels.iter().for_each(|(net, far)| {
-                self.tunnels.upsert(*net, far.clone());
+                self.tunnels.upsert(*net, *far);
             }),
         }
         let device = apply::apply(&mut self.netlink, &self.config, &underlay, &desired, absent)?;
