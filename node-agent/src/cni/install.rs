@@ -51,9 +51,13 @@ pub(super) fn install_plugin(bin_dir: &Path, plugin: &[u8]) -> io::Result<()> {
 }
 
 /// Writes the network configuration. Runtimes take its presence for "the network is ready".
+///
+/// `cniVersion` is for runtimes that know no 1.1.0 and refuse it (containerd before 2.0, podman 4);
+/// those that do choose from `cniVersions`.
 pub(super) fn install_configuration(conf_dir: &Path, socket: &Path) -> io::Result<()> {
     let list = json!({
-        "cniVersion": super::wire::NEWEST.as_str(),
+        "cniVersion": super::wire::Version::V1_0_0.as_str(),
+        "cniVersions": super::wire::SUPPORTED,
         "name": super::PLUGIN,
         "plugins": [{
             "type": super::PLUGIN,

@@ -212,7 +212,7 @@ fn request_of(envelope: Envelope, version: Version) -> Result<Request, CniError>
         command,
         version,
         previous: config.get("prevResult").cloned(),
-        dns: runtime_dns(config).or_else(|| config.get("dns")).cloned(),
+        dns: runtime_dns(config).or_else(|| config.get("dns").cloned()),
         network: config.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
         host_ports: if command == Command::Add { runtime_ports(config)? } else { Vec::new() },
         valid: valid_attachments(config)?,

@@ -145,6 +145,25 @@ fn capabilities_are_handed_back_left_alone_or_refused_by_name() {
 }
 
 #[test]
+fn what_containerd_writes_is_understood() {
+    // By the names of Go's fields, with null for an empty list.
+    let request = parse(
+        "ADD",
+        "1.0.0",
+        json!({"runtimeConfig": {
+            "dns": {"Servers": ["10.96.0.10"], "Searches": ["svc.cluster.local"], "Options": null},
+            "portMappings": [
+                {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}
+            ],
+        }}),
+    )
+    .unwrap();
+    assert_eq!(request.host_ports[0].to_string(), "192.0.2.1:8080/TCP");
+    let told = json!({"nameservers": ["10.96.0.10"], "search": ["svc.cluster.local"]});
+    assert_eq!(add_result(&request, &added())["dns"], told);
+}
+
+#[test]
 fn port_mappings_are_read_and_unusable_ones_are_named() {
     let ports = |list: Value| {
         let asked = json!({"runtimeConfig": {"portMappings": list}});

@@ -63,22 +63,23 @@ pub(super) fn runtime_ports(config: &Map<String, Value>) -> Result<Vec<HostPort>
 /// The entry that is none.
 pub(super) fn host_ports(list: &Value) -> Result<Vec<HostPort>, Value> {
     let entries = list.as_array().into_iter().flatten();
-    let wanted = entries.filter(|entry| entry["hostPort"].as_u64() != Some(0));
+    let wanted = entries.filter(|entry| field(entry, "hostPort").as_u64() != Some(0));
     wanted.map(|entry| host_port(entry).ok_or_else(|| entry.clone())).collect()
 }
 
 fn host_port(entry: &Value) -> Option<HostPort> {
     let port = |name: &str| {
-        let number = u16::try_from(entry[name].as_u64()?).ok()?;
+        let number = u16::try_from(field(entry, name).as_u64()?).ok()?;
         (number != 0).then_some(number)
     };
-    let protocol = match entry["protocol"].as_str().unwrap_or("tcp").to_lowercase().as_str() {
+    let protocol = field(entry, "protocol").as_str().unwrap_or("tcp").to_lowercase();
+    let protocol = match protocol.as_str() {
         "tcp" | "" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         "sctp" => Protocol::Sctp,
         _ => return None,
     };
-    let host_ip = match entry["hostIP"].as_str().unwrap_or_default() {
+    let host_ip = match field(entry, "hostIP").as_str().unwrap_or_default() {
         "" => None,
         text => Some(text.parse::<std::net::IpAddr>().ok()?),
     };
@@ -88,6 +89,15 @@ fn host_port(entry: &Value) -> Option<HostPort> {
         protocol,
         container_port: port("containerPort")?,
     })
+}
+
+/// A value by the conventions' name of its key. containerd writes the names of Go's fields (`HostPort`
+/// for `hostPort`), which readers in Go take for the same.
+/// <https://github.com/containerd/go-cni/blob/main/types.go>
+fn field<'a>(object: &'a Value, name: &str) -> &'a Value {
+    let mut entries = object.as_object().into_iter().flatten();
+    let found = entries.find(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.map_or(&Value::Null, |(_, value)| value)
 }
 
 /// Port mappings as runtimes write them.
@@ -103,8 +113,19 @@ pub(crate) fn mappings(ports: &[HostPort]) -> Value {
     ports.iter().map(mapping).collect()
 }
 
-pub(super) fn runtime_dns(config: &Map<String, Value>) -> Option<&Value> {
-    config.get("runtimeConfig")?.get("dns").filter(|dns| !dns.is_null())
+/// `runtimeConfig.dns` under the names that results have for it.
+pub(super) fn runtime_dns(config: &Map<String, Value>) -> Option<Value> {
+    let wanted = config.get("runtimeConfig")?.get("dns").filter(|dns| !dns.is_null())?;
+    let names = [
+        ("servers", "nameservers"),
+        ("nameservers", "nameservers"),
+        ("domain", "domain"),
+        ("searches", "search"),
+        ("search", "search"),
+        ("options", "options"),
+    ];
+    let known = names.map(|(asked, told)| (told.to_owned(), field(wanted, asked).clone()));
+    Some(known.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into())
 }
 
 /// Refuses what the runtime wants of a capability that we do not have; wanting nothing is well.
