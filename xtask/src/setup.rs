@@ -29,7 +29,7 @@ pub(crate) enum Need {
     Registry,
     /// What makes a Debian root file system.
     Debian,
-    /// What tests on this machine itself use: namespaces, an image's content, a registry.
+    /// What tests on this machine itself use: namespaces, an image's content, a registry, another runtime.
     Host,
 }
 
@@ -52,6 +52,8 @@ const fn tools(need: Need) -> &'static [(&'static str, &'static str)] {
             ("docker-registry", "docker-registry"),
             ("skopeo", "skopeo"),
             ("iptables", "iptables"),
+            ("containerd", "containerd"),
+            ("crun", "crun"),
             // Not in PATH: where the package keeps them.
             ("/usr/lib/cni/portmap", "containernetworking-plugins"),
         ],

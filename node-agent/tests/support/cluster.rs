@@ -5,17 +5,19 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use node_agent::{
     cni::{
+        self, CniConfig, CniInputs,
         ipam::Attachment,
         veth::{self, VethSpec},
     },
     dataplane::{self, DataplaneConfig, Tables, TcPath, XdpMode, xdp::XdpPath},
+    kubelet::runtime::binary::SHIM,
     model::{
         EndpointPort, EndpointRow, EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey,
         Protocol, ServiceKind, ServicePort, ServiceRow,
@@ -143,8 +145,10 @@ pub(crate) struct Node {
     number: u8,
     ips: Vec<IpAddr>,
     pub(crate) space: Space,
-    endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) pods: BTreeMap<u8, Space>,
+    /// Where the agent's CNI server has its state, its socket and what it installs; `None`: no server.
+    pub(crate) cni: Option<PathBuf>,
 }
 
 impl Node {
@@ -153,7 +157,8 @@ impl Node {
         plug(lan, &space, number);
         let endpoints = Table::new();
         endpoints.mark_synced();
-        Self { number, ips: node_ips(number), space, endpoints, pods: BTreeMap::new() }
+        let (ips, pods) = (node_ips(number), BTreeMap::new());
+        Self { number, ips, space, endpoints, pods, cni: None }
     }
 
     /// A pod as the CNI server makes it, with a server that says the pod's last byte.
@@ -186,7 +191,7 @@ impl Node {
     pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (number, ips, cluster) = (self.number, self.ips.clone(), cluster.clone());
-        let endpoints = self.endpoints.clone();
+        let (endpoints, cni) = (self.endpoints.clone(), self.cni.clone());
         let revision = endpoints.changes_since(0).revision;
         let (ready, is_ready) = std::sync::mpsc::channel();
         self.space.spawn(move || {
@@ -198,6 +203,12 @@ impl Node {
                     ..OverlayConfig::new(&name(number), ips.clone())
                 };
                 let overlay = overlay::start(config, cluster.nodes).unwrap();
+                let inputs = CniInputs {
+                    network: overlay.network.clone(),
+                    endpoints: endpoints.clone(),
+                    services: cluster.services.clone(),
+                    programmed: None,
+                };
                 let tables = Tables {
                     services: cluster.services,
                     slices: cluster.slices,
@@ -213,6 +224,9 @@ impl Node {
                     ..DataplaneConfig::new(ips[0])
                 };
                 let handle = dataplane::start(config, tables).unwrap();
+                let programmed = Some(handle.programmed.clone());
+                let _cni =
+                    cni.map(|folder| start_cni(&folder, &ips, CniInputs { programmed, ..inputs }));
                 let start = Instant::now();
                 loop {
                     let report = handle.report().await.unwrap();
@@ -236,6 +250,16 @@ impl Node {
         is_ready.recv_timeout(START).expect("the agent comes up");
         stop
     }
+}
+
+fn start_cni(folder: &Path, ips: &[IpAddr], inputs: CniInputs) -> cni::Handle {
+    let config = CniConfig {
+        conf_dir: folder.join("net.d"),
+        bin_dir: folder.join("bin"),
+        node_ips: ips.to_vec(),
+        ..CniConfig::new(folder, folder)
+    };
+    cni::start(config, inputs, SHIM).unwrap()
 }
 
 #[derive(Clone)]
