@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for source in ebpf_build::sources(&programs) {
         println!("cargo:rerun-if-changed={}", source.display());
     }
-    let built = match ebpf_build::build(&programs, &out.join("ebpf")) {
+    let logs = env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some();
+    let features: &[&str] = if logs { &[ebpf_build::LOG] } else { &[] };
+    let built = match ebpf_build::build(&programs, &out.join("ebpf"), features) {
         Ok(built) => built,
         Err(error) => {
             for line in error.to_string().lines() {

@@ -14,19 +14,21 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::{helpers, maps, trace};
+use crate::{helpers, log, maps, trace};
 
 const NOBODY: Peer = Peer { addr: Addr::ANY_V6, port: [0; 2], reserved: [0; 2] };
 
 /// A flow has got its rows.
 #[inline(never)]
 pub fn opened(key: &FlowKey, flow: &Flow) {
+    log::flow(OPENED, key, flow);
     flow_event(OPENED, key, flow);
 }
 
 /// A flow ends since its rows go.
 #[inline(never)]
 pub fn closed(key: &FlowKey, flow: &Flow) {
+    log::flow(CLOSED, key, flow);
     flow_event(CLOSED, key, flow);
 }
 
@@ -44,6 +46,7 @@ pub fn touch(key: &FlowKey, flow: &'static Flow, seen: u8, now_s: u32) {
 /// A packet is dropped, or its sender refused; `key` is null where nothing could be read of it.
 #[inline(never)]
 pub fn dropped(reason: DropReason, key: Option<&FlowKey>) {
+    log::dropped(reason, key);
     if !is_listened() {
         return;
     }
@@ -70,12 +73,14 @@ pub fn dropped(reason: DropReason, key: Option<&FlowKey>) {
 /// A socket goes to a backend.
 #[inline(never)]
 pub fn connected(ask: &Ask, backend: &Peer) {
+    log::socket(OPENED, ask, backend, 0);
     socket_event(OPENED, ask, backend, 0);
 }
 
 /// A socket is refused.
 #[inline(never)]
 pub fn refused(ask: &Ask, reason: DropReason) {
+    log::socket(DROPPED, ask, &NOBODY, reason as u8);
     socket_event(DROPPED, ask, &NOBODY, reason as u8);
 }
 

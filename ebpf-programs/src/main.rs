@@ -24,10 +24,16 @@ mod fragment;
 mod frame;
 mod helpers;
 mod icmp;
+#[cfg(feature = "log")]
+mod log;
+#[cfg(not(feature = "log"))]
+#[path = "log_off.rs"]
+mod log;
 mod maps;
 mod nat;
 mod next_hop;
 mod packet;
+mod pass;
 mod refuse;
 mod rewrite;
 mod route;

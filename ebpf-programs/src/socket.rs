@@ -17,11 +17,18 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::{events, helpers, maps, service};
+use crate::{events, helpers, log, maps, service};
 
 /// Translates where a socket of this node wants to go. Gives the hook's result: 1 goes on, 0 refuses.
 #[inline(always)]
 pub fn translate<const V6: bool>(ctx: &SockAddrContext, call: u8) -> i32 {
+    log::told_at_socket(try_translate::<V6>(ctx, call))
+}
+
+/// Apart from the line about it, for which its frame leaves no room.
+#[cfg_attr(feature = "log", inline(never))]
+#[cfg_attr(not(feature = "log"), inline(always))]
+fn try_translate<const V6: bool>(ctx: &SockAddrContext, call: u8) -> i32 {
     let Some(proto) = helpers::socket_protocol(ctx) else { return GO_ON };
     let wanted = helpers::user_peer::<V6>(ctx);
     // TCP chooses anew for each connection; a UDP socket stays with its backend while the set of

@@ -5,17 +5,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    apart, count,
+    apart, count, log,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
 };
 
 #[classifier]
 pub fn tc_from_host(ctx: TcContext) -> i32 {
-    match try_from_host(&ctx) {
+    log::told(match try_from_host(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

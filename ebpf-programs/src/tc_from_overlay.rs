@@ -4,17 +4,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    apart, arrival, count, helpers, maps,
+    apart, arrival, count, helpers, log, maps,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
 };
 
 #[classifier]
 pub fn tc_from_overlay(ctx: TcContext) -> i32 {
-    match try_from_overlay(&ctx) {
+    log::told(match try_from_overlay(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart, count, maps,
+    apart, count, log, maps,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
     route,
@@ -18,10 +18,10 @@ use crate::{
 
 #[classifier]
 pub fn tc_from_pod(ctx: TcContext) -> i32 {
-    match try_from_pod(&ctx) {
+    log::told(match try_from_pod(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

@@ -5,17 +5,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{UDP, verdict::DropReason};
 
 use crate::{
-    apart, arrival, count, fragment, helpers, maps,
+    apart, arrival, count, fragment, helpers, log, maps,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
 };
 
 #[classifier]
 pub fn tc_from_underlay(ctx: TcContext) -> i32 {
-    match try_from_underlay(&ctx) {
+    log::told(match try_from_underlay(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

@@ -4,17 +4,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, count, helpers, log, maps,
     nat::{self, Step},
     packet::{NOT_IP, Packet},
 };
 
 #[classifier]
 pub fn tc_to_overlay(ctx: TcContext) -> i32 {
-    match try_to_overlay(&ctx) {
+    log::told(match try_to_overlay(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

@@ -5,17 +5,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, count, helpers, log, maps,
     nat::{self, Step},
     packet::Packet,
 };
 
 #[classifier]
 pub fn tc_to_pod(ctx: TcContext) -> i32 {
-    match try_to_pod(&ctx) {
+    log::told(match try_to_pod(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

@@ -9,17 +9,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{TCP, UDP, verdict::DropReason};
 
 use crate::{
-    apart, count, fragment, helpers, maps,
+    apart, count, fragment, helpers, log, maps,
     nat::{self, Step},
     packet::{NOT_IP, Packet},
 };
 
 #[classifier]
 pub fn tc_to_underlay(ctx: TcContext) -> i32 {
-    match try_to_underlay(&ctx) {
+    log::told(match try_to_underlay(&ctx) {
         Ok(verdict) => verdict,
         Err(reason) => count::drop(reason),
-    }
+    })
 }
 
 #[inline(always)]

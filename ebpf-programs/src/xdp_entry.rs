@@ -16,12 +16,13 @@ use ebpf_common::{
 use crate::{
     apart_xdp, carry,
     driver_frame::{self, Family, Frame},
-    events, helpers, maps, nat, next_hop,
+    events, helpers, log, maps, nat, next_hop,
+    pass::Pass,
 };
 
 #[xdp(frags)]
 pub fn xdp_entry(ctx: XdpContext) -> u32 {
-    try_entry(&ctx).unwrap_or(xdp_action::XDP_PASS)
+    log::told(try_entry(&ctx).unwrap_or(xdp_action::XDP_PASS))
 }
 
 #[inline(always)]
@@ -73,11 +74,13 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
         return Some(FLOW_UNKNOWN);
     }
     let Some(flow) = maps::flow(&key) else {
+        log::passed(Pass::NoFlow, &key);
         return (frame.proto == UDP && !is_new).then_some(FLOW_UNKNOWN);
     };
     let Some(path) = next_hop::path(ctx, &flow.dst) else { return Some(WAY_UNKNOWN) };
     // Pods' own connections, and what is for the node itself, are tc's.
     if flow.flags != 0 || !driver_frame::is_for(ctx, path.mac) {
+        log::passed(Pass::NotForDriver, &key);
         return None;
     }
     let is_ours = if flow.direction == FORWARD {
@@ -87,10 +90,15 @@ fn try_carry<const V6: bool>(ctx: &XdpContext, is_new: bool) -> Option<u32> {
         flow.ifindex == path.ifindex && config.is_gateway(&key.dst)
     };
     if !is_ours {
+        log::passed(Pass::NotOurs, &key);
         return None;
     }
     events::touch(&key, flow, nat::seen(frame.flags), path.asked_s);
-    carry::carry(ctx, &frame, flow, path)
+    let action = carry::carry(ctx, &frame, flow, path);
+    if action.is_none() {
+        log::passed(Pass::NotCarried, &key);
+    }
+    action
 }
 
 /// Looks up the way that a packet's flow takes.

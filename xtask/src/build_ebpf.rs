@@ -11,15 +11,28 @@ use crate::{
     stop::impossible,
 };
 
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct Wish {
+    /// Accepted for symmetry: the object is always optimised, as the verifier needs it so.
+    #[arg(long)]
+    pub release: bool,
+    /// With the lines of text that the agent's feature `kernel-log` prints.
+    #[arg(long)]
+    pub log: bool,
+}
+
 /// Builds the eBPF object below the target folder and prints size and instructions per program.
 ///
 /// # Errors
 /// When no compiler for BPF can be had (exit code 3) or the programs do not compile.
-pub fn build_ebpf(paths: &Paths) -> Result<()> {
+pub fn build_ebpf(paths: &Paths, wish: Wish) -> Result<()> {
     setup::ensure(paths, &[Need::Ebpf])?;
-    let target = paths.static_target.with_file_name("ebpf");
+    let (folder, features): (_, &[&str]) =
+        if wish.log { ("ebpf-log", &[ebpf_build::LOG]) } else { ("ebpf", &[]) };
+    let target = paths.static_target.with_file_name(folder);
     step("build the eBPF programs");
-    let built = match ebpf_build::build(&paths.root.join("ebpf-programs"), &target) {
+    let built = match ebpf_build::build(&paths.root.join("ebpf-programs"), &target, features) {
         Ok(built) => built,
         Err(error @ (ebpf_build::BuildError::NoCompiler | ebpf_build::BuildError::NoLinker)) => {
             return Err(impossible(error.to_string()));

@@ -87,5 +87,5 @@ fn lint_ebpf(paths: &Paths) -> Result<()> {
         .current_dir(&programs));
     }
     println!("skipped: clippy of the kernel side (rustup has no rust-src here)");
-    crate::build_ebpf::build_ebpf(paths)
+    crate::build_ebpf::build_ebpf(paths, crate::build_ebpf::Wish::default())
 }

@@ -23,11 +23,7 @@ enum Command {
     /// Runs the tests: all that this machine can run, or one kind.
     Test(test::Wish),
     /// Builds the eBPF object; prints its size and each program's instructions.
-    BuildEbpf {
-        /// Accepted for symmetry: the object is always optimised, as the verifier needs it so.
-        #[arg(long)]
-        release: bool,
-    },
+    BuildEbpf(build_ebpf::Wish),
     /// Side-by-side measurements.
     Bench(bench::Wish),
     /// OCI archives of the programs and of the sample's images.
@@ -61,7 +57,7 @@ fn run(command: Command) -> Result<()> {
         Command::Up(wish) => up::up(&paths, &wish),
         Command::Down => down::down(&paths),
         Command::Test(wish) => test::test(&paths, &wish),
-        Command::BuildEbpf { release: _ } => build_ebpf::build_ebpf(&paths),
+        Command::BuildEbpf(wish) => build_ebpf::build_ebpf(&paths, wish),
         Command::Bench(wish) => bench::bench(&paths, &wish),
         Command::Image { arch } => image::image(&paths, &arch),
         Command::Tidy => tidy::tidy(&paths),

@@ -77,18 +77,23 @@ impl std::error::Error for BuildError {
     }
 }
 
-/// Builds the programs of `programs` (the folder `ebpf-programs`) below `target_dir`.
+/// The crate's feature with which the programs write lines of text.
+pub const LOG: &str = "log";
+
+/// Builds the programs of `programs` (the folder `ebpf-programs`) below `target_dir`, with the crate's
+/// `features`.
 ///
 /// # Errors
 ///
 /// [`BuildError`], each variant of which says in one line what is missing; compiler messages follow
 /// on lines of their own.
-pub fn build(programs: &Path, target_dir: &Path) -> Result<Built, BuildError> {
+pub fn build(programs: &Path, target_dir: &Path, features: &[&str]) -> Result<Built, BuildError> {
     let compiler = find_compiler().ok_or(BuildError::NoCompiler)?;
     let linker = find_linker().ok_or(BuildError::NoLinker)?;
     let mut cargo = Command::new(cargo_path());
     let _: &mut Command = cargo.current_dir(programs).args(["build", "--release", "--locked"]);
     let _: &mut Command = cargo.args(["--target", TARGET, "--target-dir"]).arg(target_dir);
+    let _: &mut Command = cargo.arg("--features").arg(features.join(","));
     if compiler.build_std {
         let _: &mut Command = cargo.args(["-Z", "build-std=core"]);
     }

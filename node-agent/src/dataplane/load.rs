@@ -204,6 +204,15 @@ impl Programs {
                 loader.map_max_entries(name, *rows);
             }
         }
+        #[cfg(feature = "kernel-log")]
+        let level = super::kernel_log::level();
+        #[cfg(feature = "kernel-log")]
+        loader.override_global(aya_log::LEVEL, &level, true);
+        // The same ring for programs that are loaded anew.
+        #[cfg(feature = "kernel-log")]
+        if let Some(folder) = pins {
+            loader.map_pin_path(super::kernel_log::RING, folder.join(super::kernel_log::RING));
+        }
         let mut object = loader.load(object()).map_err(LoadError::Object)?;
         for hook in TcHook::ALL {
             let name = hook.program();

@@ -17,6 +17,8 @@ pub mod grow;
 pub mod health;
 mod hook;
 pub mod host_ports;
+#[cfg(feature = "kernel-log")]
+mod kernel_log;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -201,6 +203,8 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     let (problems_tx, problems) = watch::channel(Arc::default());
     let (checks_tx, checks) = watch::channel(Arc::default());
     let (unserved_tx, unserved) = watch::channel(Arc::default());
+    #[cfg(feature = "kernel-log")]
+    kernel_log::start(&mut programs.object, &mut tasks)?;
     let now = tokio::time::Instant::now();
     let (pulse_tx, pulse) = watch::channel(health::Pulse { at: now, behind_since: None });
     let outlets =
