@@ -1,13 +1,14 @@
 //! Carries a packet whose flow and way are known, from the driver's hook.
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
-use ebpf_common::{conntrack::Flow, verdict::DropReason};
+use ebpf_common::{conntrack::Flow, trace as steps, verdict::DropReason};
 
 use crate::{
     driver_frame::Frame,
     encap::{self, Variable},
     events, helpers, maps,
     next_hop::{HERE, Path, TUNNEL},
+    trace,
 };
 
 /// Translates a packet and sends it on its way.
@@ -49,6 +50,7 @@ fn send(ctx: &XdpContext, ifindex: u32, addressed: Option<()>) -> u32 {
         return xdp_action::XDP_DROP;
     }
     if ifindex == ctx.ingress_ifindex() as u32 {
+        trace::step(steps::REDIRECT, &[ifindex, steps::PLAIN]);
         return xdp_action::XDP_TX;
     }
     helpers::redirect(ifindex) as u32

@@ -33,7 +33,7 @@ use ebpf_common::{
     maps::{
         AFFINITY_MAX, BACKENDS_MAX, CONNTRACK_MAX, DEVICES_MAX, ENDPOINTS_MAX, FRAGMENTS_MAX,
         MAGLEV_MAX, MEMBERS_MAX, NETNS_MAX, NODE_ADDRS_MAX, SERVICES_MAX, SOURCE_RANGES_MAX,
-        TUNNELS_MAX,
+        TRACE_FLOWS_MAX, TUNNELS_MAX,
     },
     netns::Netns,
     service::{Backend, BackendKey, Peer, Service, ServiceKey, SocketTranslation, SourceRange},
@@ -89,6 +89,11 @@ static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, BP
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+/// Flows that a traced run would have added, for what it looks up next and for the programs that its packet
+/// meets then. Not pinned: each copy has its own, and real packets' programs leave it alone.
+#[map]
+static TRACE_FLOWS: HashMap<FlowKey, Flow> =
+    HashMap::with_max_entries(TRACE_FLOWS_MAX, BPF_F_NO_PREALLOC);
 /// Known to XDP alone and made anew with each load.
 #[map]
 static PATHS: PerCpuArray<Path> = PerCpuArray::with_max_entries(PLACES, 0);
@@ -174,6 +179,7 @@ pub fn tunnel(addr: &Addr) -> Option<Tunnel> {
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static Flow> {
     let row = CONNTRACK.get_ptr_mut(key).or_else(|| CONNTRACK_OLD.get_ptr_mut(key));
+    let row = if trace::is_on() { row.or_else(|| TRACE_FLOWS.get_ptr_mut(key)) } else { row };
     // SAFETY: the row stays readable for the program's run (RCU); another CPU may age it meanwhile,
     // by aligned stores of whole integers.
     let row = row.map(|flow| unsafe { &*flow });
@@ -214,9 +220,9 @@ pub fn set_slot(flow: &'static Flow, slot: u32) {
 #[inline(always)]
 pub fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
     if trace::is_on() {
-        let is_free = CONNTRACK.get_ptr(key).is_none();
+        let is_free = CONNTRACK.get_ptr(key).is_none() && TRACE_FLOWS.get_ptr(key).is_none();
         trace::look_up(steps::ADD_FLOW, key, is_free.then_some(flow));
-        return if is_free { Ok(()) } else { Err(EEXIST) };
+        return if is_free { TRACE_FLOWS.insert(key, flow, 0) } else { Err(EEXIST) };
     }
     if CONNTRACK_OLD.get_ptr(key).is_some() {
         return Err(EEXIST);
@@ -231,6 +237,7 @@ pub const EEXIST: i32 = -17;
 pub fn remove_flow(key: &FlowKey) {
     if trace::is_on() {
         trace::step(steps::REMOVE_FLOW, key);
+        let _absent: Result<(), i32> = TRACE_FLOWS.remove(key);
         return;
     }
     // An absent row is what we want.

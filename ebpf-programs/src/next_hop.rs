@@ -7,9 +7,9 @@
 use aya_ebpf::{
     EbpfContext as _, bindings::bpf_fib_lookup, helpers::generated, programs::XdpContext,
 };
-use ebpf_common::{addr::Addr, config::Config, device::XDP, tunnel::ROUTED};
+use ebpf_common::{addr::Addr, config::Config, device::XDP, trace as steps, tunnel::ROUTED};
 
-use crate::{encap::Outer, helpers, maps};
+use crate::{encap::Outer, helpers, maps, trace};
 
 /// `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -132,6 +132,7 @@ fn find(ctx: &XdpContext, config: &Config, path: &mut Path) -> Option<()> {
         if src.is_zero() {
             return None;
         }
+        trace::step(steps::TUNNEL_KEY, &(far, config.vni));
         path.kind = TUNNEL;
         path.outer.set_vxlan(&src, &far, config);
     }
@@ -164,8 +165,10 @@ pub fn lookup(ctx: &XdpContext, dst: &Addr) -> Option<NextHop> {
     // SAFETY: the context is this program's own; the query outlives the call and has that length.
     let result = unsafe { generated::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, length, 0) };
     if result != 0 {
+        trace::look_up::<_, u32>(steps::NEXT_HOP, dst, None);
         return None;
     }
+    trace::look_up(steps::NEXT_HOP, dst, Some(&query.ifindex));
     let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (query.dmac, query.smac);
     // SAFETY: on success the kernel has put the route's MTU there (5.12).
     let mtu = u32::from(unsafe { query.__bindgen_anon_1.mtu_result });

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -26,6 +26,7 @@ use crate::{
         look::Look,
         trace::{Hop, Names, frame, tc_verdict, xdp_verdict},
         tracer::{Answer, Run, Tracer},
+        xdp,
     },
     kubelet::chain,
     model::{LocalEndpoint, ObjectKey, ServiceRow},
@@ -75,7 +76,8 @@ pub fn trace(
     let config = look.config().map_err(words)?;
     let names = known.names()?;
     let tracer = Tracer::load(pins).map_err(|error| chain(&error))?;
-    let mut way = Way { tracer, look, config, names, proto, hops: Vec::new() };
+    let pins = pins.to_owned();
+    let mut way = Way { pins, tracer, look, config, names, proto, hops: Vec::new() };
     match start {
         Start::Pod(pod) => way.start_at_pod(&pod, to)?,
         Start::Node => way.start_at_node(to)?,
@@ -100,6 +102,7 @@ pub fn text(hops: &[Value]) -> String {
 }
 
 struct Way {
+    pins: PathBuf,
     tracer: Tracer,
     look: Look,
     config: Config,
@@ -141,10 +144,10 @@ impl Way {
     }
 
     fn start_outside(&mut self, ip: IpAddr, to: SocketAddr) -> Result<(), String> {
-        let (ifindex, mac) = underlay()?;
+        let (ifindex, mac) = underlay(to.ip())?;
         let mut packet = frame(SocketAddr::new(ip, CLIENT_PORT), to, self.proto, mac);
-        if self.tracer.has("xdp_entry") {
-            let run = self.tracer.xdp("xdp_entry", &packet).map_err(|error| chain(&error))?;
+        if xdp::is_on(&self.pins, ifindex) {
+            let run = self.tracer.xdp(ifindex, &packet).map_err(|error| chain(&error))?;
             let place = format!("a packet at {}, before the stack", self.names.device(ifindex));
             let goes_on = run.verdict == XDP_PASS;
             self.note(place, "xdp_entry", &run, xdp_verdict(run.verdict));
@@ -190,7 +193,8 @@ impl Way {
             if !self.tracer.has(program) {
                 return Err(format!("this agent has no program {program}"));
             }
-            let run = self.tracer.tc(program, ifindex, &packet).map_err(|error| chain(&error))?;
+            let run = self.tracer.then_tc(program, ifindex, &packet);
+            let run = run.map_err(|error| chain(&error))?;
             let place = format!("a packet at {}", self.names.device(ifindex));
             self.note(place, program, &run, tc_verdict(run.verdict));
             let sent = run.steps.iter().rev().find(|step| step.kind == steps::REDIRECT);
@@ -210,8 +214,11 @@ impl Way {
         self.hops.push(Hop { place, program, decisions, result: result.to_owned() });
     }
 
+    /// The steps in words. What a program looks up again is said once.
     fn sentences(&self, steps: &[Step]) -> Vec<String> {
-        steps.iter().map(|step| self.names.words(step)).collect()
+        let is_news = |at: &usize| !steps[..*at].contains(&steps[*at]);
+        let news = (0..steps.len()).filter(is_news);
+        news.map(|at| self.names.words(&steps[at])).collect()
     }
 }
 
@@ -304,18 +311,22 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::new(namespace, name)
 }
 
-/// The first device by which others reach the node, and its MAC.
-fn underlay() -> Result<(u32, [u8; 6]), String> {
+/// The device that has the address, else the first by which others reach the node; and its MAC.
+fn underlay(address: IpAddr) -> Result<(u32, [u8; 6]), String> {
     let mut netlink = Netlink::open().map_err(words)?;
+    let mut first = None;
     for link in netlink.links().map_err(words)? {
         let ours = link.name.starts_with("orl") || link.name == "lo";
-        if let (false, Some(mac)) = (ours, link.mac)
-            && !netlink.addresses(link.index).map_err(words)?.is_empty()
-        {
+        let (false, Some(mac)) = (ours, link.mac) else { continue };
+        let addresses = netlink.addresses(link.index).map_err(words)?;
+        if addresses.iter().any(|(ip, _)| *ip == address) {
             return Ok((link.index, mac));
         }
+        if first.is_none() && !addresses.is_empty() {
+            first = Some((link.index, mac));
+        }
     }
-    Err("this node has no network device with an address".to_owned())
+    first.ok_or_else(|| "this node has no network device with an address".to_owned())
 }
 
 const fn halves(value: u64) -> [u32; 2] {

@@ -131,7 +131,7 @@ mod tests {
                 By::Tc => drop(
                     self.programs.test_run(TcHook::FromUnderlay, LOOPBACK, &wire.bytes()).unwrap(),
                 ),
-                By::Xdp => drop(self.programs.test_run_xdp(&wire.bytes(), 1).unwrap()),
+                By::Xdp => drop(self.programs.test_run_xdp(LOOPBACK, &wire.bytes(), 1).unwrap()),
             }
             let flows = self.maps.connections().dump().unwrap();
             let opened: Vec<Addr> = flows
@@ -239,7 +239,7 @@ mod tests {
                 let wire = Wire::new(TCP, (&client, port), (&node.ip(v6), PORT));
                 let bytes = Wire { macs: [[0; 6]; 2], flags, ..wire }.bytes();
                 node.programs.test_run(TcHook::FromUnderlay, LOOPBACK, &bytes).unwrap();
-                node.programs.test_run_xdp(&bytes, 1).unwrap();
+                node.programs.test_run_xdp(LOOPBACK, &bytes, 1).unwrap();
             }
             assert_eq!(node.maps.connections().dump().unwrap().len(), 0);
         });

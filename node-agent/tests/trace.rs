@@ -8,23 +8,25 @@ mod place;
 mod rows;
 
 #[cfg(test)]
-mod tests {
-    use std::{collections::BTreeMap, net::SocketAddr, path::Path, thread};
+#[path = "trace/driver.rs"]
+mod driver;
+#[cfg(test)]
+#[path = "trace/dump.rs"]
+mod dump;
 
-    use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, path::Path, thread};
+
     use ebpf_common::{
-        ABI_VERSION, TCP,
+        TCP,
         addr::Net,
-        affinity::{Affinity, AffinityKey},
         config::Config,
-        conntrack::{Flow, FlowKey},
-        endpoint::Endpoint,
-        fragment::{Fragment, FragmentKey},
         maps as names,
         service::{Service, choose},
         socket::{Ask, CONNECT},
         trace::{ADD_FLOW, BACKEND, DROP, KEEP_CLIENT, SERVICE, Step},
-        verdict::{DROP_REASONS, DropReason},
+        verdict::DropReason,
     };
     use node_agent::{
         dataplane::{
@@ -36,6 +38,7 @@ mod tests {
     };
 
     use super::{
+        dump::dump,
         place::{ip, is_possible, own_namespaces},
         rows::{Rows, addr, peer},
     };
@@ -44,38 +47,6 @@ mod tests {
     const SERVICE_V6: &str = "[fd00:10:96::1]:80";
     const EMPTY: &str = "10.96.0.2:80";
     const COOKIE: u64 = 4_711;
-
-    /// Every map that a program writes, byte for byte.
-    fn dump(pins: &Path) -> BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>> {
-        let open =
-            |name| MapData::from_pin(pins.join(format!("v{ABI_VERSION}")).join(name)).unwrap();
-        fn rows<const K: usize, const V: usize>(map: Map) -> BTreeMap<Vec<u8>, Vec<u8>> {
-            let map: HashMap<_, [u8; K], [u8; V]> = HashMap::try_from(map).unwrap();
-            map.iter().map(Result::unwrap).map(|(key, row)| (key.into(), row.into())).collect()
-        }
-        const FLOW: [usize; 2] = [size_of::<FlowKey>(), size_of::<Flow>()];
-        const CLIENT: [usize; 2] = [size_of::<AffinityKey>(), size_of::<Affinity>()];
-        const PIECE: [usize; 2] = [size_of::<FragmentKey>(), size_of::<Fragment>()];
-        let flows = |name| rows::<{ FLOW[0] }, { FLOW[1] }>(Map::HashMap(open(name)));
-        let clients = Map::LruHashMap(open(names::AFFINITY));
-        let pieces = Map::LruHashMap(open(names::FRAGMENTS));
-        let pods = Map::HashMap(open(names::ENDPOINTS));
-        let counters: PerCpuArray<_, u64> =
-            PerCpuArray::try_from(Map::PerCpuArray(open(names::COUNTERS))).unwrap();
-        let counts = (0..DROP_REASONS).map(|at| {
-            let values = counters.get(&at, 0).unwrap();
-            let bytes = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-            (at.to_ne_bytes().to_vec(), bytes)
-        });
-        BTreeMap::from([
-            (names::CONNTRACK, flows(names::CONNTRACK)),
-            (names::CONNTRACK_OLD, flows(names::CONNTRACK_OLD)),
-            (names::AFFINITY, rows::<{ CLIENT[0] }, { CLIENT[1] }>(clients)),
-            (names::FRAGMENTS, rows::<{ PIECE[0] }, { PIECE[1] }>(pieces)),
-            (names::ENDPOINTS, rows::<16, { size_of::<Endpoint>() }>(pods)),
-            (names::COUNTERS, counts.collect()),
-        ])
-    }
 
     fn backends(ips: [&str; 3]) -> Vec<SocketAddr> {
         ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 8_080)).collect()

@@ -92,6 +92,8 @@ pub mod maps {
     pub const TRACE: &str = "TRACE";
     /// How many steps it noted.
     pub const TRACE_LENGTH: &str = "TRACE_LENGTH";
+    /// Flows that it would have added, as in [`CONNTRACK`].
+    pub const TRACE_FLOWS: &str = "TRACE_FLOWS";
     /// The constant in read-only data that makes a copy of the programs trace.
     pub const TRACING: &str = "TRACING";
 
@@ -123,4 +125,6 @@ pub mod maps {
     pub const TUNNELS_MAX: u32 = 32_768;
     /// Both halves of 65,536 flows.
     pub const CONNTRACK_MAX: u32 = 131_072;
+    /// Both halves of the flows that one traced packet would open on its way; a program opens one.
+    pub const TRACE_FLOWS_MAX: u32 = 16;
 }

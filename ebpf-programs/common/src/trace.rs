@@ -66,6 +66,9 @@ pub const REDIRECT: u32 = 33;
 pub const TUNNEL_KEY: u32 = 34;
 /// The kernel's routes were asked; the key is the destination, the row the interface index.
 pub const ROUTE: u32 = 35;
+/// The kernel's routes and neighbours were asked; the key is the destination, the row the interface index,
+/// absent also where the neighbour is not known yet.
+pub const NEXT_HOP: u32 = 36;
 
 /// By the device as it is.
 pub const PLAIN: u32 = 0;

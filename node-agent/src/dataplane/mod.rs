@@ -8,6 +8,7 @@ mod apply;
 mod batch;
 pub mod collect;
 mod devices;
+mod driver;
 pub mod events;
 pub mod flow_log;
 pub mod flows;

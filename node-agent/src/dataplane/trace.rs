@@ -10,6 +10,7 @@ use std::{
 use ebpf_common::{
     TCP,
     addr::Addr,
+    device::{Device, XDP},
     packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, TCP_SYN},
     service::{KEEP_SOURCE, SCOPE_EXTERNAL, SOURCE_RANGES},
     trace::{self as steps, Step},
@@ -190,7 +191,7 @@ impl Names {
             steps::FRAGMENT if step.yes != 0 => "a piece of a packet whose ports are known".into(),
             steps::FRAGMENT => "a piece of a packet whose ports are not known".into(),
             steps::KEEP_FRAGMENT => "the ports of a packet in pieces would be noted".into(),
-            steps::DEVICE => format!("what is known of {}", self.device(step.key[0])),
+            steps::DEVICE => self.device_row(step),
             steps::DROP => format!("counted: {}", reason(step.key[0])),
             steps::REDIRECT => self.redirect(step.key[0], step.key[1]),
             steps::TUNNEL_KEY => {
@@ -201,8 +202,26 @@ impl Names {
                 format!("the kernel's routes to {to} lead out of {}", self.device(step.row[0]))
             }
             steps::ROUTE => format!("no route to {}", self.addr(&addr(&step.key, 0))),
+            steps::NEXT_HOP if step.yes != 0 => {
+                let to = self.addr(&addr(&step.key, 0));
+                format!("the next hop to {to} is known, out of {}", self.device(step.row[0]))
+            }
+            steps::NEXT_HOP => {
+                format!("no next hop to {} is known", self.addr(&addr(&step.key, 0)))
+            }
             other => format!("step of unknown kind {other}"),
         }
+    }
+
+    fn device_row(&self, step: &Step) -> String {
+        let device = self.device(step.key[0]);
+        if step.yes == 0 {
+            return format!("{device} is no device by which others reach this node");
+        }
+        // The flags are the row's last two bytes.
+        let [_, _, low, high] = step.row[size_of::<Device>() / 4 - 1].to_ne_bytes();
+        let takes = u16::from_ne_bytes([low, high]) & XDP != 0;
+        format!("{device} {} frames from XDP", if takes { "takes" } else { "takes no" })
     }
 
     fn redirect(&self, ifindex: u32, how: u32) -> String {

@@ -7,12 +7,13 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::Array,
+    maps::{Array, HashMap, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use ebpf_common::{
     ABI_VERSION,
     addr::Addr,
+    conntrack::{Flow, FlowKey},
     maps as names,
     packet::ETH_LEN,
     service::Peer,
@@ -24,6 +25,7 @@ use ebpf_common::{
 use super::{
     load::{LoadError, MAPS, SKB_IFINDEX, SKB_LEN},
     object::object,
+    xdp,
 };
 
 /// The copy that traces.
@@ -103,6 +105,22 @@ impl Tracer {
     ///
     /// [`LoadError::Program`].
     pub fn tc(&mut self, name: &'static str, ifindex: u32, frame: &[u8]) -> Result<Run, LoadError> {
+        self.forget()?;
+        self.then_tc(name, ifindex, frame)
+    }
+
+    /// As [`Self::tc`], for a packet that the last run has let go on: the flows that that one would have
+    /// added are known.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Program`].
+    pub fn then_tc(
+        &mut self,
+        name: &'static str,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<Run, LoadError> {
         let failed = |source| LoadError::Program { name, source };
         self.begin()?;
         let mut out = vec![0; frame.len() + 256];
@@ -122,18 +140,22 @@ impl Tracer {
         self.end(result.return_value.cast_signed(), out)
     }
 
-    /// Runs an XDP program on a packet.
+    /// Runs the XDP program on a packet that came by a device.
     ///
     /// # Errors
     ///
     /// [`LoadError::Program`].
-    pub fn xdp(&mut self, name: &'static str, frame: &[u8]) -> Result<Run, LoadError> {
+    pub fn xdp(&mut self, ifindex: u32, frame: &[u8]) -> Result<Run, LoadError> {
+        let name = xdp::PROGRAM;
         let failed = |source| LoadError::Program { name, source };
+        self.forget()?;
         self.begin()?;
         let mut out = vec![0; frame.len() + 256];
+        let context = xdp::context(ifindex, frame);
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
         let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
         let program: &mut Xdp = program.try_into().map_err(failed)?;
         if program.fd().is_err() {
@@ -142,6 +164,17 @@ impl Tracer {
         let result = program.test_run(options).map_err(failed)?;
         out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
         self.end(result.return_value.cast_signed(), out)
+    }
+
+    /// Flows that earlier runs would have added are known no more.
+    fn forget(&mut self) -> Result<(), LoadError> {
+        let name = names::TRACE_FLOWS;
+        let failed = |source| LoadError::Map { name, source };
+        let map = self.object.map_mut(name).ok_or(LoadError::NoMap { name })?;
+        let mut map: HashMap<&mut MapData, FlowKey, Flow> =
+            HashMap::try_from(map).map_err(failed)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        keys.iter().try_for_each(|key| map.remove(key)).map_err(failed)
     }
 
     fn begin(&mut self) -> Result<(), LoadError> {
@@ -167,10 +200,7 @@ impl Tracer {
         Ok(Run { verdict, frame, steps })
     }
 
-    fn array<V: Pod>(
-        &mut self,
-        name: &'static str,
-    ) -> Result<Array<&mut aya::maps::MapData, V>, LoadError> {
+    fn array<V: Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, V>, LoadError> {
         let map = self.object.map_mut(name).ok_or(LoadError::NoMap { name })?;
         Array::try_from(map).map_err(|source| LoadError::Map { name, source })
     }

@@ -7,26 +7,28 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp as XdpProgram};
+use ebpf_common::ABI_VERSION;
 
-use super::load::{LoadError, Programs};
+use super::{
+    driver::{Driver, UNFINISHED, why},
+    load::{LoadError, Programs},
+};
 use crate::{
     overlay::chain,
     sys::{
-        bpf,
-        ethtool::{self, Offload},
-        netdev,
+        bpf, netdev,
         netlink::Netlink,
         xdp::{self, Place},
     },
 };
 
 /// The program's name in the object.
-const PROGRAM: &str = "xdp_entry";
+pub(super) const PROGRAM: &str = "xdp_entry";
 
 /// On which devices XDP is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,79 +142,30 @@ pub const fn wanted(mode: XdpMode, has_unfinished: bool) -> Result<Place, Why> {
     }
 }
 
-/// What there is to know of a device's driver.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Driver {
-    name: String,
-    mtu: u32,
-    /// The device merges packets that come in, which XDP does not go with.
-    merges: bool,
+/// Whether our program runs on a device, by the links that are pinned below `pins`.
+#[must_use]
+pub fn is_on(pins: &Path, ifindex: u32) -> bool {
+    let links = pins.join(format!("v{ABI_VERSION}/links"));
+    [Place::Native, Place::Generic].iter().any(|place| pin(&links, ifindex, *place).exists())
 }
 
-/// Drivers without a queue between sender and receiver, whose senders leave checksums to nobody.
-const UNFINISHED: [&str; 3] = ["veth", "tun", "vif"];
-
-/// Drivers that take frames of other devices, for kernels that do not tell (before 6.3); those that have
-/// `ndo_xdp_xmit` in Linux 6.1.
-const TAKE_FRAMES: [&str; 14] = [
-    "bnxt_en",
-    "ena",
-    "i40e",
-    "ice",
-    "igb",
-    "igc",
-    "ixgbe",
-    "mlx5_core",
-    "mvneta",
-    "mvpp2",
-    "sfc",
-    "st_gmac",
-    "veth",
-    "virtio_net",
-];
-
-/// A packet of this length lies in one page beside the room that XDP asks for (igb takes
-/// up to 3,046 bytes, veth 3,520).
-const USUAL_MTU_MAX: u32 = 3_000;
-
-impl Driver {
-    fn of(device: &xdp::Device) -> Self {
-        let ask = |name: &str| ethtool::driver(name).unwrap_or_default();
-        Self {
-            name: ask(&device.name),
-            mtu: device.mtu,
-            merges: ethtool::offload(&device.name, Offload::Lro).unwrap_or(false),
-        }
-    }
-
-    fn takes_frames(&self, kernel_says: Option<bool>) -> bool {
-        kernel_says.unwrap_or_else(|| TAKE_FRAMES.contains(&self.name.as_str()))
-    }
-
-    /// What may be the reason for a refusal, beside the kernel's word, which names none.
-    fn hints(&self) -> String {
-        let name = if self.name.is_empty() { "unknown" } else { &self.name };
-        let mut hints = format!("driver {name}, MTU {}", self.mtu);
-        if self.mtu > USUAL_MTU_MAX {
-            hints.push_str(" (drivers have XDP up to about 3,000 to 3,500)");
-        }
-        if self.merges {
-            hints.push_str(", large receive offload is on");
-        }
-        hints
-    }
+/// Where a link is pinned.
+fn pin(links: &Path, ifindex: u32, place: Place) -> PathBuf {
+    let place = match place {
+        Place::Native => "native",
+        Place::Generic => "generic",
+    };
+    links.join(format!("{PROGRAM}_{place}_{ifindex}"))
 }
 
-/// What a failure to attach says; `program` is the name of the one that runs there.
-fn why(error: &io::Error, program: Option<String>, driver: &Driver) -> Why {
-    match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            Why::Foreign(program.unwrap_or_else(|| "of another name space".to_owned()))
-        }
-        // Drivers say the same to settings that XDP does not go with.
-        Some(libc::EOPNOTSUPP) if !driver.merges && driver.mtu <= USUAL_MTU_MAX => Why::NoDriver,
-        _ => Why::Refused(format!("{error}; {}", driver.hints())),
-    }
+/// A frame's `struct xdp_md` (linux/bpf.h) for a test run: it came in by the first queue of a device.
+pub(super) fn context(ifindex: u32, frame: &[u8]) -> [u8; 24] {
+    let mut context = [0; 24];
+    // Longer frames than the kernel takes are refused by it.
+    let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    context[4..8].copy_from_slice(&end.to_ne_bytes());
+    context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+    context
 }
 
 /// Devices and what carries their service traffic, on one line.
@@ -408,11 +361,7 @@ impl Xdp {
     }
 
     fn pin(&self, ifindex: u32, place: Place) -> Option<PathBuf> {
-        let place = match place {
-            Place::Native => "native",
-            Place::Generic => "generic",
-        };
-        Some(self.links.as_ref()?.join(format!("{PROGRAM}_{place}_{ifindex}")))
+        Some(pin(self.links.as_ref()?, ifindex, place))
     }
 }
 
@@ -436,15 +385,16 @@ impl Programs {
         load(self).map_err(|error| chain(&error))
     }
 
-    /// Runs the XDP program on a frame as if it came in by loopback (`BPF_PROG_TEST_RUN`) and returns its
-    /// action, the frame as it left it, and how long one of `repeat` runs took. Nothing is sent, map rows
-    /// are written as by a real frame.
+    /// Runs the XDP program on a frame as if it came in by a device (`BPF_PROG_TEST_RUN`) and returns its
+    /// action, the frame as it left it, and how long one of `repeat` runs took. Nothing is sent, map rows are
+    /// written as by a real frame.
     ///
     /// # Errors
     ///
     /// [`LoadError::Program`].
     pub fn test_run_xdp(
         &mut self,
+        ifindex: u32,
         frame: &[u8],
         repeat: u32,
     ) -> Result<(u32, Vec<u8>, std::time::Duration), LoadError> {
@@ -455,9 +405,11 @@ impl Programs {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
             Err(error) => return Err(failed(error)),
         }
+        let context = context(ifindex, frame);
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
         options.repeat = repeat;
         let result = program.test_run(options).map_err(failed)?;
         out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));

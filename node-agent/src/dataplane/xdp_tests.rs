@@ -25,6 +25,7 @@ fn the_line_names_device_path_and_reason() {
     let error = io::Error::from_raw_os_error;
     let plain = Driver { name: "e1000".to_owned(), mtu: 1_500, merges: false };
     let jumbo = Driver { name: "virtio_net".to_owned(), mtu: 9_000, merges: false };
+    let host = Driver { mtu: 1_500, ..jumbo.clone() };
     let merging = Driver { name: "ixgbe".to_owned(), mtu: 1_500, merges: true };
     let filter = Some("xdp_filter".to_owned());
     let paths = BTreeMap::from([
@@ -34,6 +35,7 @@ fn the_line_names_device_path_and_reason() {
         ("eth3".to_owned(), XdpPath::Tc(why(&error(libc::EINVAL), None, &jumbo))),
         ("eth4".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &merging))),
         ("eth5".to_owned(), XdpPath::NativeAlone),
+        ("eth6".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &host))),
     ]);
     let line = words(&paths);
     for part in [
@@ -41,10 +43,11 @@ fn the_line_names_device_path_and_reason() {
         "eth1: tc, as XDP program xdp_filter is there, which is not ours; ",
         "eth2: tc, as its driver has no XDP; ",
         "eth3: tc, as its driver refuses XDP: Invalid argument (os error 22); driver virtio_net, \
-         MTU 9000 (drivers have XDP up to about 3,000 to 3,500); ",
+         MTU 9000 (drivers have XDP up to about 3,000 to 3,500)",
         "eth4: tc, as its driver refuses XDP: ",
         "driver ixgbe, MTU 1500, large receive offload is on; ",
         "eth5: XDP in the driver, but tc for what comes by other devices",
+        "driver virtio_net, MTU 1500 (it has no XDP while its host merges packets",
     ] {
         assert!(line.contains(part), "{part} not in {line}");
     }
