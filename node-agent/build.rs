@@ -3,6 +3,7 @@
 use std::{
     env,
     error::Error,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,13 +14,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;
     let out = Path::new(&out);
     println!("cargo:rerun-if-changed=build.rs");
-    let programs = folder.join("../ebpf-programs");
+    let programs = folder.with_file_name("ebpf-programs");
     for source in ebpf_build::sources(&programs) {
         println!("cargo:rerun-if-changed={}", source.display());
     }
     let logs = env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some();
     let features: &[&str] = if logs { &[ebpf_build::LOG] } else { &[] };
-    let built = match ebpf_build::build(&programs, &out.join("ebpf"), features) {
+    let built = match ebpf_build::build(&programs, features) {
         Ok(built) => built,
         Err(error) => {
             for line in error.to_string().lines() {
@@ -28,9 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Err(error.into());
         }
     };
-    println!("cargo:rustc-env=ORLOP_EBPF_OBJECT={}", built.object.display());
-    let shim = shim(&folder.join("shim"), &out.join("shim"))?;
-    println!("cargo:rustc-env=ORLOP_SHIM={}", shim.display());
+    let shim = shim(&folder.join("shim"), &ebpf_build::target_dir(&programs, "shim"))?;
+    // Copies, as other builds of the workspace overwrite what they share.
+    for (name, built) in [("ORLOP_EBPF_OBJECT", built.object), ("ORLOP_SHIM", shim)] {
+        let copy = out.join(name);
+        fs::copy(&built, &copy)?;
+        println!("cargo:rustc-env={name}={}", copy.display());
+    }
     Ok(())
 }
 

@@ -28,11 +28,9 @@ pub struct Wish {
 /// When no compiler for BPF can be had (exit code 3) or the programs do not compile.
 pub fn build_ebpf(paths: &Paths, wish: Wish) -> Result<()> {
     setup::ensure(paths, &[Need::Ebpf])?;
-    let (folder, features): (_, &[&str]) =
-        if wish.log { ("ebpf-log", &[ebpf_build::LOG]) } else { ("ebpf", &[]) };
-    let target = paths.static_target.with_file_name(folder);
+    let features: &[&str] = if wish.log { &[ebpf_build::LOG] } else { &[] };
     step("build the eBPF programs");
-    let built = match ebpf_build::build(&paths.root.join("ebpf-programs"), &target, features) {
+    let built = match ebpf_build::build(&paths.root.join("ebpf-programs"), features) {
         Ok(built) => built,
         Err(error @ (ebpf_build::BuildError::NoCompiler | ebpf_build::BuildError::NoLinker)) => {
             return Err(impossible(error.to_string()));

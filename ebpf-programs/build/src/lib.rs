@@ -80,19 +80,30 @@ impl std::error::Error for BuildError {
 /// The crate's feature with which the programs write lines of text.
 pub const LOG: &str = "log";
 
-/// Builds the programs of `programs` (the folder `ebpf-programs`) below `target_dir`, with the crate's
-/// `features`.
+/// Cargo's target folder of what is built for a build: one for all profiles and features of the workspace, as
+/// what is built does not depend on them. `CARGO_TARGET_DIR` counts where it is absolute, else it lies beside the
+/// folder `programs` (`ebpf-programs`).
+#[must_use]
+pub fn target_dir(programs: &Path, name: &str) -> PathBuf {
+    let set = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    set.unwrap_or_else(|| programs.with_file_name("target")).join(name)
+}
+
+/// Builds the programs of `programs` (the folder `ebpf-programs`) with the crate's `features`. The object is
+/// overwritten by the next build with these features: copy what must stay.
 ///
 /// # Errors
 ///
 /// [`BuildError`], each variant of which says in one line what is missing; compiler messages follow
 /// on lines of their own.
-pub fn build(programs: &Path, target_dir: &Path, features: &[&str]) -> Result<Built, BuildError> {
+pub fn build(programs: &Path, features: &[&str]) -> Result<Built, BuildError> {
+    let name = features.iter().fold("ebpf".to_owned(), |name, feature| format!("{name}-{feature}"));
+    let target_dir = target_dir(programs, &name);
     let compiler = find_compiler().ok_or(BuildError::NoCompiler)?;
     let linker = find_linker().ok_or(BuildError::NoLinker)?;
     let mut cargo = Command::new(cargo_path());
     let _: &mut Command = cargo.current_dir(programs).args(["build", "--release", "--locked"]);
-    let _: &mut Command = cargo.args(["--target", TARGET, "--target-dir"]).arg(target_dir);
+    let _: &mut Command = cargo.args(["--target", TARGET, "--target-dir"]).arg(&target_dir);
     let _: &mut Command = cargo.arg("--features").arg(features.join(","));
     if compiler.build_std {
         let _: &mut Command = cargo.args(["-Z", "build-std=core"]);
