@@ -9,12 +9,6 @@ mod cgroup;
 #[cfg(test)]
 #[path = "support/node.rs"]
 mod node;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -37,9 +31,7 @@ mod tests {
 
     use super::{
         cgroup::TestCgroup,
-        node::{Agent, NAME, Node, pod_ip},
-        place::is_possible,
-        space::Space,
+        node::{Agent, NAME, Node, place::is_possible, pod_ip, space::Space},
     };
 
     const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 1), 80);

@@ -7,12 +7,6 @@
 #[cfg(test)]
 #[path = "support/cluster.rs"]
 mod cluster;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -35,13 +29,13 @@ mod tests {
         },
     };
 
-    use super::{
-        cluster::{
-            Cluster, NODE_PORT, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families,
-            connect, make_bridge, plug, pod_ip, tcp, udp,
-        },
+    use super::cluster::{
+        Cluster, NODE_PORT, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
+        make_bridge,
         place::is_possible,
+        plug, pod_ip,
         space::{Space, pause},
+        tcp, udp,
     };
 
     /// Both families' addresses of the second node's port.

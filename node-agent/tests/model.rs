@@ -6,69 +6,28 @@
 //! node-agent --test model`.
 
 #[cfg(test)]
-#[path = "model/asking.rs"]
-mod asking;
-#[cfg(test)]
-#[path = "model/case.rs"]
-mod case;
-#[cfg(test)]
-#[path = "model/flows.rs"]
-mod flows;
-#[cfg(test)]
-#[expect(dead_code, reason = "packet tables use more of it")]
-#[path = "support/frame.rs"]
-mod frame;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "model/random.rs"]
-mod random;
-#[cfg(test)]
-#[path = "model/reference.rs"]
-mod reference;
-#[cfg(test)]
 #[expect(dead_code, reason = "real sockets are compared by another test")]
-#[path = "model/rig.rs"]
-mod rig;
-#[cfg(test)]
-#[path = "model/rules.rs"]
-mod rules;
-#[cfg(test)]
-#[path = "model/ruling.rs"]
-mod ruling;
+#[path = "model/mod.rs"]
+mod model;
 #[cfg(test)]
 #[path = "support/runs.rs"]
 mod runs;
-#[cfg(test)]
-#[path = "model/step.rs"]
-mod step;
-#[cfg(test)]
-#[path = "model/tracing.rs"]
-mod tracing;
-#[cfg(test)]
-#[path = "model/unreachable.rs"]
-mod unreachable;
-#[cfg(test)]
-#[path = "model/way.rs"]
-mod way;
-#[cfg(test)]
-#[path = "model/world.rs"]
-mod world;
 
 #[cfg(test)]
 mod tests {
     use std::{thread, time::Instant};
 
     use super::{
-        case::{Case, Tally},
-        place::is_possible,
-        rig::Rig,
+        model::{
+            case::{Case, Tally},
+            place::is_possible,
+            rig::Rig,
+        },
         runs,
     };
 
     /// Kinds of outcomes that there are.
-    const KINDS: usize = 11;
+    const KINDS: usize = 15;
 
     #[expect(clippy::print_stdout, reason = "how much was compared is what the run is for")]
     #[test]

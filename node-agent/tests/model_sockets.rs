@@ -4,57 +4,15 @@
 //! hundredth of the cases: each is a connection to a server.
 
 #[cfg(test)]
-#[path = "model/asking.rs"]
-mod asking;
-#[cfg(test)]
 #[path = "support/cgroup.rs"]
 mod cgroup;
 #[cfg(test)]
 #[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/flows.rs"]
-mod flows;
-#[cfg(test)]
-#[expect(dead_code, reason = "packet tables use more of it")]
-#[path = "support/frame.rs"]
-mod frame;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/random.rs"]
-mod random;
-#[cfg(test)]
-#[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/reference.rs"]
-mod reference;
-#[cfg(test)]
-#[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/rig.rs"]
-mod rig;
-#[cfg(test)]
-#[path = "model/rules.rs"]
-mod rules;
-#[cfg(test)]
-#[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/ruling.rs"]
-mod ruling;
+#[path = "model/mod.rs"]
+mod model;
 #[cfg(test)]
 #[path = "support/runs.rs"]
 mod runs;
-#[cfg(test)]
-#[expect(dead_code, reason = "packets are compared by another test")]
-#[path = "model/step.rs"]
-mod step;
-#[cfg(test)]
-#[path = "model/unreachable.rs"]
-mod unreachable;
-#[cfg(test)]
-#[path = "model/way.rs"]
-mod way;
-#[cfg(test)]
-#[path = "model/world.rs"]
-mod world;
 
 #[cfg(test)]
 mod tests {
@@ -70,15 +28,18 @@ mod tests {
     use node_agent::sys::socket::netns_cookie;
 
     use super::{
-        asking::{Asker, Question, Reply},
         cgroup::TestCgroup,
-        frame::{TCP, UDP},
-        place::{ip as command, is_possible},
-        random::{self, Random},
-        reference::Reference,
-        rig::Rig,
+        model::{
+            asking::{Asker, Question, Reply},
+            chance::Random,
+            frame::{TCP, UDP},
+            place::{ip as command, is_possible},
+            random,
+            reference::Reference,
+            rig::Rig,
+            world::{DNS, End, Place},
+        },
         runs,
-        world::{DNS, End, Place},
     };
 
     /// All ports that endpoints of random services have.

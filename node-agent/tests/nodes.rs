@@ -9,12 +9,6 @@ mod cgroup;
 #[cfg(test)]
 #[path = "support/cluster.rs"]
 mod cluster;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -33,10 +27,12 @@ mod tests {
         cgroup::TestCgroup,
         cluster::{
             Cluster, NODE_PORT, Node, SERVICE, SetUp, TIMEOUT, answered_by, ask, both_families,
-            connect, ipv6_alone, make_bridge, node_ip, plug, pod_ip, pod_ip6, serve, tcp, udp,
+            connect, ipv6_alone, make_bridge, node_ip,
+            place::is_possible,
+            plug, pod_ip, pod_ip6, serve,
+            space::{Space, pause},
+            tcp, udp,
         },
-        place::is_possible,
-        space::{Space, pause},
     };
 
     #[test]

@@ -2,6 +2,9 @@
 //! after, by `BPF_PROG_TEST_RUN` on the running kernel. Every table runs for both families.
 
 #[cfg(test)]
+#[path = "support/chance.rs"]
+mod chance;
+#[cfg(test)]
 #[path = "support/frame.rs"]
 mod frame;
 #[cfg(test)]
@@ -26,6 +29,9 @@ mod fragments;
 #[cfg(test)]
 #[path = "packets/host_ports.rs"]
 mod host_ports;
+#[cfg(test)]
+#[path = "packets/made.rs"]
+mod made;
 #[cfg(test)]
 #[path = "packets/malformed.rs"]
 mod malformed;

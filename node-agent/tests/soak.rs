@@ -8,17 +8,14 @@
 #[path = "support/cgroup.rs"]
 mod cgroup;
 #[cfg(test)]
+#[path = "support/chance.rs"]
+mod chance;
+#[cfg(test)]
 #[path = "support/node.rs"]
 mod node;
 #[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
 #[path = "soak/requests.rs"]
 mod requests;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -49,10 +46,14 @@ mod tests {
 
     use super::{
         cgroup::TestCgroup,
-        node::{Agent, NAME, NODE_IP, Node, pod_ip},
-        place::is_possible,
+        chance::Random,
+        node::{
+            Agent, NAME, NODE_IP, Node,
+            place::is_possible,
+            pod_ip,
+            space::{Space, pause},
+        },
         requests::{self, BREATH, Kind, Outcome, Requests},
-        space::{Space, pause},
     };
 
     const CLIENT: u8 = 11;
@@ -64,18 +65,6 @@ mod tests {
     const CHANGE: Duration = Duration::from_millis(10);
     /// Longer than any flow lives without a packet.
     const AGE_S: u32 = 8_000;
-
-    /// A generator of no quality but the same everywhere (xorshift64).
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 16) % bound
-        }
-    }
 
     fn cluster_ip(number: u8) -> IpAddr {
         Ipv4Addr::new(10, 96, 0, number).into()
@@ -137,7 +126,7 @@ mod tests {
             (0..all.len()).filter(is_in).map(|at| all[at]).collect()
         };
         let pick = |random: &mut Random, from: u8, count: u8| {
-            from + u8::try_from(random.below(u64::from(count))).unwrap()
+            from + u8::try_from(random.below(usize::from(count))).unwrap()
         };
         if random.below(4) != 0 {
             let number = pick(random, 1, STEADY);

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::lpm_trie::LpmTrie;
+use aya::{Pod, maps::lpm_trie::LpmTrie};
 use ebpf_common::{
     conntrack::{Flow, FlowKey},
     maps as names,
@@ -24,14 +24,14 @@ use node_agent::{
         EndpointPort, EndpointRow, EndpointSliceRow, LocalEndpoint, ObjectKey, Protocol,
         ServicePort, ServiceRow,
     },
-    sys::netns::NetNs,
+    sys::{map::RowMap, netns::NetNs},
     table::Table,
 };
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    pins,
     place::{ip, is_possible},
-    small,
     space::{Space, pause},
 };
 
@@ -210,10 +210,10 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
     let pins = node.bpf.join("orlop");
     let folder = pins.clone();
     node.run(move || {
-        std::fs::create_dir_all(small::folder(&folder)).unwrap();
+        std::fs::create_dir_all(pins::folder(&folder)).unwrap();
         // Rows get their memory when they are written, as in the object.
         let ranges = LpmTrie::<_, SourceRange, u32>::create(1, 1).unwrap();
-        ranges.pin(small::folder(&folder).join(names::SOURCE_RANGES)).unwrap();
+        ranges.pin(pins::folder(&folder).join(names::SOURCE_RANGES)).unwrap();
     });
     let agent = Agent::start(&node, &cluster, pins, None);
     let report = agent.wait_for("all but one", |report| !report.full.is_empty());
@@ -298,11 +298,16 @@ fn scenario(tc: Option<TcPath>) {
 fn start_on_small_maps(node: &Space, cluster: &Cluster, pins: &Path, tc: Option<TcPath>) -> Agent {
     let folder = pins.to_owned();
     node.run(move || {
-        small::pin::<FlowKey, Flow>(&folder, names::CONNTRACK, 64);
-        small::pin::<ServiceKey, Service>(&folder, names::SERVICES, 4);
-        small::pin::<BackendKey, Backend>(&folder, names::BACKENDS, 4);
+        pins::pin::<FlowKey, Flow>(&folder, names::CONNTRACK, 64);
+        pins::pin::<ServiceKey, Service>(&folder, names::SERVICES, 4);
+        pins::pin::<BackendKey, Backend>(&folder, names::BACKENDS, 4);
     });
     Agent::start(node, cluster, pins.to_owned(), tc)
+}
+
+/// Rows for which the map that is pinned now has room.
+fn room<K: Pod, V: Pod>(pins: &Path, name: &str) -> u32 {
+    RowMap::<K, V>::open(&pins::folder(pins).join(name)).unwrap().max()
 }
 
 /// Rooms of the connection tables, the services and the backends.
@@ -310,10 +315,10 @@ fn pinned(node: &Space, pins: &Path) -> [u32; 4] {
     let pins = pins.to_owned();
     node.run(move || {
         [
-            small::max::<FlowKey, Flow>(&pins, names::CONNTRACK),
-            small::max::<FlowKey, Flow>(&pins, names::CONNTRACK_OLD),
-            small::max::<ServiceKey, Service>(&pins, names::SERVICES),
-            small::max::<BackendKey, Backend>(&pins, names::BACKENDS),
+            room::<FlowKey, Flow>(&pins, names::CONNTRACK),
+            room::<FlowKey, Flow>(&pins, names::CONNTRACK_OLD),
+            room::<ServiceKey, Service>(&pins, names::SERVICES),
+            room::<BackendKey, Backend>(&pins, names::BACKENDS),
         ]
     })
 }

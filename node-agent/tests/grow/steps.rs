@@ -22,9 +22,9 @@ use node_agent::{
 
 use crate::{
     frame::{ACK, Frame, TCP},
+    pins,
     place::{is_possible, own_namespaces},
     rows::Rows,
-    small,
 };
 
 const POD: &str = "10.244.1.7";
@@ -97,7 +97,7 @@ fn check(flows: &Flows, agents: &mut [&mut Agent], when: &str) {
 }
 
 fn set_up(pins: &Path) -> Agent {
-    small::pin::<FlowKey, Flow>(pins, names::CONNTRACK, 64);
+    pins::pin::<FlowKey, Flow>(pins, names::CONNTRACK, 64);
     let mut first = Agent::start(pins);
     let rows = Rows::below(pins);
     let services = [ebpf_common::addr::Net::new("10.96.0.0".parse().unwrap(), 16); 2];
@@ -137,7 +137,7 @@ fn in_namespaces(test: impl FnOnce(&Path) + Send) {
 #[test]
 fn every_flow_is_known_to_all_programs_at_every_step_and_after_a_death_at_any() {
     in_namespaces(|pins| {
-        let folder = small::folder(pins);
+        let folder = pins::folder(pins);
         let (mut flows, mut ports) = (Flows::new(), 40_000..);
         let mut port = || ports.next().unwrap();
         let mut before = set_up(pins);
@@ -216,12 +216,12 @@ fn a_full_table_loses_no_row_that_is_to_move() {
 #[test]
 fn a_start_removes_what_was_never_put_in_place_and_takes_maps_of_any_size() {
     in_namespaces(|pins| {
-        small::pin::<ServiceKey, Service>(pins, names::SERVICES, 8);
-        small::pin::<FlowKey, Flow>(pins, "CONNTRACK_OLD_new", 128);
+        pins::pin::<ServiceKey, Service>(pins, names::SERVICES, 8);
+        pins::pin::<FlowKey, Flow>(pins, "CONNTRACK_OLD_new", 128);
         let agent = Agent::start(pins);
         assert_eq!(agent.maps.services().max(names::SERVICES), 8);
         assert_eq!(agent.tables().1, 1);
-        assert!(!small::folder(pins).join("CONNTRACK_OLD_new").exists());
+        assert!(!pins::folder(pins).join("CONNTRACK_OLD_new").exists());
         // The others are by this node's memory.
         let first = Sizes::for_memory(memory_bytes()).first;
         assert_eq!(agent.maps.services().max(names::BACKENDS), first[names::BACKENDS]);

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ebpf_common::verdict::DropReason;
 
-use crate::{
+use super::{
     frame::UDP,
     reference::{Client, Reference},
     rules::{self, Found, Frontend, PortId},
-    world::{End, GATEWAY, LOOPBACK, PODS, World, ip, is},
+    world::{End, GATEWAY, PODS, World, ip},
 };
 
 /// Who asks.
@@ -78,9 +78,8 @@ impl Reference {
         let v6 = to.0.is_ipv6();
         let frontend = if is_loopback(&to.0) {
             // A pod's loopback address is its own.
-            let is_served =
-                self.world.loopback_ports && asker == Asker::Node && is(LOOPBACK, &to.0);
-            is_served.then(|| rules::at_loopback(&self.world, to.1, proto, v6)).flatten()
+            let is_served = asker == Asker::Node;
+            is_served.then(|| rules::at_loopback(&self.world, to, proto)).flatten()
         } else {
             match rules::find(&self.world, to, proto, false) {
                 Found::Frontend(frontend) => Some(frontend),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    frame::{Frame, ICMP, ICMPV6},
+use super::{
+    frame::{Frame, ICMP, ICMPV6, SCTP, TCP, UDP},
     rules::SetId,
     world::End,
 };
@@ -56,6 +56,13 @@ pub(crate) enum Kind {
     Evaded,
 }
 
+impl Kind {
+    /// Whether a client outside has opened it.
+    pub(crate) const fn is_outside(&self) -> bool {
+        matches!(self, Self::Service(_, From::Outside, _))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Forward,
@@ -70,8 +77,44 @@ pub(crate) struct Flow {
     /// As it is sent on.
     pub(crate) sent: Tuple,
     pub(crate) kind: Kind,
-    /// Which directions have said that they are done.
-    pub(crate) closing: [bool; 2],
+    pub(crate) life: Life,
+}
+
+/// What a flow's packets have said of its end, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Life {
+    /// Which directions have finished.
+    pub(crate) finished: [bool; 2],
+    /// Either has broken it off.
+    pub(crate) reset: bool,
+    pub(crate) answered: bool,
+    /// The second of the last packet.
+    pub(crate) last: u64,
+}
+
+impl Life {
+    /// Whether either direction has said that it is done.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.reset || self.finished != [false; 2]
+    }
+
+    /// Seconds without a packet after which nobody speaks any more: RFC 5382, section 5 (TCP), RFC 4787,
+    /// section 4.3 (UDP), RFC 9260 (seven heartbeats of SCTP); sooner where both ends have agreed that it is
+    /// over, or where nobody has answered yet.
+    const fn limit(&self, proto: u8) -> u64 {
+        const HOURS: u64 = 3_600;
+        match (proto, self.finished, self.answered) {
+            (TCP | SCTP, ..) if self.reset => 10,
+            (TCP, [true, true], _) => 30,
+            (TCP, [true, _] | [_, true], _) => 240,
+            (TCP, _, true) => 2 * HOURS + 240,
+            (TCP | SCTP, _, false) => 60,
+            (SCTP, ..) => 210,
+            (UDP, _, true) => 180,
+            // And echoes.
+            _ => 30,
+        }
+    }
 }
 
 impl Flow {
@@ -127,16 +170,25 @@ impl Flows {
         Some((*number, self.by_number[number], *direction))
     }
 
-    pub(crate) fn close(&mut self, number: usize, direction: Direction) {
-        if let Some(flow) = self.by_number.get_mut(&number) {
-            flow.closing[usize::from(direction == Direction::Reverse)] = true;
-        }
+    /// What has become of a flow.
+    pub(crate) fn life(&mut self, number: usize) -> Option<&mut Life> {
+        self.by_number.get_mut(&number).map(|flow| &mut flow.life)
     }
 
-    /// The flow of a number that counts around.
-    pub(crate) fn nth(&self, number: usize) -> Option<Flow> {
-        let at = number.checked_rem(self.by_number.len())?;
-        self.by_number.values().nth(at).copied()
+    /// Ends the flows that have been silent for too long at `now`; gives how many.
+    pub(crate) fn expire(&mut self, now: u64) -> usize {
+        let is_over = |flow: &Flow| now - flow.life.last > flow.life.limit(flow.asked.proto);
+        let over = self.by_number.iter().filter(|(_, flow)| is_over(flow));
+        let over: Vec<usize> = over.map(|(number, _)| *number).collect();
+        over.iter().for_each(|number| self.remove(*number));
+        over.len()
+    }
+
+    /// Of flows of some kinds the one of a number that counts around.
+    pub(crate) fn nth(&self, number: usize, is_of: impl Fn(&Kind) -> bool) -> Option<Flow> {
+        let flows = || self.by_number.values().filter(|flow| is_of(&flow.kind));
+        let at = number.checked_rem(flows().count())?;
+        flows().nth(at).copied()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {

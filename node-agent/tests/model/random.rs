@@ -2,33 +2,20 @@
 
 use std::net::IpAddr;
 
-use crate::{
+use super::{
     asking::{Asker, Question},
+    chance::Random,
     flows::{Direction, Tuple},
     frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
     step::{Error, Hook, Message, Step, frame},
     world::{
-        DNS, End, Endpoint, FAR_NODES, FAR_PODS, GATEWAY, HOST, LOOPBACK, NAMES, NODE, OUTSIDE,
-        PODS, Place, Port, ROUTER, Service, State, UNROUTABLE, VXLAN_PORT, World, ZONES, ip,
+        DNS, End, Endpoint, FAR_NODES, FAR_PODS, GATEWAY, HOST, HostPort, LOOPBACK, NAMES, NODE,
+        OUTSIDE, PODS, Place, Port, ROUTER, Service, State, UNROUTABLE, VXLAN_PORT, World, ZONES,
+        ip,
     },
 };
 
-/// Numbers of no secrecy (splitmix64, Steele et al. 2014).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(pub(crate) u64);
-
 impl Random {
-    pub(crate) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap() % bound
-    }
-
     /// One time out of so many.
     pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
@@ -66,8 +53,32 @@ pub(crate) fn world(random: &mut Random) -> World {
         routed: [random.once_in(3), random.once_in(3)],
         masquerade: !random.once_in(6),
         loopback_ports: random.once_in(2),
+        xdp: !random.once_in(3),
         services,
+        host_ports: host_ports(random),
     }
+}
+
+/// Ports of the node that lead to pods; some are also node ports or ports of an external address.
+fn host_ports(random: &mut Random) -> Vec<HostPort> {
+    let mut ports: Vec<HostPort> = Vec::new();
+    for _ in 0..random.below(5) {
+        let proto = random.pick(&[TCP, TCP, UDP, UDP, SCTP]);
+        let port = random.pick(&[80, 53, 8_080, NODE_PORTS[0], NODE_PORTS[1]]);
+        let target = if proto == SCTP { port } else { random.pick(&TARGETS) };
+        let at = random.pick(&[None, None, Some(NODE[0]), Some(NODE[1]), Some(LOOPBACK)]);
+        let at = at.map(|pair| random.pick(&pair));
+        let new = HostPort { pod: random.below(PODS.len()), at, proto, port, target };
+        // The scheduler lets no two pods have the same one.
+        let meets = |old: &HostPort| {
+            (old.proto, old.port) == (proto, port)
+                && (old.at.is_none() || at.is_none() || old.at == at)
+        };
+        if !ports.iter().any(meets) {
+            ports.push(new);
+        }
+    }
+    ports
 }
 
 /// A service; node ports that it takes are gone for others.
@@ -154,7 +165,8 @@ pub(crate) fn step(random: &mut Random, world: &World) -> Step {
         }
         43..70 => {
             let flags = random.pick(&[SYN, ACK, ACK, ACK, SYN | ACK, FIN | ACK, RST]);
-            Step::Again { flow: random.below(1_000), direction, flags }
+            let outside = random.once_in(3);
+            Step::Again { flow: random.below(1_000), outside, direction, flags }
         }
         70..78 => tell(random, direction),
         78..90 => Step::Ask(question(random, world)),
@@ -165,7 +177,8 @@ pub(crate) fn step(random: &mut Random, world: &World) -> Step {
         95..98 if !world.services.is_empty() => {
             Step::Service(random.pick(&world.services).number, None)
         }
-        98 => Step::Forget,
+        98 => Step::Wait(wait(random)),
+        99 if random.once_in(2) => Step::HostPorts(host_ports(random)),
         _ => {
             // Without node ports: who has which is settled when the world begins.
             let number = 1 + u8::try_from(random.below(6)).unwrap();
@@ -175,6 +188,19 @@ pub(crate) fn step(random: &mut Random, world: &World) -> Step {
     }
 }
 
+/// Seconds, close to those that mean something, but never by less than the two by which a row may seem older
+/// than it is: a case takes its time, and clocks count whole seconds.
+fn wait(random: &mut Random) -> u32 {
+    const STEP: u32 = 13;
+    const LONG: [u32; 8] = [572, 573, 830, 831, 6_646, 6_647, 100_000, 1];
+    let steps = if random.once_in(6) {
+        random.pick(&LONG)
+    } else {
+        random.pick(&[1, 2, 3, 4, 5, 13, 14, 16, 17, 18, 19])
+    };
+    steps * STEP
+}
+
 fn send(random: &mut Random, world: &World) -> Step {
     let (hook, mut frame) = plain(random, world);
     if random.once_in(30) {
@@ -182,6 +208,10 @@ fn send(random: &mut Random, world: &World) -> Step {
     }
     if random.once_in(8) && frame.src.0.is_ipv6() {
         frame.extensions = random.pick(&[vec![0], vec![60], vec![0, 43], vec![0, 60, 43, 60]]);
+    }
+    if random.once_in(16) {
+        // About as long as a packet may be that fits into a tunnel's, and none that its device cannot take.
+        frame.payload = vec![7; 1_340 + random.below(69)];
     }
     frame.unchecked = random.once_in(8) && frame.src.0.is_ipv4() && frame.proto == UDP;
     Step::Send(hook, Message::Plain(frame))
@@ -225,6 +255,8 @@ fn plain(random: &mut Random, world: &World) -> (Hook, Frame) {
         Hook::FromPod,
         Hook::FromUnderlay,
         Hook::FromUnderlay,
+        Hook::FromUnderlay,
+        Hook::FromUnderlay,
         Hook::FromOverlay,
         Hook::FromHost,
         Hook::ToPod { own },
@@ -264,10 +296,13 @@ fn target(random: &mut Random, world: &World, (hook, v6): (Hook, bool)) -> (u8, 
     let echo = if v6 { ICMPV6 } else { ICMP };
     let proto = random.pick(&[TCP, TCP, TCP, UDP, UDP, UDP, SCTP, echo]);
     let port = random.pick(&[80, 53, 443, 8_080, 30_080, 30_000, 9]);
-    let places: &[crate::world::Pair] = match hook {
+    let places: &[super::world::Pair] = match hook {
         Hook::ToPod { .. } => return (proto, (ip(random.pick(&PODS), v6), port)),
         Hook::ToUnderlay { .. } => &[OUTSIDE[0], OUTSIDE[1], HOST],
         Hook::ToOverlay { .. } => &[FAR_PODS[0], FAR_PODS[2], FAR_NODES[0], OUTSIDE[0]],
+        _ if !world.host_ports.is_empty() && random.once_in(8) => {
+            return host_port_target(random, world, v6);
+        }
         _ if !random.once_in(4) && !world.services.is_empty() => {
             return service_target(random, world, (v6, hook));
         }
@@ -312,9 +347,20 @@ fn target(random: &mut Random, world: &World, (hook, v6): (Hook, bool)) -> (u8, 
     (proto, (to, port))
 }
 
+/// A port of the node that leads to a pod, or the same number at another address.
+fn host_port_target(random: &mut Random, world: &World, v6: bool) -> (u8, End) {
+    let port = random.pick(&world.host_ports);
+    let at = port.at.filter(|at| at.is_ipv6() == v6 && !at.is_loopback());
+    let any = ip(random.pick(&NODE), v6);
+    let proto = if random.once_in(12) { random.pick(&[TCP, UDP]) } else { port.proto };
+    (proto, (if random.once_in(8) { any } else { at.unwrap_or(any) }, port.port))
+}
+
 /// A frontend of a service, or something near one.
 fn service_target(random: &mut Random, world: &World, (v6, hook): (bool, Hook)) -> (u8, End) {
-    let service = random.pick(&world.services);
+    let with_family = world.services.iter().filter(|one| one.has(v6)).cloned().collect::<Vec<_>>();
+    let is_any = with_family.is_empty() || random.once_in(6);
+    let service = random.pick(if is_any { &world.services } else { &with_family });
     let port = random.pick(&service.ports);
     let echo = if v6 { ICMPV6 } else { ICMP };
     let proto = if random.once_in(12) { random.pick(&[TCP, UDP, echo]) } else { port.proto };
@@ -322,7 +368,16 @@ fn service_target(random: &mut Random, world: &World, (v6, hook): (bool, Hook)) 
     let cluster_ip: (IpAddr, u16) = (service.cluster_ip(v6), number);
     let node =
         (ip(random.pick(&NODE), v6), if port.node_port == 0 { 30_001 } else { port.node_port });
-    let others = [(service.external_ip(v6), number), (service.ingress_ip(v6), number), node];
+    let others = [
+        (service.external, (service.external_ip(v6), number)),
+        (service.ingress, (service.ingress_ip(v6), number)),
+        (port.node_port != 0, node),
+    ];
+    let is_there = |(is_there, _): &&(bool, End)| *is_there;
+    let mut at: Vec<End> = others.iter().filter(is_there).map(|(_, end)| *end).collect();
+    if at.is_empty() || random.once_in(4) {
+        at = others.map(|(_, end)| end).to_vec();
+    }
     let wants_cluster_ip = match hook {
         Hook::FromHost => !random.once_in(4),
         Hook::FromUnderlay => random.once_in(10),
@@ -331,7 +386,7 @@ fn service_target(random: &mut Random, world: &World, (v6, hook): (bool, Hook)) 
             random.once_in(2)
         }
     };
-    (proto, if wants_cluster_ip { cluster_ip } else { random.pick(&others) })
+    (proto, if wants_cluster_ip { cluster_ip } else { random.pick(&at) })
 }
 
 pub(crate) fn question(random: &mut Random, world: &World) -> Question {
@@ -340,6 +395,8 @@ pub(crate) fn question(random: &mut Random, world: &World) -> Question {
         random.pick(&[Asker::Pod(0), Asker::Pod(1), Asker::Pod(2), Asker::Node, Asker::Stranger]);
     let (proto, mut to) = if world.services.is_empty() || random.once_in(8) {
         (TCP, (ip(random.pick(&[OUTSIDE[0], NODE[0], PODS[0], ROUTER, DNS]), v6), 80))
+    } else if !world.host_ports.is_empty() && random.once_in(6) {
+        host_port_target(random, world, v6)
     } else {
         service_target(random, world, (v6, Hook::FromPod))
     };

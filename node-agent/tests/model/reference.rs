@@ -7,14 +7,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ebpf_common::verdict::DropReason;
 
-use crate::{
-    flows::{Direction, Flow, Flows, From, Kind, Tuple, is_echo},
+use super::{
+    flows::{Direction, Flow, Flows, From, Kind, Life, Tuple, is_echo},
     frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
-    rules::{self, Found, Frontend, PortId},
+    rules::{self, Found, Frontend, Owner, PortId},
     ruling::{Effect, Offer, Ruling, SourcePort},
     step::{Error, Hook, Message},
     way::Way,
-    world::{End, GATEWAY, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is},
+    world::{End, GATEWAY, HostPort, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is},
 };
 
 /// Whose affinity it is.
@@ -28,11 +28,14 @@ pub(crate) enum Client {
 pub(crate) struct Reference {
     pub(crate) world: World,
     pub(crate) flows: Flows,
-    affinity: BTreeMap<(PortId, Client), End>,
+    /// Backends of clients, and the second when they were chosen last.
+    affinity: BTreeMap<(PortId, Client), (End, u64)>,
     /// Ports of fragmented packets by protocol and addresses.
     fragments: BTreeMap<(u8, IpAddr, IpAddr), (u16, u16)>,
-    /// Tells a service from its predecessor.
-    lives: BTreeMap<u8, u32>,
+    /// Tells a port from its predecessor.
+    lives: BTreeMap<Owner, u32>,
+    /// Seconds since the world began.
+    now: u64,
 }
 
 /// What is known of a packet's flow.
@@ -51,6 +54,7 @@ impl Reference {
             affinity: BTreeMap::new(),
             fragments: BTreeMap::new(),
             lives: BTreeMap::new(),
+            now: 0,
         }
     }
 
@@ -101,24 +105,24 @@ impl Reference {
             let client = Client::Ip(flow.asked.src.0);
             self.remember(set.port, client, flow.sent.dst);
         }
-        self.flows.insert(flow);
+        let life = Life { last: self.now, ..flow.life };
+        self.flows.insert(Flow { life, ..flow });
     }
 
     /// A client has a backend now.
     pub(crate) fn remember(&mut self, port: PortId, client: Client, backend: End) {
-        let is_sticky = self
-            .world
-            .services
-            .iter()
-            .any(|service| service.number == port.service && service.affinity_s != 0);
+        let mut services = self.world.services.iter();
+        let is_sticky = services
+            .any(|service| port.owner.is_services(service.number) && service.affinity_s != 0);
         if is_sticky {
-            self.affinity.insert((port, client), backend);
+            self.affinity.insert((port, client), (backend, self.now));
         }
     }
 
-    /// Longer ago than any service remembers a client.
-    pub(crate) fn forget_clients(&mut self) {
-        self.affinity.clear();
+    /// So many seconds go by; gives how many flows they end.
+    pub(crate) fn wait(&mut self, seconds: u32) -> usize {
+        self.now += u64::from(seconds);
+        self.flows.expire(self.now)
     }
 
     /// A service is no more, or changes its endpoints.
@@ -128,24 +132,38 @@ impl Reference {
             (Some(at), Some(row)) => self.world.services[at] = row,
             (None, Some(row)) => self.world.services.push(row),
             (Some(at), None) => {
-                self.world.services.remove(at);
-                *self.lives.entry(number).or_default() += 1;
-                self.affinity.retain(|(port, _), _| port.service != number);
+                let service = self.world.services.remove(at);
+                for index in 0..service.ports.len() {
+                    *self.lives.entry(Owner::Service(number, index)).or_default() += 1;
+                }
+                self.affinity.retain(|(port, _), _| !port.owner.is_services(number));
             }
             (None, None) => {}
         }
         let services = &self.world.services;
         self.affinity.retain(|(port, _), _| {
-            let service = services.iter().find(|service| service.number == port.service);
-            service.is_some_and(|service| rules::is_reachable(service, port.port, port.v6))
+            let Owner::Service(number, index) = port.owner else { return false };
+            let service = services.iter().find(|service| service.number == number);
+            service.is_some_and(|service| rules::is_reachable(service, index, port.v6))
         });
+    }
+
+    /// Pods come and go, and with them these ports of the node.
+    pub(crate) fn change_host_ports(&mut self, ports: Vec<HostPort>) {
+        for old in &self.world.host_ports {
+            if !ports.iter().any(|one| Owner::of(one) == Owner::of(old)) {
+                *self.lives.entry(Owner::of(old)).or_default() += 1;
+            }
+        }
+        self.world.host_ports = ports;
     }
 
     /// Backends that a client of a frontend may get.
     pub(crate) fn choices(&self, frontend: &Frontend, client: Client) -> Vec<End> {
         let kept = self.affinity.get(&(frontend.set.port, client));
-        match kept.filter(|_| frontend.affinity_s != 0) {
-            Some(backend) if frontend.backends.contains(backend) => vec![*backend],
+        let is_fresh = |since: u64| self.now - since < u64::from(frontend.affinity_s);
+        match kept.filter(|(_, since)| is_fresh(*since)) {
+            Some((backend, _)) if frontend.backends.contains(backend) => vec![*backend],
             _ => frontend.backends.iter().copied().collect(),
         }
     }
@@ -175,24 +193,33 @@ impl Reference {
             self.flows.remove(number);
             return Followed::Nothing;
         }
-        if frame.proto == TCP && has_transport(frame) && frame.flags & (FIN | RST) != 0 {
-            self.flows.close(number, direction);
-        }
+        self.note(frame, number, direction);
         let becomes = flow.becomes(direction);
         Followed::Known(becomes.carried_by(frame), Way::of(&flow, direction))
+    }
+
+    /// What a packet says of its flow.
+    fn note(&mut self, frame: &Frame, number: usize, direction: Direction) {
+        let flags = if frame.proto == TCP && has_transport(frame) { frame.flags } else { 0 };
+        let Some(life) = self.flows.life(number) else { return };
+        let is_answer = direction == Direction::Reverse;
+        life.last = self.now;
+        life.answered |= is_answer;
+        life.reset |= flags & RST != 0;
+        life.finished[usize::from(is_answer)] |= flags & FIN != 0;
     }
 
     /// Whether a packet begins something new although its flow is known: a client that uses its port
     /// again, or a datagram whose backend has left.
     fn is_over(&self, frame: &Frame, flow: &Flow, direction: Direction) -> bool {
         if is_syn(frame) {
-            return flow.closing != [false; 2];
+            return flow.life.is_closing();
         }
         let Kind::Service(set, _, life) = flow.kind else { return false };
         if frame.proto != UDP || direction == Direction::Reverse {
             return false;
         }
-        let is_same = self.life(set.port.service) == life;
+        let is_same = self.life(set.port.owner) == life;
         !is_same || !rules::members(&self.world, set).contains(&flow.sent.dst)
     }
 
@@ -316,7 +343,7 @@ impl Reference {
             return Some(Ruling::Told(DropReason::NoBackend));
         }
         let choices = self.choices(&frontend, Client::Ip(client));
-        let life = self.life(frontend.set.port.service);
+        let life = self.life(frontend.set.port.owner);
         let kind = Kind::Service(frontend.set, from, life);
         let offers = choices.into_iter().map(|backend| self.offer(frame, backend, (kind, from)));
         Some(Ruling::Opens(offers.collect()))
@@ -350,8 +377,8 @@ impl Reference {
         Offer { kind, to: backend, from, port, way }
     }
 
-    fn life(&self, service: u8) -> u32 {
-        self.lives.get(&service).copied().unwrap_or(0)
+    fn life(&self, owner: Owner) -> u32 {
+        self.lives.get(&owner).copied().unwrap_or(0)
     }
 
     /// The ports of a packet, also where only its first fragment shows them.

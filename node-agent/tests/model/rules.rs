@@ -1,19 +1,41 @@
 //! Which backends stand behind an address and a port, by the rules of Services as kube-proxy has them:
 //! `pkg/proxy/topology.go` (conditions, hints, policies) and `pkg/proxy/iptables/proxier.go` (which
-//! addresses are bound by which policy and by source ranges).
+//! addresses are bound by which policy and by source ranges); and which pod behind a port of the node, as the
+//! `portmap` plugin of CNI has it (`hostPort`, `hostIP`).
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::{
+use super::{
     frame::SCTP,
-    world::{DNS, End, Endpoint, NAMES, NODE_PORTS, Port, Service, State, World, ZONES, ip},
+    world::{
+        DNS, End, Endpoint, HostPort, LOOPBACK, NAMES, NODE, NODE_PORTS, PODS, Pair, Port, Service,
+        State, World, ZONES, ip, is,
+    },
 };
 
-/// What shares a client's affinity: a port of a service in one family, as long as it is there.
+/// Whose port it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    /// That of a service, by its place.
+    Service(u8, usize),
+    /// A pod's at an address of the node or at all of them, by protocol and number.
+    Pod(usize, Option<IpAddr>, u8, u16),
+}
+
+impl Owner {
+    pub(crate) const fn of(port: &HostPort) -> Self {
+        Self::Pod(port.pod, port.at, port.proto, port.port)
+    }
+
+    pub(crate) fn is_services(&self, number: u8) -> bool {
+        matches!(self, Self::Service(service, _) if *service == number)
+    }
+}
+
+/// What shares a client's affinity: a port in one family, as long as it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PortId {
-    pub(crate) service: u8,
-    pub(crate) port: usize,
+    pub(crate) owner: Owner,
     pub(crate) v6: bool,
 }
 
@@ -49,12 +71,32 @@ pub(crate) enum Found {
 
 /// Looks a destination up; `outside` says that the client is not in the cluster.
 pub(crate) fn find(world: &World, to: End, proto: u8, outside: bool) -> Found {
-    let frontend = world.services.iter().find_map(|service| at(service, to, proto, outside));
-    match frontend {
+    // A pod's port goes before the services' at the same addresses.
+    let pods = host_port(world, to, proto, &NODE);
+    let services = || world.services.iter().find_map(|service| at(service, to, proto, outside));
+    match pods.or_else(services) {
         Some(frontend) => Found::Frontend(frontend),
         None if World::is_service_address(&to.0) => Found::Nobody,
         None => Found::Nothing,
     }
+}
+
+/// The pod behind a port at one of these addresses.
+fn host_port(world: &World, to: End, proto: u8, at: &[Pair]) -> Option<Frontend> {
+    let is_ours = at.iter().any(|pair| is(*pair, &to.0));
+    let answers = |one: &&HostPort| {
+        one.at.is_none_or(|at| at == to.0) && (one.proto, one.port) == (proto, to.1)
+    };
+    let port = world.host_ports.iter().filter(|_| is_ours).find(answers)?;
+    let v6 = to.0.is_ipv6();
+    let set = SetId { port: PortId { owner: Owner::of(port), v6 }, local: false };
+    Some(Frontend {
+        set,
+        backends: members(world, set),
+        affinity_s: 0,
+        ranges: None,
+        node_local: false,
+    })
 }
 
 fn at(service: &Service, to: End, proto: u8, outside: bool) -> Option<Frontend> {
@@ -76,7 +118,8 @@ fn at(service: &Service, to: End, proto: u8, outside: bool) -> Option<Frontend> 
     let of_family = |net: &&ipnet::IpNet| net.addr().is_ipv6() == v6;
     let ranges: Vec<_> = service.ranges.iter().filter(of_family).copied().collect();
     let is_limited = matches!(reach, Reach::Ingress) && !ranges.is_empty();
-    let set = SetId { port: PortId { service: service.number, port: index, v6 }, local };
+    let owner = Owner::Service(service.number, index);
+    let set = SetId { port: PortId { owner, v6 }, local };
     let frontend = Frontend {
         set,
         backends: backends(service, port, v6, local),
@@ -113,10 +156,14 @@ fn reach(service: &Service, port: &Port, (addr, number): End) -> Option<Reach> {
     (is_node_port && World::is_node(&addr)).then_some(Reach::NodePort)
 }
 
-/// A node port asked for at the loopback address.
-pub(crate) fn at_loopback(world: &World, port: u16, proto: u8, v6: bool) -> Option<Frontend> {
-    let node = (ip(crate::world::NODE[0], v6), port);
-    if !(NODE_PORTS.0..=NODE_PORTS.1).contains(&port) {
+/// A pod's port or a node port asked for at a loopback address.
+pub(crate) fn at_loopback(world: &World, to: End, proto: u8) -> Option<Frontend> {
+    if let Some(pods) = host_port(world, to, proto, &[LOOPBACK]) {
+        return Some(pods);
+    }
+    let node = (ip(NODE[0], to.0.is_ipv6()), to.1);
+    let is_node_port = (NODE_PORTS.0..=NODE_PORTS.1).contains(&to.1);
+    if !world.loopback_ports || !is_node_port || !is(LOOPBACK, &to.0) {
         return None;
     }
     world.services.iter().find_map(|service| at(service, node, proto, false))
@@ -124,8 +171,18 @@ pub(crate) fn at_loopback(world: &World, port: u16, proto: u8, v6: bool) -> Opti
 
 /// The backends of a set while its port is there.
 pub(crate) fn members(world: &World, set: SetId) -> BTreeSet<End> {
-    let service = world.services.iter().find(|service| service.number == set.port.service);
-    let port = service.and_then(|service| Some((service, service.ports.get(set.port.port)?)));
+    let (number, index) = match set.port.owner {
+        Owner::Service(number, index) => (number, index),
+        Owner::Pod(pod, ..) => {
+            let port = world.host_ports.iter().find(|one| Owner::of(one) == set.port.owner);
+            return port
+                .map(|port| (ip(PODS[pod], set.port.v6), port.target))
+                .into_iter()
+                .collect();
+        }
+    };
+    let service = world.services.iter().find(|service| service.number == number);
+    let port = service.and_then(|service| Some((service, service.ports.get(index)?)));
     port.map(|(service, port)| backends(service, port, set.port.v6, set.local)).unwrap_or_default()
 }
 

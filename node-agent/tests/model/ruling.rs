@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ebpf_common::verdict::DropReason;
 
-use crate::{
-    flows::{Flow, Flows, Kind, Tuple, is_echo},
+use super::{
+    flows::{Flow, Flows, Kind, Life, Tuple, is_echo},
     frame::{Frame, SCTP},
     rig::{DROP, Outcome, PASS, REDIRECT, hex},
     unreachable,
@@ -139,7 +139,7 @@ impl Offer {
         };
         let frame = sent.carried_by(packet);
         expect(outcome, self.way.verdict(), &[], &self.way.taken(&frame))?;
-        Ok(Some(Flow { asked, sent, kind: self.kind, closing: [false; 2] }))
+        Ok(Some(Flow { asked, sent, kind: self.kind, life: Life::default() }))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use crate::{
+use super::{
     asking::Question,
     flows::{Direction, Flow, From, Kind, Tuple},
     frame::{ACK, Frame, ICMP, ICMPV6, TCP, UDP},
-    world::{Endpoint, Service, World},
+    loaded::UPLINK_MAC,
+    world::{Endpoint, HostPort, Service, World},
 };
 
 /// Where a packet meets a program.
@@ -65,7 +66,8 @@ impl Error {
     pub(crate) fn frame(&self) -> Frame {
         let mut quote = self.about.bytes().split_off(14);
         quote.truncate(self.quoted);
-        Frame::error_quoting(self.kind, (self.from, self.about.src.0), &quote)
+        let error = Frame::error_quoting(self.kind, (self.from, self.about.src.0), &quote);
+        Frame { dst_mac: self.about.dst_mac, ..error }
     }
 }
 
@@ -83,6 +85,19 @@ impl Message {
             Self::Error(error) => error.frame(),
         }
     }
+
+    /// As it comes to the device at a hook.
+    pub(crate) fn at(&self, hook: Hook) -> Self {
+        let mut message = self.clone();
+        let frame = match &mut message {
+            Self::Plain(frame) => frame,
+            Self::Error(error) => &mut error.about,
+        };
+        if hook == Hook::FromUnderlay {
+            frame.dst_mac = UPLINK_MAC;
+        }
+        message
+    }
 }
 
 /// One event.
@@ -94,6 +109,8 @@ pub(crate) enum Step {
     /// Another packet of a known flow, counted around.
     Again {
         flow: usize,
+        /// Only those that clients outside have opened, if there are any.
+        outside: bool,
         direction: Direction,
         flags: u8,
     },
@@ -110,8 +127,10 @@ pub(crate) enum Step {
     Endpoints(u8, Vec<Endpoint>),
     /// It comes, or goes.
     Service(u8, Option<Box<Service>>),
-    /// So much time goes by that no client is remembered.
-    Forget,
+    /// Other ports of the node lead to pods.
+    HostPorts(Vec<HostPort>),
+    /// So many seconds go by.
+    Wait(u32),
 }
 
 /// The packet of a known flow, and where it meets a program.

@@ -10,7 +10,7 @@ use ebpf_common::{
 };
 use node_agent::dataplane::tracer::Run;
 
-use crate::{
+use super::{
     flows::Flows,
     frame::Frame,
     rig::{HOST_DEVICE, Outcome, POD_DEVICE, REDIRECT, VXLAN_DEVICE, hex},
@@ -19,12 +19,12 @@ use crate::{
     world::World,
 };
 
-/// Compares a traced run with what is allowed.
+/// Compares a traced run with what is allowed. `back` is the device by which the packet came.
 pub(crate) fn check(
     run: &Run,
     (message, frame): (&Message, &Frame),
     ruling: &Ruling,
-    (world, flows): (&World, &Flows),
+    (world, flows, back): (&World, &Flows, u32),
 ) -> Result<(), String> {
     let dropped = run.steps.iter().filter(|step| step.kind == DROPPED).map(reason).collect();
     let outcome = Outcome { verdict: run.verdict, packet: run.frame.clone(), dropped };
@@ -48,7 +48,7 @@ pub(crate) fn check(
         // It goes as the packets of its flow go, which its addresses do not show.
         return Ok(());
     }
-    let expected = (run.verdict == REDIRECT).then(|| device(run, ruling, world));
+    let expected = (run.verdict == REDIRECT).then(|| device(run, (ruling, back), world));
     let is_same = match (&sent[..], expected) {
         ([], None) => true,
         ([[_, kind]], Some([_, NEIGHBOUR])) => *kind == NEIGHBOUR,
@@ -63,11 +63,11 @@ fn reason(step: &Step) -> DropReason {
 }
 
 /// The device and the way of leaving that a packet must have, as it is when it leaves.
-fn device(run: &Run, ruling: &Ruling, world: &World) -> [u32; 2] {
+fn device(run: &Run, (ruling, back): (&Ruling, u32), world: &World) -> [u32; 2] {
     if matches!(ruling, Ruling::Told(_)) {
-        return [HOST_DEVICE, PLAIN];
+        return [back, PLAIN];
     }
-    if run.frame[..6] == crate::rig::OWN_MAC {
+    if run.frame[..6] == super::rig::OWN_MAC {
         return [HOST_DEVICE, INWARD];
     }
     let (src, dst) = ends(&run.frame);
@@ -84,7 +84,8 @@ fn device(run: &Run, ruling: &Ruling, world: &World) -> [u32; 2] {
     if by_tunnel { [VXLAN_DEVICE, PLAIN] } else { [0, NEIGHBOUR] }
 }
 
-fn ends(bytes: &[u8]) -> (IpAddr, IpAddr) {
+/// Source and destination of a packet.
+pub(crate) fn ends(bytes: &[u8]) -> (IpAddr, IpAddr) {
     let addr = |at: usize| {
         if bytes[12..14] == [8, 0] {
             let at = 26 + at * 4;

@@ -3,13 +3,13 @@
 
 use std::net::IpAddr;
 
-use crate::frame::{Frame, TCP, checksum};
+use super::frame::{Frame, TCP, checksum};
 
 /// The answer to a packet, as it is sent back by the device that the packet came by; `None` where none is
 /// due (RFC 1122, section 3.2.2).
 pub(crate) fn answer(asked: &Frame) -> Option<Vec<u8>> {
     let is_later = asked.fragment.is_some_and(|(from, ..)| from != 0);
-    let is_reset = asked.proto == TCP && asked.flags & crate::frame::RST != 0;
+    let is_reset = asked.proto == TCP && asked.flags & super::frame::RST != 0;
     if is_later || is_reset {
         return None;
     }

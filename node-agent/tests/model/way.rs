@@ -1,6 +1,6 @@
 //! Where a packet goes on, as far as a test run shows it: by its verdict, its hops and its MACs.
 
-use crate::{
+use super::{
     flows::{Direction, Flow, From, Kind},
     frame::Frame,
     rig::{HOST_MAC, OWN_MAC, PASS, REDIRECT, pod_mac},

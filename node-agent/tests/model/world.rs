@@ -1,14 +1,17 @@
 //! A node's surroundings and a cluster's services as their users would describe them. Plain values.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use node_agent::model::{
-    EndpointPort, EndpointRow, EndpointSliceRow, Family, Hints, ObjectKey, Protocol, ServiceKind,
-    ServicePort, ServiceRow, TrafficPolicy,
+    EndpointPort, EndpointRow, EndpointSliceRow, Family, Hints, HostPort as HostPortRow,
+    LocalEndpoint, ObjectKey, Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
 };
 
-use crate::frame::{SCTP, TCP};
+use super::frame::{SCTP, TCP};
 
 /// An address by family.
 pub(crate) type Pair = [IpAddr; 2];
@@ -46,6 +49,8 @@ pub(crate) const OUTSIDE: [Pair; 3] = [
     pair([198, 51, 100, 10], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10]),
     pair([203, 0, 113, 77], [0x2001, 0xdb8, 7, 0, 0, 0, 0, 0x77]),
 ];
+/// The next hop to all that is not on the uplink.
+pub(crate) const GATE: Pair = pair([192, 168, 0, 254], [0xfd00, 0xa, 0, 0, 0, 0, 0, 0xfe]);
 pub(crate) const ROUTER: Pair = pair([198, 51, 100, 1], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
 pub(crate) const UNROUTABLE: Pair = pair([198, 18, 0, 9], [0x2001, 0xdb8, 0xdead, 0, 0, 0, 0, 9]);
 /// An endpoint that is no pod.
@@ -288,6 +293,18 @@ pub(crate) const fn protocol(number: u8) -> Protocol {
     }
 }
 
+/// A port of the node that leads to one of its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    pub(crate) pod: usize,
+    /// At which address; `None`: at all of the node's, its loopback addresses too.
+    pub(crate) at: Option<IpAddr>,
+    pub(crate) proto: u8,
+    pub(crate) port: u16,
+    /// The pod's port.
+    pub(crate) target: u16,
+}
+
 /// All that a node's programs depend on.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
@@ -298,10 +315,39 @@ pub(crate) struct World {
     pub(crate) masquerade: bool,
     /// Node ports answer at the node's loopback address too.
     pub(crate) loopback_ports: bool,
+    /// XDP's program runs in the uplink's driver.
+    pub(crate) xdp: bool,
     pub(crate) services: Vec<Service>,
+    /// No two of a protocol and port at a common address.
+    pub(crate) host_ports: Vec<HostPort>,
 }
 
 impl World {
+    /// What the CNI server's table would hold of the pods here.
+    pub(crate) fn endpoints(&self) -> Vec<Arc<LocalEndpoint>> {
+        let each = PODS.iter().enumerate();
+        let each = each.flat_map(|(pod, pair)| pair.map(|ip| self.endpoint(pod, ip)));
+        each.collect()
+    }
+
+    fn endpoint(&self, pod: usize, ip: IpAddr) -> Arc<LocalEndpoint> {
+        let ports = self.host_ports.iter().filter(|one| one.pod == pod).map(|one| HostPortRow {
+            host_ip: one.at,
+            host_port: one.port,
+            protocol: protocol(one.proto),
+            container_port: one.target,
+        });
+        Arc::new(LocalEndpoint {
+            pod: ObjectKey::new("default", &format!("pod-{pod}")),
+            ip,
+            netns_cookie: 0,
+            host_ifindex: 0,
+            host_mac: [0; 6],
+            pod_mac: [0; 6],
+            host_ports: ports.collect(),
+        })
+    }
+
     pub(crate) fn is_service_address(addr: &IpAddr) -> bool {
         SERVICE_NETS[usize::from(addr.is_ipv6())].contains(addr)
     }

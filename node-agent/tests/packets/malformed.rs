@@ -5,24 +5,16 @@ mod tests {
     use ebpf_common::verdict::DropReason;
 
     use crate::{
-        frame::{Frame, SCTP, TCP, UDP, checksum},
-        kernel::{DROP, Family, Kernel, PASS, REDIRECT, any, hex, with_kernel},
+        chance::Random,
+        frame::{Frame, SCTP, checksum},
+        kernel::{DROP, Family, Kernel, PASS, REDIRECT, hex, with_kernel},
+        made::{HOOKS, least, packets, serve},
     };
-
-    const HOOKS: [&str; 7] = [
-        "tc_from_pod",
-        "tc_to_pod",
-        "tc_from_overlay",
-        "tc_to_overlay",
-        "tc_from_underlay",
-        "tc_to_underlay",
-        "tc_from_host",
-    ];
 
     #[test]
     fn cut_short_in_a_header_is_malformed_and_nothing_else_is() {
         with_kernel(|kernel, at| {
-            let ip = if at.pod.contains('.') { 20 } else { 40 };
+            let least = least(at);
             for (frame, transport) in [
                 (Frame::tcp((at.pod, 40_000), (at.client, 80)), 14),
                 (Frame::udp((at.pod, 40_000), (at.client, 80)), 8),
@@ -30,8 +22,7 @@ mod tests {
                 (Frame::ping((at.pod, 7), at.client), 8),
             ] {
                 let whole = frame.bytes();
-                // The kernel itself lets no test run have less than an IP header.
-                for length in 14 + ip..14 + ip + transport {
+                for length in least..least + transport {
                     kernel.drops_for("tc_from_pod", &whole[..length], DropReason::Malformed);
                 }
                 let (verdict, _) = kernel.run("tc_from_pod", &whole);
@@ -58,49 +49,6 @@ mod tests {
                 }
             }
         });
-    }
-
-    /// A generator of no quality but the same everywhere (xorshift64).
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self, below: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 >> 16).unwrap() % below
-        }
-    }
-
-    fn seeds(at: Family) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        for proto in [TCP, UDP, SCTP] {
-            for (from, to) in [
-                ((at.pod, 40_000), (at.service, 80)),
-                ((at.pod, 40_000), (at.pod2, 80)),
-                ((at.pod, 40_000), (at.client, 80)),
-                ((at.client, 20_000), (at.node, 30_080)),
-                ((at.client, 20_000), (at.external, 80)),
-                ((at.far_pod, 20_000), (at.pod, 80)),
-                ((at.gateway, 20_000), (at.service, 80)),
-                ((at.node, 40_000), (at.client, 80)),
-            ] {
-                frames.push(Frame::new(proto, from, to));
-                frames.push(Frame::new(proto, from, to).answer());
-            }
-        }
-        frames.push(Frame::ping((at.pod, 7), at.client));
-        frames.push(Frame::ping((at.pod, 7), at.client).answer());
-        for index in 0..frames.len() {
-            let frame = frames[index].clone();
-            let fragment = Some(if index % 2 == 0 { (0, 16, true) } else { (16, 64, false) });
-            frames.push(Frame::error(at.router, &frame, 28 + index));
-            frames.push(Frame { fragment, ..frame.clone() });
-            if at.pod.contains(':') {
-                frames.push(Frame { extensions: vec![0, 43, 60], ..frame });
-            }
-        }
-        frames.iter().map(Frame::bytes).collect()
     }
 
     /// Where header and transport of a whole packet lie, what sum the transport has and where.
@@ -162,28 +110,23 @@ mod tests {
     }
 
     fn storm(kernel: &mut Kernel, at: Family, runs: usize) {
-        for proto in [TCP, UDP, SCTP] {
-            kernel.serve(proto, (at.service, 80), &[(at.pod2, 80), (at.far_pod, 80)]);
-            kernel.serve(proto, (any(at.node), 30_080), &[(at.pod, 30_080)]);
-            kernel.serve(proto, (at.external, 80), &[(at.node, 80), (at.other_node, 80)]);
-        }
-        let seeds = seeds(at);
+        serve(kernel, at);
+        let (seeds, least) = (packets(at), least(at));
         let before: u64 = kernel.drops().iter().sum();
         let mut random = Random(0x6f72_6c6f_7021);
         let (mut dropped, mut sent, mut judged) = (0_u64, 0_u64, 0);
         for _ in 0..runs {
-            let mut bytes = seeds[random.next(seeds.len())].clone();
-            for _ in 0..random.next(4) {
-                let at = 14 + random.next(bytes.len() - 14);
-                bytes[at] = u8::try_from(random.next(256)).unwrap();
+            let mut bytes = seeds[random.below(seeds.len())].clone();
+            for _ in 0..random.below(4) {
+                let at = 14 + random.below(bytes.len() - 14);
+                bytes[at] = u8::try_from(random.below(256)).unwrap();
             }
-            if random.next(8) == 0 {
-                let least = if at.pod.contains('.') { 34 } else { 54 };
-                bytes.truncate(least + random.next(bytes.len() - least));
+            if random.below(8) == 0 {
+                bytes.truncate(least + random.below(bytes.len() - least));
             }
             mend(&mut bytes);
-            kernel.came_by = u32::from(random.next(2) == 0);
-            let hook = HOOKS[random.next(HOOKS.len())];
+            kernel.came_by = u32::from(random.below(2) == 0);
+            let hook = HOOKS[random.below(HOOKS.len())];
             let (verdict, out) = kernel.run(hook, &bytes);
             assert!([PASS, DROP, REDIRECT].contains(&verdict), "{hook} {verdict}");
             dropped += u64::from(verdict == DROP);

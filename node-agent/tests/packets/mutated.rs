@@ -15,86 +15,16 @@ mod tests {
     use ebpf_common::{addr::Addr, conntrack::FlowKey};
 
     use crate::{
-        frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
-        kernel::{DROP, Family, Kernel, PASS, REDIRECT, any, hex, with_kernel},
+        chance::Random,
+        frame::{ICMP, ICMPV6},
+        kernel::{DROP, Family, Kernel, PASS, REDIRECT, hex, with_kernel},
+        made::{HOOKS, least, packets, serve},
         reading::{Packet, read, residual},
         runs,
     };
 
-    const HOOKS: [&str; 7] = [
-        "tc_from_pod",
-        "tc_to_pod",
-        "tc_from_overlay",
-        "tc_to_overlay",
-        "tc_from_underlay",
-        "tc_to_underlay",
-        "tc_from_host",
-    ];
-
-    /// A generator of no quality but the same everywhere (xorshift64).
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self, below: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 >> 16).unwrap() % below
-        }
-
-        fn byte(&mut self) -> u8 {
-            u8::try_from(self.next(256)).unwrap()
-        }
-    }
-
-    fn serve(kernel: &mut Kernel, at: Family) {
-        for proto in [TCP, UDP, SCTP] {
-            let port = if proto == SCTP { 80 } else { 8080 };
-            kernel.serve(proto, (at.service, 80), &[(at.pod2, port), (at.far_pod, port)]);
-            kernel.serve(proto, (at.service, 81), &[]);
-            kernel.serve(proto, (any(at.node), 30_080), &[(at.pod, 30_080)]);
-            kernel.serve(proto, (at.external, 80), &[(at.node, 80), (at.other_node, 80)]);
-        }
-    }
-
-    /// Valid packets of every protocol, most of them of flows that earlier ones have opened.
-    fn seeds(at: Family) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        for proto in [TCP, UDP, SCTP] {
-            for (from, to) in [
-                ((at.pod, 40_000), (at.service, 80)),
-                ((at.pod, 40_000), (at.service, 81)),
-                ((at.pod, 40_000), (at.client, 80)),
-                ((at.pod, 40_000), (at.pod2, 80)),
-                ((at.client, 20_000), (at.node, 30_080)),
-                ((at.client, 20_000), (at.external, 80)),
-                ((at.gateway, 20_000), (at.service, 80)),
-                ((at.node, 40_000), (at.client, 80)),
-            ] {
-                let frame = Frame::new(proto, from, to);
-                frames.extend([frame.clone(), frame.answer()]);
-                if proto == TCP {
-                    let flags = [ACK, FIN | ACK, RST, SYN | FIN];
-                    frames.extend(flags.map(|flags| Frame { flags, ..frame.clone() }));
-                }
-            }
-        }
-        frames.push(Frame::ping((at.pod, 7), at.client));
-        frames.push(Frame::ping((at.client, 7), at.pod));
-        for index in 0..frames.len() {
-            let frame = frames[index].clone();
-            let error = Frame::error(at.router, &frame, 28 + index);
-            // Errors about errors are never answered, and quote what has no ports.
-            frames.push(Frame::error(at.router, &error, 500));
-            frames.push(error);
-            let fragment = [(0, 16, true), (16, 64, false), (8, 8, true)][index % 3];
-            frames.push(Frame { fragment: Some(fragment), ..frame.clone() });
-            if at.pod.contains(':') {
-                frames.push(Frame { extensions: vec![0, 43, 60], ..frame.clone() });
-                frames.push(Frame { extensions: vec![60; 6], ..frame });
-            }
-        }
-        frames.iter().map(Frame::bytes).collect()
+    fn byte(random: &mut Random) -> u8 {
+        u8::try_from(random.below(256)).unwrap()
     }
 
     /// Puts a lie into a packet.
@@ -102,35 +32,36 @@ mod tests {
         let v4 = bytes[12..14] == [8, 0];
         let l4 = if v4 { 34 } else { 54 };
         let lengths = [0, 1, 7, 8, 19, 20, 28, 40, bytes.len() - 15, bytes.len() - 13, 0xffff];
-        let length = u16::try_from(lengths[random.next(lengths.len())]).unwrap().to_be_bytes();
-        let any = 14 + random.next(bytes.len() - 14);
+        let length = u16::try_from(lengths[random.below(lengths.len())]).unwrap().to_be_bytes();
+        let any = 14 + random.below(bytes.len() - 14);
         let mut put = |at: usize, new: &[u8]| {
             if let Some(there) = bytes.get_mut(at..at + new.len()) {
                 there.copy_from_slice(new);
             }
         };
-        match random.next(10) {
+        match random.below(10) {
             // Total or payload length; UDP's length, or what lies at its place.
             0 => put(if v4 { 16 } else { 18 }, &length),
             1 => put(l4 + 4, &length),
             // The length of IPv4's header and the version; the length of TCP's header.
-            2 => put(14, &[random.byte()]),
-            3 if v4 => put(14, &[0x40 | random.byte() & 0x0f]),
-            3 | 4 => put(l4 + 12, &[random.byte()]),
+            2 => put(14, &[byte(random)]),
+            3 if v4 => put(14, &[0x40 | byte(random) & 0x0f]),
+            3 | 4 => put(l4 + 12, &[byte(random)]),
             // Protocol or next header; length of an extension; fragments.
-            5 => {
-                put(if v4 { 23 } else { 20 }, &[[0, 1, 6, 17, 43, 44, 58, 60, 132][random.next(9)]])
-            }
-            6 => put(
-                l4 + 8 * random.next(4),
-                &[[0, 43, 44, 60, 6, 17][random.next(6)], random.byte()],
+            5 => put(
+                if v4 { 23 } else { 20 },
+                &[[0, 1, 6, 17, 43, 44, 58, 60, 132][random.below(9)]],
             ),
-            7 if v4 => put(20, &[random.byte(), random.byte()]),
-            7 => put(l4 + 2, &[random.byte(), random.byte()]),
+            6 => put(
+                l4 + 8 * random.below(4),
+                &[[0, 43, 44, 60, 6, 17][random.below(6)], byte(random)],
+            ),
+            7 if v4 => put(20, &[byte(random), byte(random)]),
+            7 => put(l4 + 2, &[byte(random), byte(random)]),
             // What an error quotes: its version, its protocol.
-            8 => put(l4 + 8, &[random.byte()]),
-            9 => put(l4 + 8 + if v4 { 9 } else { 6 }, &[random.byte()]),
-            _ => put(any, &[random.byte()]),
+            8 => put(l4 + 8, &[byte(random)]),
+            9 => put(l4 + 8 + if v4 { 9 } else { 6 }, &[byte(random)]),
+            _ => put(any, &[byte(random)]),
         }
     }
 
@@ -213,22 +144,21 @@ mod tests {
 
     fn mutate(kernel: &mut Kernel, at: Family, runs: usize) {
         serve(kernel, at);
-        let seeds = seeds(at);
-        let least = if at.pod.contains('.') { 34 } else { 54 };
+        let seeds = packets(at);
+        let least = least(at);
         let before: u64 = kernel.drops().iter().sum();
         let mut random = Random(0x6f72_6c6f_7021 ^ runs::seed());
         let mut translated = 0;
         for _ in 0..runs {
-            let mut bytes = seeds[random.next(seeds.len())].clone();
-            for _ in 0..random.next(4) {
+            let mut bytes = seeds[random.below(seeds.len())].clone();
+            for _ in 0..random.below(4) {
                 lie(&mut bytes, &mut random);
             }
-            if random.next(4) == 0 {
-                // The kernel itself lets no test run have less than an IP header.
-                bytes.truncate(least + random.next(bytes.len() - least));
+            if random.below(4) == 0 {
+                bytes.truncate(least + random.below(bytes.len() - least));
             }
-            kernel.came_by = u32::from(random.next(3) == 0);
-            translated += usize::from(check(kernel, HOOKS[random.next(HOOKS.len())], &bytes));
+            kernel.came_by = u32::from(random.below(3) == 0);
+            translated += usize::from(check(kernel, HOOKS[random.below(HOOKS.len())], &bytes));
         }
         let dropped = kernel.drops().iter().sum::<u64>() - before;
         assert!(
@@ -251,8 +181,8 @@ mod tests {
     fn packets_are_cut_at_every_length_at_every_hook() {
         with_kernel(|kernel, at| {
             serve(kernel, at);
-            let least = if at.pod.contains('.') { 34 } else { 54 };
-            for whole in seeds(at) {
+            let least = least(at);
+            for whole in packets(at) {
                 for hook in HOOKS {
                     for length in (least..whole.len()).rev() {
                         check(kernel, hook, &whole[..length]);

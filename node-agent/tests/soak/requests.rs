@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::space::{Space, pause};
+use super::node::space::{Space, pause};
 
 /// How long an answer may take. A lost first packet of a connection is sent again after a second.
 const PATIENCE: Duration = Duration::from_secs(10);

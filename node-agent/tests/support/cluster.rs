@@ -5,36 +5,31 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use node_agent::{
-    cni::{
-        self, CniConfig, CniInputs,
-        ipam::Attachment,
-        veth::{self, VethSpec},
-    },
-    dataplane::{self, DataplaneConfig, Tables, TcPath, XdpMode, xdp::XdpPath},
-    kubelet::runtime::binary::SHIM,
+    cni::CniConfig,
+    dataplane::{DataplaneConfig, Handle, TcPath, XdpMode, xdp::XdpPath},
     model::{
         EndpointPort, EndpointRow, EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey,
         Protocol, ServiceKind, ServicePort, ServiceRow,
     },
-    overlay::{self, Mode, OverlayConfig},
-    sys::netns::NetNs,
+    overlay::{Mode, OverlayConfig},
     table::Table,
 };
 use tokio::sync::oneshot;
 
-use crate::{place::ip, space::Space};
+pub(crate) mod agent;
+pub(crate) mod place;
+pub(crate) mod space;
+
+use self::{agent::Followed, place::ip, space::Space};
 
 pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
 pub(crate) const NODE_PORT: u16 = 30_080;
-/// An agent that does not come up at all fails. The verifier's work takes half a second on a machine
-/// and ten times that where the processor is emulated, for two agents at once.
-const START: Duration = Duration::from_secs(60);
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The tables that both nodes share, as if watched from one server.
@@ -161,105 +156,51 @@ impl Node {
         Self { number, ips, space, endpoints, pods, cni: None }
     }
 
-    /// A pod as the CNI server makes it, with a server that says the pod's last byte.
+    /// A pod with a server that says its last byte.
     pub(crate) fn add_pod(&mut self, last: u8) {
-        let pod = Space::new();
         let ips = [pod_ip(self.number, last).into(), pod_ip6(self.number, last)];
-        let attachment = Attachment::new(&format!("pod-{last}"), "eth0");
-        let spec = VethSpec::new(&attachment, &ips, 1430, &self.ips);
-        let netns = |space: &Space| PathBuf::from(format!("/proc/self/task/{}/ns/net", space.tid));
-        let host = NetNs::open(&netns(&self.space)).unwrap();
-        let link = veth::attach(&host, &netns(&pod), &spec).unwrap();
+        let pod = agent::add_pod((&self.space, &self.ips), (last, &ips, 1430), &self.endpoints);
         pod.run(move || serve(last));
-        for ip in ips {
-            let endpoint = LocalEndpoint {
-                pod: ObjectKey::new("default", &format!("pod-{last}")),
-                ip,
-                netns_cookie: link.netns_cookie,
-                host_ifindex: link.host_ifindex,
-                host_mac: spec.host_mac,
-                pod_mac: spec.pod_mac,
-                host_ports: [].into(),
-            };
-            self.endpoints.upsert(ip, endpoint);
-        }
         self.pods.insert(last, pod);
     }
 
     /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
     /// dropped, and then stops as if killed.
     pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (number, ips, cluster) = (self.number, self.ips.clone(), cluster.clone());
-        let (endpoints, cni) = (self.endpoints.clone(), self.cni.clone());
-        let revision = endpoints.changes_since(0).revision;
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        self.space.spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let config = OverlayConfig {
-                    mode: set_up.mode,
-                    ..OverlayConfig::new(&name(number), ips.clone())
-                };
-                let overlay = overlay::start(config, cluster.nodes).unwrap();
-                let inputs = CniInputs {
-                    network: overlay.network.clone(),
-                    endpoints: endpoints.clone(),
-                    services: cluster.services.clone(),
-                    programmed: None,
-                };
-                let tables = Tables {
-                    services: cluster.services,
-                    slices: cluster.slices,
-                    endpoints,
-                    tunnels: overlay.tunnels.clone(),
-                    overlay: overlay.device.clone(),
-                };
-                let config = DataplaneConfig {
-                    cgroup: set_up.cgroup,
-                    pins: set_up.pins,
-                    tc: set_up.tc,
-                    xdp: set_up.xdp,
-                    ..DataplaneConfig::new(ips[0])
-                };
-                let handle = dataplane::start(config, tables).unwrap();
-                let programmed = Some(handle.programmed.clone());
-                let _cni =
-                    cni.map(|folder| start_cni(&folder, &ips, CniInputs { programmed, ..inputs }));
-                let start = Instant::now();
-                loop {
-                    let report = handle.report().await.unwrap();
-                    let pods = *handle.programmed.borrow() >= revision;
-                    if pods && report.frontends == 8 && overlay.device.borrow().is_some() {
-                        assert!(report.trouble.is_empty(), "{}", report.status_text());
-                        break;
-                    }
-                    assert!(start.elapsed() < START, "{}", report.status_text());
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                let report = handle.report().await.unwrap();
-                assert!(set_up.tc.is_none() || set_up.tc == report.tc, "{:?}", report.tc);
-                let is_native = report.xdp["eth0"] == XdpPath::Native;
-                assert_eq!(is_native, set_up.xdp == XdpMode::Native, "{:?}", report.xdp);
-                ready.send(()).unwrap();
-                // Dropped sender or message: both mean stop.
-                let _stop: Result<(), _> = stopped.await;
-            });
+        let overlay = OverlayConfig {
+            mode: set_up.mode,
+            ..OverlayConfig::new(&name(self.number), self.ips.clone())
+        };
+        let dataplane = DataplaneConfig {
+            cgroup: set_up.cgroup,
+            pins: set_up.pins,
+            tc: set_up.tc,
+            xdp: set_up.xdp,
+            ..DataplaneConfig::new(self.ips[0])
+        };
+        let Cluster { services, slices, nodes } = cluster.clone();
+        let cni = self.cni.as_ref().map(|folder| CniConfig {
+            conf_dir: folder.join("net.d"),
+            bin_dir: folder.join("bin"),
+            node_ips: self.ips.clone(),
+            ..CniConfig::new(folder, folder)
         });
-        is_ready.recv_timeout(START).expect("the agent comes up");
+        let endpoints = self.endpoints.clone();
+        let followed = Followed { services, slices, nodes, endpoints, cni };
+        let is_up = async move |handle: &Handle| {
+            let report = handle.report().await?;
+            if report.frontends != 8 {
+                return None;
+            }
+            assert!(report.trouble.is_empty(), "{}", report.status_text());
+            assert!(set_up.tc.is_none() || set_up.tc == report.tc, "{:?}", report.tc);
+            let is_native = report.xdp["eth0"] == XdpPath::Native;
+            assert_eq!(is_native, set_up.xdp == XdpMode::Native, "{:?}", report.xdp);
+            Some(())
+        };
+        let (stop, ()) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
         stop
     }
-}
-
-fn start_cni(folder: &Path, ips: &[IpAddr], inputs: CniInputs) -> cni::Handle {
-    let config = CniConfig {
-        conf_dir: folder.join("net.d"),
-        bin_dir: folder.join("bin"),
-        node_ips: ips.to_vec(),
-        ..CniConfig::new(folder, folder)
-    };
-    cni::start(config, inputs, SHIM).unwrap()
 }
 
 #[derive(Clone)]

@@ -8,25 +8,23 @@ use std::{
 };
 
 use node_agent::{
-    cni::{
-        ipam::Attachment,
-        veth::{self, VethSpec},
-    },
-    dataplane::{self, DataplaneConfig, Settled, Tables},
+    dataplane::{DataplaneConfig, Handle, Settled},
     model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
-    overlay::{self, Mode, OverlayConfig},
-    sys::netns::NetNs,
+    overlay::{Mode, OverlayConfig},
     table::Table,
 };
 use tokio::sync::{oneshot, watch};
 
-use super::{
+pub(crate) mod agent;
+pub(crate) mod place;
+pub(crate) mod space;
+
+use self::{
+    agent::{Followed, START},
     place::ip,
     space::{Space, pause},
 };
 
-/// An agent that does not come up at all fails; an emulated processor takes ten times as long.
-const START: Duration = Duration::from_secs(60);
 pub(crate) const NAME: &str = "node-1";
 pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 pub(crate) const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 99);
@@ -81,68 +79,32 @@ impl Node {
         self.space.bpf.join("orlop")
     }
 
-    /// A pod as the CNI server makes it.
     pub(crate) fn add_pod(&mut self, last: u8) {
-        let pod = Space::new();
-        let attachment = Attachment::new(&format!("pod-{last}"), "eth0");
-        let spec = VethSpec::new(&attachment, &[pod_ip(last).into()], 1450, &[NODE_IP.into()]);
-        let netns = |space: &Space| PathBuf::from(format!("/proc/self/task/{}/ns/net", space.tid));
-        let host = NetNs::open(&netns(&self.space)).unwrap();
-        let link = veth::attach(&host, &netns(&pod), &spec).unwrap();
-        let endpoint = LocalEndpoint {
-            pod: ObjectKey::new("default", &format!("pod-{last}")),
-            ip: pod_ip(last).into(),
-            netns_cookie: link.netns_cookie,
-            host_ifindex: link.host_ifindex,
-            host_mac: spec.host_mac,
-            pod_mac: spec.pod_mac,
-            host_ports: [].into(),
-        };
-        self.endpoints.upsert(endpoint.ip, endpoint);
-        self.pods.insert(last, pod);
+        let pod = (last, &[pod_ip(last).into()][..], 1450);
+        let space = agent::add_pod((&self.space, &[NODE_IP.into()]), pod, &self.endpoints);
+        self.pods.insert(last, space);
     }
 
     /// Starts the agent and waits until it has programmed what there is. Without a cgroup every service is
     /// asked in the packets' path.
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (services, slices, endpoints) =
-            (self.services.clone(), self.slices.clone(), self.endpoints.clone());
-        let revision = endpoints.changes_since(0).revision;
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let pins = self.pins();
-        self.space.spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let overlay = OverlayConfig {
-                    mode: Mode::Vxlan,
-                    ..OverlayConfig::new(NAME, vec![NODE_IP.into()])
-                };
-                let overlay = overlay::start(overlay, nodes()).unwrap();
-                let tables = Tables {
-                    services,
-                    slices,
-                    endpoints,
-                    tunnels: overlay.tunnels.clone(),
-                    overlay: overlay.device.clone(),
-                };
-                let config = DataplaneConfig {
-                    cgroup,
-                    pins: Some(pins),
-                    node_name: NAME.into(),
-                    ..DataplaneConfig::new(NODE_IP.into())
-                };
-                let mut handle = dataplane::start(config, tables).unwrap();
-                handle.programmed.wait_for(|seen| *seen >= revision).await.unwrap();
-                let mut device = overlay.device.clone();
-                device.wait_for(Option::is_some).await.unwrap();
-                ready.send(handle.settled.clone()).unwrap();
-                // Dropped sender or message: both mean stop.
-                let _stop: Result<(), _> = stopped.await;
-            });
-        });
-        let settled = is_ready.recv_timeout(START).expect("the agent comes up");
+        let overlay =
+            OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
+        let dataplane = DataplaneConfig {
+            cgroup,
+            pins: Some(self.pins()),
+            node_name: NAME.into(),
+            ..DataplaneConfig::new(NODE_IP.into())
+        };
+        let followed = Followed {
+            services: self.services.clone(),
+            slices: self.slices.clone(),
+            nodes: nodes(),
+            endpoints: self.endpoints.clone(),
+            cni: None,
+        };
+        let is_up = async |handle: &Handle| Some(handle.settled.clone());
+        let (stop, settled) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
         let agent = Agent { settled, _stop: stop };
         self.settle(&agent);
         agent

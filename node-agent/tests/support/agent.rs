@@ -1,0 +1,120 @@
+//! Pods in network namespaces as the CNI server makes them, and a node's agent as far as packets need it: its
+//! overlay and its dataplane.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use node_agent::{
+    cni::{
+        self, CniConfig, CniInputs,
+        ipam::Attachment,
+        veth::{self, VethSpec},
+    },
+    dataplane::{self, DataplaneConfig, Handle, Tables},
+    kubelet::runtime::binary::SHIM,
+    model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    overlay::{self, OverlayConfig},
+    sys::netns::NetNs,
+    table::Table,
+};
+use tokio::sync::oneshot;
+
+use super::space::Space;
+
+/// An agent that does not come up at all fails. The verifier's work takes half a second on a machine and ten
+/// times that where the processor is emulated, for two agents at once.
+pub(crate) const START: Duration = Duration::from_secs(60);
+
+/// A pod of this last byte on a node of these addresses; its rows are in the table when it is there.
+pub(crate) fn add_pod(
+    node: (&Space, &[IpAddr]),
+    (last, ips, mtu): (u8, &[IpAddr], u32),
+    endpoints: &Table<IpAddr, LocalEndpoint>,
+) -> Space {
+    let (node, node_ips) = node;
+    let pod = Space::new();
+    let name = format!("pod-{last}");
+    let spec = VethSpec::new(&Attachment::new(&name, "eth0"), ips, mtu, node_ips);
+    let netns = |space: &Space| PathBuf::from(format!("/proc/self/task/{}/ns/net", space.tid));
+    let host = NetNs::open(&netns(node)).unwrap();
+    let link = veth::attach(&host, &netns(&pod), &spec).unwrap();
+    for ip in ips {
+        let endpoint = LocalEndpoint {
+            pod: ObjectKey::new("default", &name),
+            ip: *ip,
+            netns_cookie: link.netns_cookie,
+            host_ifindex: link.host_ifindex,
+            host_mac: spec.host_mac,
+            pod_mac: spec.pod_mac,
+            host_ports: [].into(),
+        };
+        endpoints.upsert(*ip, endpoint);
+    }
+    pod
+}
+
+/// What an agent follows, and whether it serves the CNI plugin.
+#[derive(Clone)]
+pub(crate) struct Followed {
+    pub(crate) services: Table<ObjectKey, ServiceRow>,
+    pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
+    pub(crate) nodes: Table<ObjectKey, NodeRow>,
+    pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(crate) cni: Option<CniConfig>,
+}
+
+/// Starts an agent in a node's namespace and waits until pods and overlay are programmed and `is_up` gives
+/// something. The agent stops as if killed when the sender is dropped.
+pub(crate) fn start<T: Send + 'static>(
+    space: &Space,
+    (overlay, dataplane): (OverlayConfig, DataplaneConfig),
+    followed: Followed,
+    is_up: impl AsyncFn(&Handle) -> Option<T> + Send + 'static,
+) -> (oneshot::Sender<()>, T) {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let pods = followed.endpoints.changes_since(0).revision;
+    space.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let overlay = overlay::start(overlay, followed.nodes).unwrap();
+            let Followed { services, slices, endpoints, .. } = followed;
+            let tables = Tables {
+                services: services.clone(),
+                slices,
+                endpoints: endpoints.clone(),
+                tunnels: overlay.tunnels.clone(),
+                overlay: overlay.device.clone(),
+            };
+            let handle = dataplane::start(dataplane, tables).unwrap();
+            let _cni = followed.cni.map(|config| {
+                let inputs = CniInputs {
+                    network: overlay.network.clone(),
+                    endpoints,
+                    services,
+                    programmed: Some(handle.programmed.clone()),
+                };
+                cni::start(config, inputs, SHIM).unwrap()
+            });
+            let start = Instant::now();
+            let up = loop {
+                let is_whole =
+                    *handle.programmed.borrow() >= pods && overlay.device.borrow().is_some();
+                if is_whole && let Some(up) = is_up(&handle).await {
+                    break up;
+                }
+                let report = handle.report().await.unwrap();
+                assert!(start.elapsed() < START, "{}", report.status_text());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            ready.send(up).unwrap();
+            // Dropped sender or message: both mean stop.
+            let _stop: Result<(), _> = stopped.await;
+        });
+    });
+    let up = is_ready.recv_timeout(START).expect("the agent comes up");
+    (stop, up)
+}
