@@ -141,7 +141,7 @@ fn load(from: &Node, to: &Node, how_long: &str) -> Result<Vec<String>> {
 fn paths(node: &Node) -> Result<Value> {
     let status = node.shell().sh("node-agent status -o json")?;
     let status: Value = serde_json::from_str(&status).context("the agent's status")?;
-    Ok(status["paths"]["xdp"].clone())
+    Ok(status["dataplane"]["paths"]["xdp"].clone())
 }
 
 /// Frames that came in by a device and were sent on by XDP since it was made.
