@@ -34,8 +34,11 @@ use crate::{
 
 /// Longest question.
 const MAX_QUESTION_BYTES: u64 = 512;
-/// How long the reading side waits.
+/// How long the agent waits for who asks to write and to read.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long who asks waits for an answer: a trace loads programs, for which the kernel takes a second for each
+/// hundred thousand steps on an emulated CPU, which others want too.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What can be looked at.
 #[derive(Clone, Debug)]
@@ -175,13 +178,13 @@ fn port(port: &crate::model::ServicePort) -> String {
     format!("{}{node}/{:?}", port.port, port.protocol)
 }
 
-/// Asks a running agent. Blocks for seconds at most.
+/// Asks a running agent. Blocks for 30 s at most.
 ///
 /// # Errors
 /// When no agent listens, or it answers with something else than JSON.
 pub fn ask(socket: &Path, question: &str) -> io::Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(ANSWERED_WITHIN))?;
     writeln!(stream, "{question}")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;

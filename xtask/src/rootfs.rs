@@ -34,8 +34,9 @@ const NODE_MODULES: &[&str] = &[
     "nf_tables",
 ];
 
-/// `nft` and `iptables` with the libraries they load; used by tests to look, never by Orlop.
-const RULE_TOOLS: &[&str] = &[
+/// `nft`, `iptables` and `ethtool` with the libraries they load; used by tests to look, never by Orlop.
+const LOOKING_TOOLS: &[&str] = &[
+    "ethtool",
     "nftables",
     "iptables",
     "libnftables1",
@@ -114,7 +115,7 @@ pub(crate) fn disk(paths: &Paths, kernel: &Kernel, contents: &Contents) -> Resul
         debian::skeleton(paths, &tree)?;
     } else {
         skeleton(paths, &tree)?;
-        rule_tools(paths, &tree)?;
+        looking_tools(paths, &tree)?;
     }
     let modules = tree.join("lib/orlop/modules");
     fs::create_dir_all(&modules).with_context(|| format!("make {}", modules.display()))?;
@@ -218,9 +219,9 @@ fn authorities(paths: &Paths) -> Result<Vec<u8>> {
     Ok(all)
 }
 
-/// Puts `nft` and both kinds of `iptables-save` into the tree.
-fn rule_tools(paths: &Paths, tree: &Path) -> Result<()> {
-    let unpacked = deb::unpack(paths, "rule-tools", RULE_TOOLS)?;
+/// Puts `nft`, both kinds of `iptables-save` and `ethtool` into the tree.
+fn looking_tools(paths: &Paths, tree: &Path) -> Result<()> {
+    let unpacked = deb::unpack(paths, "looking-tools", LOOKING_TOOLS)?;
     let libraries = unpacked.join("usr/lib/x86_64-linux-gnu");
     let flat = tree.join("usr/lib/x86_64-linux-gnu");
     fs::create_dir_all(flat.join("xtables")).context("make the library folder")?;
@@ -237,12 +238,14 @@ fn rule_tools(paths: &Paths, tree: &Path) -> Result<()> {
     fs::copy(&loader, tree.join("lib64/ld-linux-x86-64.so.2")).context("copy the loader")?;
     symlink("../usr/lib/x86_64-linux-gnu", tree.join("lib/x86_64-linux-gnu"))
         .context("link the library folder")?;
-    for program in ["nft", "xtables-nft-multi", "xtables-legacy-multi"] {
-        deb::copy_resolved(
-            &unpacked.join("usr/sbin"),
-            program,
-            &tree.join("usr/sbin").join(program),
-        )?;
+    for (folder, program) in [
+        ("sbin", "ethtool"),
+        ("usr/sbin", "nft"),
+        ("usr/sbin", "xtables-nft-multi"),
+        ("usr/sbin", "xtables-legacy-multi"),
+    ] {
+        let to = tree.join("usr/sbin").join(program);
+        deb::copy_resolved(&unpacked.join(folder), program, &to)?;
     }
     for (link, to) in [
         ("iptables-nft-save", "xtables-nft-multi"),

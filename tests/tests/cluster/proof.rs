@@ -64,3 +64,27 @@ fn g_deleted_replica_is_taken_out_in_time_and_replaced() {
     println!("replaced after {seconds:.1} s");
     assert!(seconds < 20.0, "{seconds} s until the replacement was ready");
 }
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn h_node_ports_of_workers_are_carried_by_xdp_in_the_driver() {
+    for carried in proof::carried_by_xdp(&cluster().1).unwrap() {
+        println!("{carried:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn i_killed_agent_leaves_xdp_carrying_every_request() {
+    let carried = proof::xdp_outlives_agent(&cluster().1).unwrap();
+    println!("kill -9 of a worker's agent, twice: {carried:?}");
+}
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn j_trace_of_a_client_outside_begins_with_xdp() {
+    for hops in proof::traced(&cluster().1).unwrap() {
+        println!("{hops:?}");
+        assert_eq!(hops.first().map(String::as_str), Some("xdp_entry"));
+    }
+}

@@ -118,7 +118,7 @@ pub fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
 /// # Errors
 /// When a request failed, a container was restarted, or an agent did not come back.
 pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
-    agent_replaced(cluster, &format!("kill -9 $({AGENT_PID})"))
+    agent_replaced(cluster, kill_agent)
 }
 
 /// As `agent_killed`, with systemd's orderly restart of the unit.
@@ -126,10 +126,10 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
 /// # Errors
 /// As `agent_killed`.
 pub fn unit_restarted(cluster: &Cluster) -> Result<usize> {
-    agent_replaced(cluster, "systemctl restart orlop-node-agent")
+    agent_replaced(cluster, |node| replace_agent(node, "systemctl restart orlop-node-agent"))
 }
 
-fn agent_replaced(cluster: &Cluster, script: &str) -> Result<usize> {
+fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> Result<usize> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
     let restarts = restarts(kubectl)?;
@@ -140,7 +140,7 @@ fn agent_replaced(cluster: &Cluster, script: &str) -> Result<usize> {
         victims.push(cluster.node(name)?);
     }
     for node in victims {
-        replace_agent(node, script)?;
+        replace(node)?;
     }
     let requests = load.finish(Duration::from_secs(90))?;
     let tally = judge::tally(&requests);
@@ -161,6 +161,11 @@ fn agent_replaced(cluster: &Cluster, script: &str) -> Result<usize> {
 /// Prints the agent's process number, under systemd and under the VMs' own init.
 const AGENT_PID: &str = "if [ -d /run/systemd/system ]; then systemctl show -P MainPID orlop-node-agent; \
                          else cat /run/vm/node-agent.pid; fi";
+
+/// Kills a node's agent and waits for the next one.
+pub(super) fn kill_agent(node: &Node) -> Result<()> {
+    replace_agent(node, &format!("kill -9 $({AGENT_PID})"))
+}
 
 /// Runs `script`, and proves that another agent process took the place of the one before.
 fn replace_agent(node: &Node, script: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The sample's proof: what `up` prints and the end-to-end tests assert. `judge` holds the pure part;
 //! here requests are sent, pods deleted and processes killed.
 
+mod driver;
 mod judge;
 mod measure;
 mod server;
@@ -16,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+pub use driver::{Carried, carried_by_xdp, traced, xdp_outlives_agent};
 pub use judge::{Request, Tally};
 pub use measure::{
     agent_killed, cpu_limit, deletion_under_load, memory_limit, no_rules, unit_restarted,
