@@ -24,8 +24,9 @@ use super::{
 const STEPS: usize = 100;
 /// One packet of so many is traced first: it costs as much as ten.
 const TRACED: usize = 20;
-/// Longer than any case takes.
+/// Longer than any case takes, and how often one that took longer is run.
 const PATIENCE: Duration = Duration::from_millis(500);
+const ATTEMPTS: u32 = 5;
 /// Bytes of a payload of no matter.
 const SHORT: usize = 12;
 /// Runs that making a case small may take.
@@ -62,10 +63,12 @@ impl Case {
     /// Rows age while a case runs, which waits allow for (`random.rs`); a case during which the machine
     /// stood still says nothing and is run again.
     pub(crate) fn run(&self, rig: &mut Rig) -> Result<Tally, Failure> {
+        let mut attempts = 0;
         loop {
             let start = Instant::now();
             let result = self.run_once(rig);
-            if result.is_ok() || start.elapsed() < PATIENCE {
+            attempts += 1;
+            if result.is_ok() || start.elapsed() < PATIENCE || attempts == ATTEMPTS {
                 return result;
             }
         }

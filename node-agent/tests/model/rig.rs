@@ -140,10 +140,6 @@ impl Rig {
             NODE.iter().chain([&DNS]).flat_map(|pair| *pair).collect();
         self.maps.set_node_addresses(&addresses).unwrap();
         self.maps.set_local_macs(&BTreeSet::from([UPLINK_MAC])).unwrap();
-        let own = Device { addr: [Addr::default(); 2], mtu: 1500, mac: OWN_MAC, flags: 0 };
-        let addr = NODE[0].map(Addr::from);
-        let uplink = Device { addr, mac: UPLINK_MAC, flags: XDP, ..own };
-        self.maps.set_devices(&[(HOST_DEVICE, own), (self.uplink, uplink)].into()).unwrap();
         let pods = (0..PODS.len()).map(|index| (Asker::Pod(index), PODS[index]));
         let spaces = pods.chain([(Asker::Node, GATEWAY)]);
         let rows = spaces.map(|(who, pair)| (who.cookie(), Netns { addr: pair.map(Addr::from) }));
@@ -156,6 +152,7 @@ impl Rig {
         let loopback = LOOPBACK.iter().filter(|_| world.loopback_ports);
         let addresses = NODE.iter().chain([&DNS]).flatten().chain(loopback);
         self.maps.set_node_addresses(&addresses.copied().collect()).unwrap();
+        self.put_devices(world);
         self.put_pods();
         for (node, pods) in FAR_NETS.iter().enumerate() {
             for v6 in [false, true] {
@@ -172,6 +169,14 @@ impl Rig {
         if world.xdp {
             self.forget_ways();
         }
+    }
+
+    fn put_devices(&mut self, world: &World) {
+        let own = Device { addr: [Addr::default(); 2], mtu: 1500, mac: OWN_MAC, flags: 0 };
+        let flags = if world.xdp { XDP } else { 0 };
+        let addr = NODE[0].map(Addr::from);
+        let uplink = Device { addr, mac: UPLINK_MAC, flags, ..own };
+        self.maps.set_devices(&[(HOST_DEVICE, own), (self.uplink, uplink)].into()).unwrap();
     }
 
     fn put_config(&mut self, world: &World) {
