@@ -7,7 +7,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use node_agent::{agent, config::RunArgs, debug, dns, kubelet::chain, listen, readers, way};
+use node_agent::{
+    agent, config::RunArgs, debug, dns, kubelet::chain, listen, readers, sys::memory, way,
+};
 
 /// The Orlop node agent.
 #[derive(Debug, Parser)]
@@ -115,6 +117,7 @@ const WRONG_INPUT: u8 = 2;
 const IMPOSSIBLE: u8 = 3;
 
 fn main() -> ExitCode {
+    memory::keep_small();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));

@@ -35,6 +35,7 @@ mod tests {
     use ipnet::IpNet;
     use node_agent::{dataplane::XdpMode, model::LocalEndpoint, overlay::Mode};
     use serde_json::{Value, json};
+    use tokio::sync::oneshot;
 
     use super::{
         cluster::{
@@ -57,22 +58,8 @@ mod tests {
             eprintln!("skipped: {what}");
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let lan = Space::new();
-        lan.run(make_bridge);
-        let mut node = Node::new(1, both_families, &lan);
-        node.cni = Some(folder.path().to_owned());
-        let outside = Space::new();
-        plug(&lan, &outside, 99);
-        let cluster = Cluster::with_backends(both_families, &[]);
-        let set_up = SetUp {
-            mode: Mode::Vxlan,
-            tc: None,
-            cgroup: None,
-            pins: Some(node.space.bpf.join("orlop")),
-            xdp: XdpMode::Off,
-        };
-        let agent = node.start(&cluster, set_up);
+        let world = World::new();
+        let World { folder, node, cluster, outside, .. } = &world;
         let mut containerd = Containerd::start(&node.space, folder.path());
 
         // Two at once, of which one has a port of the node.
@@ -81,7 +68,7 @@ mod tests {
             (containerd.run_pod("client", None).unwrap(), web.join().unwrap())
         });
         for (pod, name) in [(&web, "web"), (&client, "client")] {
-            check_addresses(&node, pod, name);
+            check_addresses(node, pod, name);
         }
         assert_ne!(web.ips, client.ips);
         let error = containerd.run_pod("other", Some(HOST_PORT)).map(|pod| pod.id).unwrap_err();
@@ -123,8 +110,45 @@ mod tests {
         let links = String::from_utf8(links.stdout).unwrap();
         let of_pods = |line: &&str| line.contains(": orl") && !line.contains(": orlop.");
         assert_eq!(links.lines().filter(of_pods).count(), 0, "{links}");
-        drop((containerd, agent));
-        node.space.settle();
+        drop(containerd);
+        world.end();
+    }
+
+    /// A node with our agent's network parts and a client outside.
+    struct World {
+        folder: tempfile::TempDir,
+        node: Node,
+        cluster: Cluster,
+        outside: Space,
+        agent: oneshot::Sender<()>,
+        _lan: Space,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let lan = Space::new();
+            lan.run(make_bridge);
+            let mut node = Node::new(1, both_families, &lan);
+            node.cni = Some(folder.path().to_owned());
+            let outside = Space::new();
+            plug(&lan, &outside, 99);
+            let cluster = Cluster::with_backends(both_families, &[]);
+            let set_up = SetUp {
+                mode: Mode::Vxlan,
+                tc: None,
+                cgroup: None,
+                pins: Some(node.space.bpf.join("orlop")),
+                xdp: XdpMode::Off,
+            };
+            let agent = node.start(&cluster, set_up);
+            Self { folder, node, cluster, outside, agent, _lan: lan }
+        }
+
+        fn end(self) {
+            drop(self.agent);
+            self.node.space.settle();
+        }
     }
 
     /// One address of each of the node's ranges, known to the dataplane under the pod's own name.

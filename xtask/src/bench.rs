@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{
     exec::{cmd, run},
+    image,
     paths::Paths,
     setup::{self, Need},
     step,
@@ -23,7 +24,7 @@ struct Bench {
     more_services: &'static [u32],
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "lb",
         peers: &["direct", "iptables", "nftables"],
@@ -48,7 +49,11 @@ const BENCHES: [Bench; 4] = [
         services: [&[], &[]],
         more_services: &[],
     },
+    Bench { name: AGENT, peers: &[], services: [&[1000], &[30_000]], more_services: &[] },
 ];
+
+/// The benchmark of the whole agent, which runs the programs that nodes run.
+const AGENT: &str = "agent";
 
 /// Services that the service network and the maps have room for.
 const SERVICES_MAX: u32 = 100_000;
@@ -56,7 +61,7 @@ const SERVICES_MAX: u32 = 100_000;
 /// What was asked for.
 #[derive(Debug, clap::Args)]
 pub struct Wish {
-    /// What to measure: lb, packets (the part of lb without sockets), programming or overlay.
+    /// What to measure: lb, packets (the part of lb without sockets), programming, overlay or agent.
     pub name: String,
     /// Peers to measure beside Orlop; default: all that the machine has.
     #[arg(long, value_delimiter = ',')]
@@ -64,6 +69,9 @@ pub struct Wish {
     /// Numbers of services; default: 1, 1000 and, without --quick, 10000, and 100000 for Orlop.
     #[arg(long, value_delimiter = ',')]
     pub services: Option<Vec<u32>>,
+    /// Endpoints of each service, for agent; default: 4.
+    #[arg(long)]
+    pub endpoints: Option<u32>,
     /// Writes the rows here as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
@@ -86,11 +94,16 @@ pub fn bench(paths: &Paths, wish: &Wish) -> Result<()> {
         return Err(impossible(format!("bench {name} makes network namespaces: run it as root")));
     }
     setup::ensure(paths, &[Need::Ebpf, Need::Rules])?;
+    let programs = (wish.name == AGENT).then(|| image::programs(paths)).transpose()?;
     step("build the measuring program");
     // Not for release, whose link-time optimisation takes longer than the measurement: what is
     // measured is mostly the kernel.
     let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "vm", "--quiet"]);
     cargo.args(["--package", "bench", "--"]).args(&flags);
+    if let Some(programs) = &programs {
+        cargo.arg("--node-agent").arg(&programs.node_agent);
+        cargo.arg("--control-plane").arg(&programs.control_plane);
+    }
     for (flag, path) in [("--json", &wish.json), ("--svg", &wish.svg)] {
         if let Some(path) = path {
             // The program runs in the workspace's root, the path is meant from here.
@@ -118,6 +131,13 @@ fn flags(wish: &Wish) -> Result<Vec<String>> {
         return Err(wrong_input(format!("--services {count}: expected 1 to {SERVICES_MAX}")));
     }
     flags.extend(numbers("--services", services));
+    if let Some(endpoints) = wish.endpoints {
+        if bench.name != AGENT {
+            let text = format!("--endpoints: bench {} has its own numbers", bench.name);
+            return Err(wrong_input(text));
+        }
+        flags.extend(numbers("--endpoints", &[endpoints]));
+    }
     if wish.services.is_none() && !wish.quick {
         flags.extend(numbers("--more-services", bench.more_services));
     }
@@ -160,8 +180,9 @@ mod tests {
     use super::*;
 
     fn wish(name: &str) -> Wish {
-        let (against, services, json, svg) = (None, None, None, None);
-        Wish { name: name.into(), against, services, json, svg, quick: false }
+        let (against, services, endpoints) = (None, None, None);
+        let (name, json, svg) = (name.into(), None, None);
+        Wish { name, against, services, endpoints, json, svg, quick: false }
     }
 
     #[test]
@@ -179,10 +200,14 @@ mod tests {
     #[test]
     fn wrong_names_and_numbers_are_refused_with_what_would_be_right() {
         let refused = |wish: Wish| flags(&wish).unwrap_err().to_string();
-        assert!(refused(wish("speed")).contains("there are lb, packets, programming, overlay"));
+        assert!(
+            refused(wish("speed")).contains("there are lb, packets, programming, overlay, agent")
+        );
         let peer = Wish { against: Some(vec!["ipvs".into()]), ..wish("lb") };
         assert!(refused(peer).contains("there are direct, iptables, nftables"));
         let none = Wish { services: Some(vec![0]), ..wish("lb") };
         assert!(refused(none).contains("expected 1 to 100000"));
+        let each = Wish { endpoints: Some(2), ..wish("programming") };
+        assert!(refused(each).contains("has its own numbers"));
     }
 }

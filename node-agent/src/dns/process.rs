@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{instance, serve, snapshot, upstream, zone::Zone};
-use crate::sys::{daemon, socket};
+use crate::sys::{daemon, memory, socket};
 
 /// How often files are looked at. A change is visible after at most this and what the agent takes
 /// to write it; five `stat` calls a second cost nothing that could be measured.
@@ -120,6 +120,7 @@ async fn serve_until_replaced(args: ProcessArgs) -> Result<(), ProcessError> {
             _ = ticks.tick() => {
                 if let Some(fresh) = files.changed_zone() {
                     zone.send_replace(Some(fresh));
+                    memory::give_back();
                 }
                 if let Some(fresh) = files.servers() {
                     servers.send_replace(fresh);

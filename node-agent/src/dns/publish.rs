@@ -12,18 +12,24 @@ use std::{
 
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{snapshot, zone::Zone};
 use crate::{
     cni::install::{replace, write_durably},
     model::{EndpointSliceRow, ObjectKey, ServiceRow},
+    sys::memory,
     table::Table,
 };
 
 /// Changes within this time are written together: a rollout touches many slices at once.
 const GATHER: Duration = Duration::from_millis(50);
+/// A round that took long is not followed by the next one before this many times as long: changes that go on
+/// and on cost an eleventh of a core, however many services there are.
+const REST: u32 = 10;
+/// What a round allocates for a moment is given back to the kernel when its zone is larger than this.
+const GIVE_BACK_BYTES: usize = 256 << 10;
 /// How often the copy that outlives a boot is written at most, as it lies on flash: 10,000 services
 /// are some 600 KB. A change after a quiet time is written at once.
 const KEEP: Duration = Duration::from_secs(300);
@@ -73,12 +79,14 @@ pub(super) async fn publish(publisher: Publisher) {
     let mut keep_at: Option<Instant> = None;
     let mut kept_last = None::<Instant>;
     loop {
+        let began = Instant::now();
         let synced = services.follow(&publisher.services) & slices.follow(&publisher.slices);
         // Before the first list is complete the zone of the last run knows more.
         if synced {
             let rows = services.rows.iter().map(|(key, row)| (key, &**row));
             let zone = Zone::new(rows, slices.rows.values().map(|row| &**row));
             let bytes: Arc<[u8]> = snapshot::encode(&zone).into();
+            drop(zone);
             if bytes != written {
                 match write(&publisher.zone, &bytes, Durability::UntilBoot).await {
                     Ok(()) => {
@@ -91,6 +99,10 @@ pub(super) async fn publish(publisher: Publisher) {
                 }
             }
         }
+        if written.len() > GIVE_BACK_BYTES {
+            memory::give_back();
+        }
+        let rested = Instant::now() + began.elapsed() * REST;
         let changed = tokio::select! {
             changed = service_changes.changed() => changed.is_ok(),
             changed = slice_changes.changed() => changed.is_ok(),
@@ -106,7 +118,7 @@ pub(super) async fn publish(publisher: Publisher) {
         if !changed {
             return;
         }
-        sleep(GATHER).await;
+        sleep_until(rested.max(Instant::now() + GATHER)).await;
         service_changes.mark_unchanged();
         slice_changes.mark_unchanged();
     }

@@ -16,6 +16,7 @@ pub use wire::{SnapshotError, decode, encode};
 
 use crate::{
     model::{EndpointSliceRow, NodeRow, ObjectKey, ServiceRow},
+    sys::memory,
     table::Table,
     watch::Sources,
 };
@@ -133,6 +134,9 @@ pub fn write(path: &Path, sources: &Sources) -> io::Result<()> {
     }
     let fresh = path.with_extension("new");
     fs::write(&fresh, &file)?;
+    drop(file);
+    // The file was made twice over in memory.
+    memory::give_back();
     fs::File::open(&fresh)?.sync_all()?;
     fs::rename(&fresh, path)
 }

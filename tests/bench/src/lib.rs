@@ -1,10 +1,11 @@
 //! Side-by-side benchmarks: every subject in the same run, in interleaved rounds.
 //!
-//! `lb`, `programming`, `overlay` are the benchmarks (effects), `packets` and `nanoseconds` the part of `lb` without sockets, `source` its children; `hosts` makes the network namespaces (effects),
+//! `lb`, `programming`, `overlay`, `agent` are the benchmarks (effects), `packets` and `nanoseconds` the part of `lb` without sockets, `source` its children; `hosts` makes the network namespaces (effects),
 //! `kube_proxy` the services and the peers' rule sets (pure), `orlop` the agent's dataplane as a subject (effects),
 //! `traffic` the client and server processes (effects), `measure` the rounds (effects), `report` turns samples into
 //! rows and ratios (pure), `chart` rows into a picture (pure).
 
+pub mod agent;
 pub mod chart;
 pub mod hosts;
 pub mod kube_proxy;

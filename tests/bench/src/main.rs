@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
-use bench::{lb, orlop, overlay, packets, program, programming, source, traffic};
+use bench::{agent, lb, orlop, overlay, packets, program, programming, source, traffic};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -22,6 +22,10 @@ enum Role {
     Programming(programming::Wish),
     /// Traffic between two nodes.
     Overlay(overlay::Wish),
+    /// A whole agent beside a control plane.
+    Agent(agent::Wish),
+    /// A child that makes services through the API.
+    AgentLoad(agent::LoadFlags),
     /// A child that is one of two nodes.
     OverlayNode(overlay::NodeFlags),
     /// A child that echoes.
@@ -54,6 +58,8 @@ fn main() -> Result<()> {
         Role::Packets(wish) => packets::alone(&wish),
         Role::Programming(wish) => programming::run(&wish),
         Role::Overlay(wish) => overlay::run(&wish),
+        Role::Agent(wish) => agent::run(&wish),
+        Role::AgentLoad(flags) => orlop::run(agent::load(flags)),
         Role::OverlayNode(flags) => orlop::run(overlay::life(flags)),
         Role::Program(flags) => orlop::run(program::life(flags)),
         Role::Node(flags) => orlop::run(orlop::node(flags)),

@@ -93,12 +93,26 @@ pub fn memory(pid: u32, field: &str) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
+/// Processor time of a process so far, in steps of 10 ms.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_ns(pid: u32) -> Result<u64> {
+    stat_ns(&pid.to_string(), [14, 15])
+}
+
 /// Processor time of all children that were waited for.
 fn children_cpu_ns() -> Result<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").context("read stat")?;
+    stat_ns("self", [16, 17])
+}
+
+/// The sum of fields of `/proc/PID/stat` that are ticks (proc_pid_stat(5) numbers them).
+fn stat_ns(process: &str, fields: [usize; 2]) -> Result<u64> {
+    let path = format!("/proc/{process}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     // After the name, which may hold blanks, come the fields from the third on.
     let rest = stat.rsplit(')').next().context("fields")?;
     let field = |n: usize| rest.split_whitespace().nth(n - 3).and_then(|n| n.parse::<u64>().ok());
-    let ticks = field(16).context("cutime")? + field(17).context("cstime")?;
-    Ok(ticks * (1_000_000_000 / TICKS))
+    let ticks: Option<u64> = fields.into_iter().map(field).sum();
+    Ok(ticks.context("two numbers of ticks")? * (1_000_000_000 / TICKS))
 }
