@@ -25,6 +25,7 @@ mod frame;
 mod helpers;
 mod icmp;
 mod maps;
+mod meeting;
 mod nat;
 mod next_hop;
 mod packet;

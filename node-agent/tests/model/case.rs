@@ -9,7 +9,7 @@ use crate::{
     random::{self, Random},
     reference::Reference,
     rig::{Answered, Outcome, Rig, hex},
-    step::{Error, Hook, Message, Step, again, hook, pieces, told},
+    step::{Error, Hook, Message, Step, again, direct, hook, pieces, told},
     tracing,
     world::{ROUTER, World, ip},
 };
@@ -191,6 +191,12 @@ impl Bench<'_> {
             Step::Again { flow, direction, flags } => {
                 if let Some(flow) = self.reference.flows.nth(*flow) {
                     let (hook, frame) = again(&self.reference.world, &flow, *direction, *flags);
+                    self.send(hook, &Message::Plain(frame))?;
+                }
+            }
+            Step::Direct { flow, flags } => {
+                if let Some(flow) = self.reference.flows.nth(*flow) {
+                    let (hook, frame) = direct(&self.reference.world, &flow, *flags);
                     self.send(hook, &Message::Plain(frame))?;
                 }
             }

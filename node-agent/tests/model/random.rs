@@ -152,7 +152,8 @@ pub(crate) fn step(random: &mut Random, world: &World) -> Step {
             let (hook, frame) = plain(random, world);
             Step::Pieces(hook, frame)
         }
-        43..70 => {
+        43..46 => Step::Direct { flow: random.below(1_000), flags: random.pick(&[SYN, SYN, ACK]) },
+        46..70 => {
             let flags = random.pick(&[SYN, ACK, ACK, ACK, SYN | ACK, FIN | ACK, RST]);
             Step::Again { flow: random.below(1_000), direction, flags }
         }
