@@ -19,7 +19,7 @@ use ebpf_common::{
 use crate::{
     count, fragment, helpers,
     icmp::{self, Quote},
-    maps,
+    maps, meeting,
     nat::{self, From, Step},
     packet::{self, ERROR, FLOW, Packet},
     refuse, rewrite, route,
@@ -196,6 +196,39 @@ extern "C" fn apart_masquerade(skb: *mut __sk_buff, packet: *const Packet, flow:
     let packet = packet.cast_mut();
     given!(packet, flow; else Step::Dropped as u32);
     nat::masquerade(&TcContext::new(skb), packet, flow) as u32
+}
+
+/// Whether a flow that goes on would take the answers to a packet that nothing translates.
+#[inline(always)]
+pub fn is_met(packet: &Packet) -> bool {
+    apart_is_met(packet) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_is_met(packet: *const Packet) -> u32 {
+    let packet = packet.cast_mut();
+    given!(packet; else 0);
+    u32::from(meeting::is_met(packet))
+}
+
+/// Gives a connection that nothing translates another source port, and translates its packet.
+#[inline(always)]
+pub fn evade(ctx: &TcContext, packet: &Packet, flow: &mut Flow, way: u16) -> Step {
+    Step::from_number(apart_evade(ctx.skb.skb, packet, flow, u32::from(way)))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_evade(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    flow: *mut Flow,
+    way: u32,
+) -> u32 {
+    let packet = packet.cast_mut();
+    given!(packet, flow; else Step::Dropped as u32);
+    meeting::evade(&TcContext::new(skb), packet, flow, way as u16) as u32
 }
 
 /// Makes both rows of a flow and translates the packet.

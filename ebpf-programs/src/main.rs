@@ -30,6 +30,7 @@ mod log;
 #[path = "log_off.rs"]
 mod log;
 mod maps;
+mod meeting;
 mod nat;
 mod next_hop;
 mod packet;

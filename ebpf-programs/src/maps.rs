@@ -24,7 +24,7 @@ use ebpf_common::{
     addr::Addr,
     affinity::{Affinity, AffinityKey, MemberKey},
     config::Config,
-    conntrack::{Flow, FlowKey},
+    conntrack::{Flow, FlowKey, LED_TO},
     device::Device,
     endpoint::{Endpoint, HAS_FLOWS},
     event::{Event, RING_BYTES},
@@ -169,10 +169,10 @@ pub fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
 }
 
 #[inline(always)]
-pub fn tunnel(addr: &Addr) -> Option<Tunnel> {
+pub fn tunnel(addr: &Addr) -> Option<&'static Tunnel> {
     let row = TUNNELS.get(Key::new(128, *addr));
     trace::look_up(steps::TUNNEL, addr, row);
-    row.copied()
+    row
 }
 
 /// A flow's row, in the table or in the one before it grew.
@@ -253,12 +253,31 @@ pub fn mark_flows(addr: &Addr) {
     }
     if let Some(row) = ENDPOINTS.get_ptr_mut({ *addr }) {
         // SAFETY: the row stays readable and writable for the program's run (RCU).
-        let flags = unsafe { (*row).flags };
-        if flags & HAS_FLOWS == 0 {
-            // SAFETY: as above; an aligned store of one integer.
-            unsafe { (*row).flags = flags | HAS_FLOWS };
-        }
+        note(unsafe { &(*row).flags }, HAS_FLOWS);
     }
+}
+
+/// Notes that flows lead to where a row of a map of endpoints or tunnels leads.
+#[inline(always)]
+pub fn mark_led(flags: &'static u32) {
+    if !trace::is_on() {
+        note(flags, LED_TO);
+    }
+}
+
+/// Sets a flag of a row by a store of its byte, which no other flag that a program sets shares: another CPU
+/// may set another one.
+#[inline(always)]
+fn note(flags: &'static u32, flag: u32) {
+    if *flags & flag != 0 {
+        return;
+    }
+    let byte = flag.trailing_zeros() / 8;
+    // Little-endian, as all of BPF's objects here are.
+    let place = core::ptr::from_ref(flags).cast_mut().cast::<u8>().wrapping_add(byte as usize);
+    // SAFETY: the callers hand in a part of a row of a map, which stays readable and writable for the program's
+    // run (RCU).
+    unsafe { place.write_volatile((flag >> (byte * 8)) as u8) };
 }
 
 #[inline(always)]

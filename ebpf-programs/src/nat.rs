@@ -119,10 +119,15 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
 fn is_over(packet: &Packet, flow: &'static Flow) -> bool {
     if packet.is_syn() {
         // The client uses its port again.
-        return flow.is_closing()
-            || maps::flow(&flow.opposite(TCP)).is_some_and(|other| other.is_closing());
+        return is_done(flow);
     }
     packet.key.proto == UDP && flow.direction == FORWARD && flow.set != 0 && !is_member(flow)
+}
+
+/// Whether either end of a TCP connection has said that it is done.
+#[inline(always)]
+pub fn is_done(flow: &'static Flow) -> bool {
+    flow.is_closing() || maps::flow(&flow.opposite(TCP)).is_some_and(|other| other.is_closing())
 }
 
 /// Whether the flow's backend still is in its set. Datagrams have no connection that could end, so
@@ -148,7 +153,7 @@ pub fn is_at(key: &BackendKey, flow: &Flow) -> bool {
 
 /// Ends a flow: both rows go.
 #[inline(always)]
-fn close(key: &FlowKey, flow: &Flow) {
+pub fn close(key: &FlowKey, flow: &Flow) {
     if !flow.is_closing() {
         events::closed(key, flow);
     }
@@ -259,6 +264,8 @@ fn flow_hash(key: &FlowKey) -> u32 {
 pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from: From) {
     let gateway = maps::config().map_or(Addr::ANY_V6, |config| config.gateway_for(&key.src));
     flow.src = key.src;
+    let is_here =
+        maps::endpoint(&flow.dst).map(|endpoint| maps::mark_led(&endpoint.flags)).is_some();
     if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
         // Between two addresses of its own the node's stack would answer past the programs: it is
         // the service's address that asks.
@@ -271,7 +278,7 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
         flow.src = gateway;
         return;
     }
-    if maps::endpoint(&flow.dst).is_some() {
+    if is_here {
         return;
     }
     if maps::is_node_address(&flow.dst) {
@@ -281,6 +288,7 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
     if let Some(tunnel) = maps::tunnel(&flow.dst) {
         let is_node = tunnel.node == flow.dst;
         if maps::endpoint(&key.src).is_some() || (!is_node && from == From::Host) {
+            maps::mark_led(&tunnel.flags);
             flow.flags |= FLOW_FROM_POD;
             return;
         }
@@ -323,26 +331,6 @@ pub fn masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step
         return Step::Dropped;
     }
     frame.open(packet, flow, FLOW_MASQUERADE)
-}
-
-/// Gives a connection of the node itself another source port where its own has been given to a pod's.
-#[inline(always)]
-pub fn evade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step {
-    let key = &packet.key;
-    flow.src = key.src;
-    flow.dst = key.dst;
-    flow.dport = key.dport;
-    flow.flags = FLOW_MASQUERADE | FLOW_LOCAL;
-    frame.open(packet, flow, FLOW_MASQUERADE | FLOW_LOCAL)
-}
-
-/// Whether the 4-tuple of a packet that the node itself sends belongs to a pod's connection.
-#[inline(always)]
-pub fn is_taken(key: &FlowKey) -> bool {
-    let FlowKey { src, dst, sport, dport, proto, .. } = *key;
-    let answer =
-        FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, reserved: [0; 3] };
-    maps::flow(&answer).is_some_and(|row| row.flags & FLOW_MASQUERADE != 0)
 }
 
 /// Makes both rows of a flow and translates the packet. `flow` has everything but its port; `flags`

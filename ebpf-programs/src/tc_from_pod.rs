@@ -3,6 +3,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{
     config::{Config, MASQUERADE_V4, MASQUERADE_V6},
+    conntrack::FLOW_FROM_POD,
     endpoint::HAS_FLOWS,
     packet::is_group,
     tunnel::ROUTED,
@@ -11,6 +12,7 @@ use ebpf_common::{
 
 use crate::{
     apart, count, log, maps,
+    meeting::give_way,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
     route,
@@ -45,7 +47,11 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
                 Step::Dropped | Step::Refused => return Ok(count::DROP),
             }
         }
-        return Ok(apart::deliver(ctx, &packet, endpoint));
+        return match give_way(ctx, &packet, &mut flow, (endpoint.flags, FLOW_FROM_POD)) {
+            Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+            Step::Unknown => Ok(apart::deliver(ctx, &packet, endpoint)),
+            Step::Dropped | Step::Refused => Ok(count::DROP),
+        };
     }
     match apart::follow(ctx, &mut packet, &mut flow) {
         Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
@@ -56,6 +62,11 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     if let Some(tunnel) = maps::tunnel(&packet.key.dst) {
+        match give_way(ctx, &packet, &mut flow, (tunnel.flags, FLOW_FROM_POD)) {
+            Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+            Step::Unknown => {}
+            Step::Dropped | Step::Refused => return Ok(count::DROP),
+        }
         if config.vxlan_ifindex == 0 || tunnel.flags & ROUTED != 0 {
             return Ok(count::PASS);
         }

@@ -5,6 +5,7 @@ use ebpf_common::verdict::DropReason;
 
 use crate::{
     apart, count, helpers, log, maps,
+    meeting::{OWN, give_way},
     nat::{self, Step},
     packet::{NOT_IP, Packet},
 };
@@ -24,16 +25,21 @@ fn try_to_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     if packet.kind == NOT_IP {
         return Err(DropReason::NoTunnel);
     }
+    let mut flow = nat::new_flow();
     // Of what the node itself sends some answers a pod elsewhere that asked a service.
-    if helpers::came_by(ctx) == 0 {
-        let mut flow = nat::new_flow();
-        if apart::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
-            return Ok(count::DROP);
-        }
+    let is_own = helpers::came_by(ctx) == 0;
+    let step = if is_own { apart::follow(ctx, &mut packet, &mut flow) } else { Step::Translated };
+    if step == Step::Dropped {
+        return Ok(count::DROP);
     }
     let Some(tunnel) = maps::tunnel(&packet.key.dst) else {
         return Ok(count::drop_of(DropReason::NoTunnel, &packet.key));
     };
+    if step == Step::Unknown
+        && give_way(ctx, &packet, &mut flow, (tunnel.flags, OWN)) == Step::Dropped
+    {
+        return Ok(count::DROP);
+    }
     let config = maps::config().ok_or(DropReason::NoTunnel)?;
     helpers::set_tunnel_key(ctx, config.vni, &tunnel.node)?;
     Ok(count::PASS)

@@ -6,6 +6,7 @@ use ebpf_common::{endpoint::HAS_FLOWS, verdict::DropReason};
 
 use crate::{
     apart, count, helpers, log, maps,
+    meeting::{OWN, give_way},
     nat::{self, Step},
     packet::Packet,
 };
@@ -26,10 +27,14 @@ fn try_to_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     let mut packet = Packet::new();
     apart::parse(ctx, &mut packet)?;
     // A process of the node may be the backend of a service that the pod asked.
-    let has_flows = maps::endpoint(&packet.key.dst).is_some_and(|row| row.flags & HAS_FLOWS != 0);
+    let flags = maps::endpoint(&packet.key.dst).map_or(0, |row| row.flags);
     let mut flow = nat::new_flow();
-    if has_flows && apart::follow(ctx, &mut packet, &mut flow) == Step::Dropped {
-        return Ok(count::DROP);
+    let mut step = Step::Unknown;
+    if flags & HAS_FLOWS != 0 {
+        step = apart::follow(ctx, &mut packet, &mut flow);
     }
-    Ok(count::PASS)
+    if step == Step::Unknown {
+        step = give_way(ctx, &packet, &mut flow, (flags, OWN));
+    }
+    Ok(if step == Step::Dropped { count::DROP } else { count::PASS })
 }

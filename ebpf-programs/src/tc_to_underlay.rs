@@ -10,6 +10,7 @@ use ebpf_common::{TCP, UDP, verdict::DropReason};
 
 use crate::{
     apart, count, fragment, helpers, log, maps,
+    meeting::{self, OWN},
     nat::{self, Step},
     packet::{NOT_IP, Packet},
 };
@@ -43,7 +44,9 @@ fn try_to_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Dropped => return Ok(count::DROP),
     }
     let is_new = packet.may_open() && (packet.key.proto != TCP || packet.is_syn());
-    if is_new && nat::is_taken(&packet.key) && nat::evade(ctx, &packet, &mut flow) == Step::Dropped
+    if is_new
+        && meeting::is_taken(&packet.key)
+        && apart::evade(ctx, &packet, &mut flow, OWN) == Step::Dropped
     {
         return Ok(count::DROP);
     }

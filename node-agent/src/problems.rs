@@ -1,11 +1,12 @@
-//! Services that contradict themselves or each other, told to their owners by Events.
+//! Services that contradict themselves or each other, and pods whose ports of the node a Service has, told to
+//! their owners by Events.
 //!
 //! Task [`tell`]: reads the dataplane's list, writes one Event for each service and set of words. The
 //! rest of such a service is programmed.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Event, Service};
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use kube::{Api, Client, api::PostParams};
 use tokio::sync::watch;
 
@@ -28,8 +29,7 @@ pub async fn tell(client: Client, node: String, mut problems: watch::Receiver<Ar
     while problems.changed().await.is_ok() {
         let now = Arc::clone(&problems.borrow_and_update());
         told.retain(|(key, _)| now.contains_key(key));
-        // What is said of a pod's ports of the node is nothing of a Service; it stands in the status.
-        for (key, words) in now.iter().filter(|(key, _)| !host_ports::is_pods(key)) {
+        for (key, words) in now.iter() {
             let words = joined(words);
             if told.contains(&(key.clone(), words.clone())) {
                 continue;
@@ -46,12 +46,23 @@ pub async fn tell(client: Client, node: String, mut problems: watch::Receiver<Ar
 }
 
 async fn write(client: &Client, node: &str, key: &ObjectKey, words: &str) -> kube::Result<()> {
-    let services = Api::<Service>::namespaced(client.clone(), &key.namespace);
-    // Gone meanwhile: there is nobody to tell.
-    let Some(service) = services.get_opt(&key.name).await? else { return Ok(()) };
-    let uid = service.metadata.uid.unwrap_or_default();
+    // Gone meanwhile, or a pod that only a CNI runtime knows: there is nobody to tell.
+    let pod = host_ports::pod(key);
+    let metadata = if let Some(pod) = &pod {
+        let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace);
+        pods.get_opt(&pod.name).await?.map(|pod| pod.metadata)
+    } else {
+        let services = Api::<Service>::namespaced(client.clone(), &key.namespace);
+        services.get_opt(&key.name).await?.map(|service| service.metadata)
+    };
+    let Some(metadata) = metadata else { return Ok(()) };
+    let uid = metadata.uid.unwrap_or_default();
     let events = Api::<Event>::namespaced(client.clone(), &key.namespace);
-    match events.create(&PostParams::default(), &event(key, &uid, node, words)).await {
+    let event = match &pod {
+        Some(pod) => of_pod(pod, &uid, node, words),
+        None => event(key, &uid, node, words),
+    };
+    match events.create(&PostParams::default(), &event).await {
         // Told by this node before it restarted.
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
         other => other.map(drop),
@@ -60,7 +71,12 @@ async fn write(client: &Client, node: &str, key: &ObjectKey, words: &str) -> kub
 
 fn event(key: &ObjectKey, uid: &str, node: &str, words: &str) -> Event {
     let message = format!("On node {node} the rest of the Service is programmed: {words}");
-    warning(About { key, uid }, node, "PartlyProgrammed", words, message)
+    warning(About { kind: "Service", key, uid }, node, "PartlyProgrammed", words, message)
+}
+
+fn of_pod(pod: &ObjectKey, uid: &str, node: &str, words: &str) -> Event {
+    let message = format!("On node {node} not all of the pod's host ports lead to it: {words}");
+    warning(About { kind: "Pod", key: pod, uid }, node, "HostPortTaken", words, message)
 }
 
 /// As many words as an Event bears.
@@ -91,6 +107,15 @@ mod tests {
         assert_ne!(one.metadata.name, event(&key, "u", "n2", "spec.a").metadata.name);
         assert_ne!(one.metadata.name, event(&key, "u", "n1", "spec.b").metadata.name);
         let message = one.message.unwrap();
+        assert!(message.contains("n1") && message.contains("spec.a"), "{message}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pods_port_is_told_to_the_pod() {
+        let event = of_pod(&ObjectKey::new("d", "web"), "u", "n1", "spec.a");
+        let about = &event.involved_object;
+        assert_eq!((about.kind.as_deref(), about.name.as_deref()), (Some("Pod"), Some("web")));
+        let message = event.message.unwrap();
         assert!(message.contains("n1") && message.contains("spec.a"), "{message}");
     }
 

@@ -1,4 +1,4 @@
-//! Events about Services, as every task of the dataplane writes them.
+//! Events about Services and pods' ports, as every task of the dataplane writes them.
 //!
 //! Pure but for the time of day.
 
@@ -9,9 +9,11 @@ use k8s_openapi::{
 
 use crate::model::ObjectKey;
 
-/// The Service that an Event is about.
+/// What an Event is about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct About<'a> {
+    /// `Service` or `Pod`.
+    pub(crate) kind: &'static str,
     pub(crate) key: &'a ObjectKey,
     pub(crate) uid: &'a str,
 }
@@ -25,7 +27,7 @@ pub(crate) fn warning(
     cause: &str,
     message: String,
 ) -> Event {
-    let About { key, uid } = about;
+    let About { kind, key, uid } = about;
     let now = Time(jiff::Timestamp::now());
     let mark = fingerprint(&[uid, cause, node]);
     Event {
@@ -36,7 +38,7 @@ pub(crate) fn warning(
         },
         involved_object: ObjectReference {
             api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
+            kind: Some(kind.to_owned()),
             name: Some(key.name.to_string()),
             namespace: Some(key.namespace.to_string()),
             uid: Some(uid.to_owned()),

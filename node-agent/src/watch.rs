@@ -233,7 +233,7 @@ async fn tell(client: Client, node: String, mut reports: mpsc::Receiver<Unsuppor
 fn event(report: &Unsupported, node: &str) -> Event {
     let Unsupported { key, uid, fields, .. } = report;
     let message = format!("Service is not programmed on node {node}: {fields} is not supported");
-    warning(About { key, uid }, node, "UnsupportedField", fields, message)
+    warning(About { kind: "Service", key, uid }, node, "UnsupportedField", fields, message)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod tests {
         service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     };
     use node_agent::{
-        dataplane::{collect::Collector, load::Programs, plan::Batch},
+        dataplane::{collect::Collector, load::Programs, plan::Batch, seek::Sought},
         sys::map::{RowMap, Walk},
     };
 
@@ -138,7 +138,7 @@ mod tests {
         collector.begin();
         while collector.is_walking() {
             let start = Instant::now();
-            collector.part((&table, &old), 100, |_, _| {}).unwrap();
+            collector.part((&table, &old), 100, |_, _| Ok(Vec::new()), |_, _| {}).unwrap();
             longest = longest.max(start.elapsed());
             parts += 1;
         }
@@ -152,6 +152,51 @@ mod tests {
         let (key, flow) = pair(1)[0];
         assert_eq!(table.row(&key).unwrap().map(|row| row.src), Some(flow.src));
         assert_eq!(table.row(&pair(0)[0].0).unwrap().map(|row| row.src), None);
+    }
+
+    /// Walks until there is nothing to walk for.
+    fn walk(collector: &mut Collector, tables: (&RowMap<FlowKey, Flow>, &RowMap<FlowKey, Flow>)) {
+        let nobody =
+            |sought: &Sought, rows: &[_]| sought.over(rows, |_key| Ok(None), |_addr| false);
+        while collector.is_walking() {
+            collector.part(tables, 60, nobody, |_, _| {}).unwrap();
+        }
+    }
+
+    #[test]
+    fn flows_by_a_frontend_that_is_gone_are_found_wherever_they_stand() {
+        if !is_possible() {
+            return;
+        }
+        let (table, old) = (RowMap::create(1 << 10).unwrap(), RowMap::create(1).unwrap());
+        let flow = |number| pair(number).map(|(key, row)| (udp(key), Flow { set: 7, ..row }));
+        let mut collector = Collector::default();
+        for number in 1..=100 {
+            assert!(table.update(&flow(number)).is_empty());
+        }
+        let gone = Sought::frontends(&[ServiceKey { proto: 17, port: [0; 2], ..key(1) }]);
+        let other = Sought::frontends(&[ServiceKey { proto: 17, ..key(1) }]);
+        collector.seek(other.clone());
+        walk(&mut collector, (&table, &old));
+        assert_eq!((table.count().unwrap(), collector.rows()), (200, 200), "nobody asked for it");
+        // A walk that is under way may have passed some.
+        collector.begin();
+        collector.seek(gone.clone());
+        walk(&mut collector, (&table, &old));
+        assert_eq!((table.count().unwrap(), collector.rows()), (0, 0));
+        // While the table grows, rows may move behind the walk's back.
+        let growing = RowMap::create(1 << 10).unwrap();
+        assert!(growing.update(&flow(1)).is_empty());
+        collector.seek(gone);
+        walk(&mut collector, (&table, &growing));
+        assert!(table.update(&flow(1)).is_empty());
+        collector.begin();
+        walk(&mut collector, (&table, &old));
+        assert_eq!(table.count().unwrap(), 0);
+    }
+
+    fn udp(key: FlowKey) -> FlowKey {
+        FlowKey { proto: 17, ..key }
     }
 
     fn pair(number: u32) -> [(FlowKey, Flow); 2] {

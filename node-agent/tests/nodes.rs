@@ -14,8 +14,8 @@ mod cluster;
 mod tests {
     use std::{
         io::ErrorKind,
-        net::{SocketAddr, TcpStream},
-        time::Duration,
+        net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+        time::{Duration, Instant},
     };
 
     use node_agent::{
@@ -26,8 +26,8 @@ mod tests {
     use super::{
         cgroup::TestCgroup,
         cluster::{
-            Cluster, NODE_PORT, Node, SERVICE, SetUp, TIMEOUT, answered_by, ask, both_families,
-            connect, ipv6_alone, make_bridge, node_ip,
+            Cluster, NODE_PORT, Node, SERVICE, SetUp, TIMEOUT, answered_by, any_of, ask,
+            both_families, connect, ipv6_alone, make_bridge, node_ip,
             place::is_possible,
             plug, pod_ip, pod_ip6, serve,
             space::{Space, pause},
@@ -118,6 +118,8 @@ mod tests {
         let agents = [one.start(&cluster, with_sockets), two.start(&cluster, plain)];
         assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
 
+        a_node_port_goes(&cluster, (client, &outside), node_port);
+
         // An endpoint goes: nobody meets it any more. The last one goes: refused at once.
         cluster.set_backends(&[pod_ip(2, 21)]);
         pause(Duration::from_millis(300));
@@ -126,12 +128,43 @@ mod tests {
         cluster.set_backends(&[]);
         pause(Duration::from_millis(300));
         for (space, address) in [(client, SERVICE), (&outside, node_port)] {
-            let error = space
-                .run(move || TcpStream::connect_timeout(&address.into(), TIMEOUT).unwrap_err());
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            let refused = move || TcpStream::connect_timeout(&address.into(), TIMEOUT).unwrap_err();
+            assert_eq!(space.run(refused).kind(), ErrorKind::ConnectionRefused);
         }
         drop(agents);
         one.space.settle();
+    }
+
+    /// The node port goes while its backends stay: who asked by it hears nothing any more.
+    fn a_node_port_goes(
+        cluster: &Cluster,
+        (client, outside): (&Space, &Space),
+        node_port: (Ipv4Addr, u16),
+    ) {
+        let asking = outside.run(move || {
+            let socket = UdpSocket::bind((any_of(node_port.into()), 0)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(node_port).unwrap();
+            socket
+        });
+        assert!(hears(&asking));
+        cluster.set_node_port(0);
+        let last = Instant::now() + Duration::from_secs(10);
+        while hears(&asking) {
+            assert!(Instant::now() < last, "a flow outlives its frontend");
+            pause(Duration::from_millis(50));
+        }
+        assert!(!hears(&asking), "nor later");
+        assert_eq!(client.run(|| answered_by(&udp(SERVICE, 40))), [12, 21]);
+        cluster.set_node_port(NODE_PORT);
+        pause(Duration::from_millis(300));
+        assert!(hears(&asking));
+    }
+
+    /// Whether a datagram is answered.
+    fn hears(socket: &UdpSocket) -> bool {
+        // What was refused is told by the next call.
+        socket.send(b"?").is_ok() && socket.recv(&mut [0]).is_ok()
     }
 
     /// Nodes that know each other by IPv6 alone: the tunnel's packets are IPv6, and pods' of both families

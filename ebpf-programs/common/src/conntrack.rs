@@ -24,6 +24,27 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
 
+impl FlowKey {
+    /// The key of an answer to a packet of this one that nothing translates.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// In the flags of rows that say where a destination is ([`crate::endpoint::Endpoint`],
+/// [`crate::tunnel::Tunnel`]): flows lead there that keep their client's address, so that what such a client sends
+/// there itself may have the ports of one. Set by the programs, each of whose bits has a byte to itself.
+pub const LED_TO: u32 = 1 << 8;
+
 /// The row belongs to packets of the client.
 pub const FORWARD: u8 = 0;
 /// The row belongs to packets of the backend.

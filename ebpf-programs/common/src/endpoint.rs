@@ -1,7 +1,7 @@
 //! Pods of this node.
 
 /// A flow of the pod is translated per packet: what is delivered to it may be an answer of such a flow.
-/// Set by the programs, taken back by the agent.
+/// Set by the programs.
 pub const HAS_FLOWS: u32 = 1;
 
 /// How a packet reaches a pod of this node. The key is the pod's address.
@@ -14,7 +14,7 @@ pub struct Endpoint {
     pub host_mac: [u8; 6],
     /// MAC address of the pod's end.
     pub pod_mac: [u8; 6],
-    /// [`HAS_FLOWS`].
+    /// [`HAS_FLOWS`], [`crate::conntrack::LED_TO`].
     pub flags: u32,
 }
 const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);

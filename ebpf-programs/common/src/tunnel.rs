@@ -12,7 +12,7 @@ pub const ROUTED: u32 = 1;
 pub struct Tunnel {
     /// The node's address: the far end of the tunnel.
     pub node: Addr,
-    /// [`ROUTED`].
+    /// [`ROUTED`], [`crate::conntrack::LED_TO`].
     pub flags: u32,
 }
 const _: () = assert!(size_of::<Tunnel>() == 20 && align_of::<Tunnel>() == 4);

@@ -32,6 +32,7 @@ use super::{
     model::Problems,
     pods::Namespaces,
     room::Room,
+    seek::Sought,
     select::Place,
     services::{Here, Outlets, Services},
     status::{self, Report},
@@ -332,7 +333,9 @@ impl Runner {
             addresses: &self.attached.addresses,
             waits_for_pods: self.config.waits_for_pods,
         };
-        self.services.round(&self.tables, here, self.maps.services())
+        let outcome = self.services.round(&self.tables, here, self.maps.services());
+        self.collector.seek(std::mem::take(&mut self.services.withdrawn));
+        outcome
     }
 
     /// Where this node is, as far as its labels are known.
@@ -360,7 +363,10 @@ impl Runner {
             let (table, old) = (self.maps.connections(), self.maps.old_connections());
             let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
             let tell = |rows: &[_], over: &[_]| self.teller.ended(&clock, rows, over);
-            let outcome = self.collector.part((table, old), now_s(), tell);
+            let frontend = |key: &_| self.maps.services().frontend(key);
+            let is_here = |addr: &Addr| self.attached.pods.contains_key(&addr.ip());
+            let seek = |sought: &Sought, rows: &[_]| sought.over(rows, frontend, is_here);
+            let outcome = self.collector.part((table, old), now_s(), seek, tell);
             self.note("connections", outcome.map_err(|error| chain(&error)));
         }
         let outcome = self.make_room_for_connections();

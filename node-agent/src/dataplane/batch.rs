@@ -61,6 +61,8 @@ pub struct Plan {
     pub ranges: Vec<RangeKey>,
     pub blocks: Vec<(MaglevKey, MaglevBlock)>,
     pub services: Vec<(ServiceKey, Service)>,
+    /// Of those frontends, the ones that led to another set before.
+    pub moved: Vec<ServiceKey>,
     pub gone: Gone,
 }
 
@@ -75,6 +77,16 @@ pub struct Gone {
 }
 
 impl Plan {
+    /// Writes a frontend's row unless it stands there already.
+    pub(super) fn put_frontend(&mut self, (key, row): (ServiceKey, Service), old: Option<Service>) {
+        if old != Some(row) {
+            self.services.push((key, row));
+        }
+        if old.is_some_and(|old| old.set != row.set) {
+            self.moved.push(key);
+        }
+    }
+
     /// The writes in their order: this list is what the promise at the head of `plan.rs` rests on.
     #[must_use]
     pub fn into_batches(mut self) -> Vec<Batch> {
@@ -106,5 +118,26 @@ impl Gone {
             Batch::DelMembers(self.members),
             Batch::DelBackends(self.backends),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frontend_that_leads_to_another_set_than_before_has_moved() {
+        let key = ServiceKey { proto: 17, ..ServiceKey::default() };
+        let row = Service { set: 7, count: 1, ..Service::default() };
+        for (old, writes, moves) in [
+            (None, 1, 0),
+            (Some(row), 0, 0),
+            (Some(Service { count: 2, ..row }), 1, 0),
+            (Some(Service { set: 8, ..row }), 1, 1),
+        ] {
+            let mut plan = Plan::default();
+            plan.put_frontend((key, row), old);
+            assert_eq!((plan.services.len(), plan.moved.len()), (writes, moves), "{old:?}");
+        }
     }
 }

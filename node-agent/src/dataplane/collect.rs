@@ -7,7 +7,7 @@ use std::io;
 
 use ebpf_common::conntrack::{FORWARD, Flow, FlowKey};
 
-use super::gc;
+use super::{gc, seek::Sought};
 use crate::sys::map::{RowMap, Walk};
 
 /// A connection table.
@@ -20,6 +20,10 @@ const BATCHES: usize = 8;
 #[derive(Debug, Default)]
 pub struct Collector {
     walk: Option<Walk>,
+    /// What this walk looks for beside what is idle.
+    sought: Sought,
+    /// The same for the next one.
+    wanted: Sought,
     /// Rows seen and left in this walk.
     seen: u64,
     rows: u64,
@@ -42,6 +46,16 @@ impl Collector {
     pub fn begin(&mut self) {
         if self.walk.is_none() {
             (self.walk, self.seen) = (Some(Walk::new()), 0);
+            self.sought.add(std::mem::take(&mut self.wanted));
+        }
+    }
+
+    /// Begins a walk that looks for more than what is idle, if it is to look for anything; behind the one that is
+    /// under way, which has passed rows already.
+    pub fn seek(&mut self, sought: Sought) {
+        if !sought.is_empty() {
+            self.wanted.add(sought);
+            self.begin();
         }
     }
 
@@ -51,16 +65,17 @@ impl Collector {
     }
 
     /// Does a part of the walk at `now_s` (seconds of the monotonic clock). While the table grows, the
-    /// other half of a flow may stand in the old one. `tell` is given rows, and which are about to go with
-    /// them.
+    /// other half of a flow may stand in the old one. `seek` finds among rows what is sought ([`Sought::over`]).
+    /// `tell` is given rows, and which are about to go with them.
     ///
     /// # Errors
     ///
-    /// What the kernel says; the walk is then over.
+    /// What the kernel says; the walk is then over, and the next one looks for the same.
     pub fn part(
         &mut self,
         (table, old): (&Flows, &Flows),
         now_s: u32,
+        mut seek: impl FnMut(&Sought, &[(FlowKey, Flow)]) -> io::Result<Vec<FlowKey>>,
         mut tell: impl FnMut(&[(FlowKey, Flow)], &[FlowKey]),
     ) -> io::Result<()> {
         let Some(mut walk) = self.walk.take() else { return Ok(()) };
@@ -71,7 +86,10 @@ impl Collector {
         };
         for _batch in 0..BATCHES {
             let rows = table.next(&mut walk)?;
-            let gone = gc::expired(&rows, now_s, look_up)?;
+            let mut gone = gc::expired(&rows, now_s, look_up)?;
+            if !self.sought.is_empty() {
+                gone.add(seek(&self.sought, &rows)?);
+            }
             tell(&rows, &gone.keys);
             let mut failed = table.delete(&gone.keys);
             if is_growing {
@@ -85,6 +103,13 @@ impl Collector {
             self.seen += 2 * u64::try_from(forward.saturating_sub(gone.forward)).unwrap_or(0);
             if walk.is_over() {
                 self.rows = self.seen;
+                let sought = std::mem::take(&mut self.sought);
+                // Rows that moved from the old table to this one may have been passed by.
+                if is_growing {
+                    self.wanted.add(sought);
+                } else if !self.wanted.is_empty() {
+                    self.begin();
+                }
                 return Ok(());
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! Pure; the walk over the table and the deletions are the caller's.
 
+use std::collections::BTreeSet;
+
 use ebpf_common::conntrack::{FORWARD, Flow, FlowKey, idle_limit_s};
 
 /// What is to go.
@@ -11,6 +13,17 @@ pub struct Expired {
     pub keys: Vec<FlowKey>,
     /// How many of the rows that were looked through are forward halves among these.
     pub forward: usize,
+}
+
+impl Expired {
+    /// Adds whole flows, given as both halves of each, the forward one first.
+    pub(super) fn add(&mut self, flows: Vec<FlowKey>) {
+        let known: BTreeSet<FlowKey> = self.keys.iter().copied().collect();
+        for pair in flows.chunks(2).filter(|pair| !known.contains(&pair[0])) {
+            self.keys.extend(pair);
+            self.forward += 1;
+        }
+    }
 }
 
 /// Of some rows, those to delete at `now_s` (seconds of the monotonic clock), with their other halves.

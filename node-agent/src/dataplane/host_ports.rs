@@ -3,6 +3,10 @@
 //! Pure. A pod's ports at one host address are a service of their own: its cluster IPs are that address
 //! or, where a pod names none, all of the node's and loopback's; its only endpoint is the pod. So sets,
 //! order of writes and reports are those of services.
+//!
+//! A Service that has the same port, be it by an address of the node or as its node port, goes before a pod's: so it
+//! is upstream, where the portmap plugin's rules come after kube-proxy's since one pod could take over a Service's
+//! traffic (containernetworking/plugins pull request 269, CVE-2019-9946). The pod is told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,6 +34,13 @@ pub struct Ports {
 #[must_use]
 pub fn is_pods(key: &ObjectKey) -> bool {
     key.name.starts_with(MARK)
+}
+
+/// The pod that a key of [`rows`] stands for; `None` for a service's.
+#[must_use]
+pub fn pod(key: &ObjectKey) -> Option<ObjectKey> {
+    let (name, _at) = key.name.strip_prefix(MARK)?.split_once('@')?;
+    Some(ObjectKey::new(&key.namespace, name))
 }
 
 /// Whether a pod has a port at the node's loopback addresses.
@@ -86,6 +97,8 @@ fn service(ports: &[HostPort], pod: &BTreeSet<IpAddr>, node: &BTreeSet<IpAddr>) 
         kind: ServiceKind::ClusterIp,
         cluster_ips: at.into_iter().collect(),
         ports: ports.iter().map(port).collect(),
+        // The youngest of all: every Service that claims the same has it.
+        created_s: i64::MAX,
         ..ServiceRow::default()
     }
 }
@@ -151,7 +164,9 @@ mod tests {
         let place = Place::default();
         let mut lines = Vec::new();
         for (key, ports) in rows(pods, &node) {
-            assert!(is_pods(&key), "{key}");
+            assert!(
+                is_pods(&key) && pods.iter().any(|one| Some(&one.pod) == super::pod(&key).as_ref())
+            );
             let here = Node { place: &place, answers: None };
             let desired = desired(&ports.row, &ports.slices, here, |_claim| true);
             assert_eq!(desired.problems, Vec::<String>::new());

@@ -18,7 +18,7 @@ use aya::{
 use ebpf_common::{
     addr::Addr,
     config::Config,
-    conntrack::{Flow, FlowKey},
+    conntrack::{Flow, FlowKey, LED_TO},
     device::Device,
     endpoint::{Endpoint, HAS_FLOWS},
     maps as names,
@@ -201,16 +201,15 @@ impl Maps {
         Ok(rows.into_iter().map(|(addr, endpoint)| (addr.ip(), endpoint)).collect())
     }
 
-    /// Programs a pod. What the programs have noted about its flows stays.
+    /// Programs a pod. A row that is replaced has all the flags that programs set, since they may set one
+    /// meanwhile: it costs look-ups only.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub fn put_endpoint(&mut self, address: IpAddr, endpoint: &Endpoint) -> io::Result<()> {
-        let noted = match self.endpoints.get(&Addr::from(address), 0) {
-            Ok(old) => old.flags & HAS_FLOWS,
-            Err(_absent) => 0,
-        };
+        let is_known = self.endpoints.get(&Addr::from(address), 0).is_ok();
+        let noted = if is_known { HAS_FLOWS | LED_TO } else { 0 };
         let endpoint = Endpoint { flags: endpoint.flags | noted, ..*endpoint };
         self.endpoints.insert(Addr::from(address), endpoint, 0).map_err(errno)
     }
@@ -244,13 +243,15 @@ impl Maps {
             .collect()
     }
 
-    /// Programs the far end for a pod CIDR.
+    /// Programs the far end for a pod CIDR. As with a pod, a row that is replaced (or that is part of another
+    /// one) has the flag that programs set.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub fn put_tunnel(&mut self, net: IpNet, far: FarEnd) -> io::Result<()> {
-        let flags = if far.routed { ROUTED } else { 0 };
+        let is_known = self.tunnels.get(&lpm(net), 0).is_ok();
+        let flags = if far.routed { ROUTED } else { 0 } | if is_known { LED_TO } else { 0 };
         let tunnel = Tunnel { node: Addr::from(far.node), flags };
         self.tunnels.insert(&lpm(net), tunnel, 0).map_err(errno)
     }

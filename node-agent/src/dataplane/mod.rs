@@ -29,6 +29,7 @@ mod object;
 pub mod plan;
 mod pods;
 mod room;
+pub mod seek;
 pub mod select;
 pub mod service_maps;
 mod services;

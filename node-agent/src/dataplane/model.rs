@@ -178,12 +178,14 @@ impl Model {
         };
         let local = self.node_local.as_ref().filter(|local| local.service == *key);
         let node = Node { place: &self.place, answers: local.map(|local| local.address) };
-        let owns = |claim: &ServiceKey| self.owners.get(claim) == Some(key);
+        let owns = |claim: &ServiceKey| {
+            self.owners.get(claim) == Some(key) && self.node_port_of(claim, key).is_none()
+        };
         let mut desired = frontends::desired(row, entry.slices.as_slice(), node, owns);
         let rejected = entry.slices.as_slice().iter().flat_map(|slice| &slice.rejected);
         let rejected = rejected.map(|words| format!("EndpointSlice: {words}"));
         desired.problems.extend(row.rejected.iter().map(ToString::to_string).chain(rejected));
-        if !self.losers.is_empty() {
+        if !self.losers.is_empty() || host_ports::is_pods(key) {
             desired.problems.extend(self.lost(key, row));
         }
         if desired.problems.is_empty() {
@@ -226,11 +228,34 @@ impl Model {
     /// Frontends that a service claims and another has.
     fn lost(&self, key: &ObjectKey, row: &ServiceRow) -> Vec<String> {
         let lost = frontends::claims(row).into_iter().filter_map(|claim| {
-            let owner = self.owners.get(&claim).filter(|owner| *owner != key)?;
             let words = status::frontend(&claim);
+            if let Some(owner) = self.node_port_of(&claim, key) {
+                return Some(format!("{words} is the node port of service {owner}, which has it"));
+            }
+            let owner = self.owners.get(&claim).filter(|owner| *owner != key)?;
+            if let Some(pod) = host_ports::pod(owner) {
+                return Some(format!(
+                    "{words} is a host port of pod {pod}, which is first by name"
+                ));
+            }
             Some(format!("{words} belongs to service {owner}, which is older or first by name"))
         });
         lost.collect()
+    }
+
+    /// The service whose node port a pod's port at an address of the node is.
+    fn node_port_of(&self, claim: &ServiceKey, key: &ObjectKey) -> Option<&ObjectKey> {
+        let everywhere = ServiceKey { addr: claim.addr.any(), ..*claim };
+        self.owners.get(&everywhere).filter(|_| host_ports::is_pods(key))
+    }
+
+    /// Pods with a port of the node that is this node port.
+    fn pods_at<'a>(&'a self, node_port: &'a ServiceKey) -> impl Iterator<Item = &'a ObjectKey> {
+        let has = |row: &ServiceRow| {
+            let mut claims = frontends::claims(row).into_iter();
+            claims.any(|claim| ServiceKey { addr: claim.addr.any(), ..claim } == *node_port)
+        };
+        self.with_ports.iter().filter(move |key| self.row(key).is_some_and(|row| has(row)))
     }
 
     fn take_services(
@@ -273,6 +298,9 @@ impl Model {
         }
         let had = old.as_deref().map(frontends::claims).unwrap_or_default();
         let is_same_age = old.map(|old| old.created_s) == self.row(key).map(|row| row.created_s);
+        for claim in had.iter().chain(&claims).filter(|claim| claim.addr == claim.addr.any()) {
+            dirty.extend(self.pods_at(claim).cloned());
+        }
         for claim in had {
             if !is_same_age || claims.binary_search(&claim).is_err() {
                 self.release(claim, key, dirty);

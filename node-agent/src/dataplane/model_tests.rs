@@ -211,3 +211,58 @@ fn ports_of_pods_are_kept_apart_from_services_and_go_with_their_pod() {
     assert_eq!((world.frontends(name), world.frontends("a")), (0, 2));
     assert!(world.model.slices.is_empty(), "nothing is left behind");
 }
+
+#[test]
+fn a_service_goes_before_a_pods_port_of_the_node_and_the_pod_is_told() {
+    let node = BTreeSet::from(["192.0.2.1".parse().unwrap()]);
+    let pod = LocalEndpoint {
+        pod: key("web"),
+        ip: "10.244.1.7".parse().unwrap(),
+        netns_cookie: 0,
+        host_ifindex: 1,
+        host_mac: [0; 6],
+        pod_mac: [0; 6],
+        host_ports: [HostPort {
+            host_ip: None,
+            host_port: 30_080,
+            protocol: Protocol::Tcp,
+            container_port: 80,
+        }]
+        .into(),
+    };
+    let name = "pod:web@*";
+    let mut world = World::new();
+    let rows = host_ports::rows([Arc::new(pod)], &node);
+    world.model.set_host_ports(rows);
+    // At the node's address and at the loopback one.
+    assert_eq!(world.frontends(name), 2);
+    // By a node port, or by an address that is the node's; another one's is nothing to it.
+    world.services.upsert(key("other"), with_ip(service(9, 30_081), "10.96.9.9"));
+    assert_eq!(world.update(), ["other"]);
+    world.services.upsert(key("a"), service(9, 30_080));
+    assert_eq!(world.update(), ["a", name]);
+    assert_eq!((world.frontends(name), world.frontends("a")), (0, 2));
+    assert_eq!(
+        world.model.problems()[&key(name)],
+        [
+            "127.0.0.1:30080/TCP is the node port of service d/a, which has it",
+            "192.0.2.1:30080/TCP is the node port of service d/a, which has it",
+        ]
+    );
+    assert!(!world.model.problems().contains_key(&key("a")));
+    let with_external = ServiceRow {
+        external_ips: vec!["192.0.2.1".parse().unwrap()].into(),
+        ports: vec![ServicePort { port: 30_080, ..service(9, 0).ports[0].clone() }],
+        ..service(9, 0)
+    };
+    world.services.upsert(key("a"), with_external);
+    assert_eq!(world.update(), ["a", name]);
+    assert_eq!((world.frontends(name), world.frontends("a")), (1, 2));
+    let words = &world.model.problems()[&key(name)];
+    assert!(words.len() == 1 && words[0].contains("belongs to service d/a"), "{words:?}");
+    // It gets back what nobody has.
+    world.services.delete(&key("a"));
+    assert_eq!(world.update(), ["a", name]);
+    assert_eq!(world.frontends(name), 2);
+    assert!(!world.model.problems().contains_key(&key(name)));
+}

@@ -281,9 +281,8 @@ impl Observed {
         }
         let frontends = self.plan_frontends(port, service, sets);
         for (key, row) in &frontends {
-            if !prior.frontends.contains(&(*key, *row)) {
-                plan.services.push((*key, *row));
-            }
+            let old = prior.frontends.iter().find(|(old, _)| old == key);
+            plan.put_frontend((*key, *row), old.map(|(_, old)| *old));
         }
         let gone = prior.frontends.iter().map(|(key, _)| *key);
         plan.gone

@@ -12,8 +12,9 @@ use std::{
 use ebpf_common::{addr::Addr, endpoint::Endpoint, netns::Netns};
 
 use super::{
-    apply::{Failures, Runner},
+    apply::{Failures, Runner, now_s},
     load::TcHook,
+    seek::Sought,
 };
 use crate::{model::LocalEndpoint, overlay::chain, sys::socket::netns_cookie, table::Delta};
 
@@ -36,6 +37,7 @@ impl Runner {
         }
         for ip in gone {
             failed.note(ip, self.maps.delete_endpoint(ip));
+            self.collector.seek(Sought::pod(Addr::from(ip), now_s()));
             let from_map = old.get(&ip).map(|endpoint| endpoint.ifindex);
             if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map)
                 && !self.attached.pods.values().any(|other| *other == ifindex)

@@ -106,6 +106,15 @@ impl ServiceMaps {
         })
     }
 
+    /// The row of a frontend.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading.
+    pub fn frontend(&self, key: &ServiceKey) -> io::Result<Option<Service>> {
+        self.services.row(key)
+    }
+
     /// How full the maps are that grow: rows, and rows for which there is room.
     ///
     /// # Errors

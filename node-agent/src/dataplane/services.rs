@@ -20,11 +20,17 @@ use super::{
     host_ports,
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
+    seek::Sought,
     select::Place,
     service_maps::ServiceMaps,
     status::{self, ServiceReport},
 };
-use crate::{model::ObjectKey, overlay::chain, sys::memory};
+use crate::{
+    model::{LocalEndpoint, ObjectKey},
+    overlay::chain,
+    sys::memory,
+    table::Table,
+};
 
 /// A round that looks through more services or writes more rows than this took megabytes that are not needed again.
 const GIVE_BACK: usize = 10_000;
@@ -80,6 +86,10 @@ pub(super) struct Services {
     pub(super) full: BTreeMap<&'static str, u64>,
     /// Rows were written since somebody last asked how full the maps are.
     pub(super) has_written: bool,
+    /// Flows by frontends that were withdrawn since somebody last asked.
+    pub(super) withdrawn: Sought,
+    /// Up to where the pods' ports of the node are followed, and at which addresses.
+    ports: Option<(u64, BTreeSet<IpAddr>)>,
 }
 
 impl Services {
@@ -96,6 +106,8 @@ impl Services {
             checks: Checks::new(),
             full: BTreeMap::new(),
             has_written: true,
+            withdrawn: Sought::default(),
+            ports: None,
         }
     }
 
@@ -125,9 +137,7 @@ impl Services {
         let slices = tables.slices.changes_since(self.settled.slices);
         (self.settled.services, self.settled.slices) = (services.revision, slices.revision);
         let mut dirty = self.model.set_place(here.place);
-        let pods = tables.endpoints.changes_since(0).upserts;
-        let ports = host_ports::rows(pods.iter().map(|(_, pod)| pod), here.addresses);
-        dirty.extend(self.model.set_host_ports(ports));
+        dirty.extend(self.follow_ports(&tables.endpoints, here.addresses));
         dirty.extend(self.model.update(services, slices));
         let is_idle = dirty.is_empty() && self.observed.is_some();
         if is_idle && (self.is_swept || !is_synced) {
@@ -142,6 +152,27 @@ impl Services {
         }
         self.tell(is_synced && outcome.is_ok());
         outcome
+    }
+
+    /// Takes over the pods' ports of the node where pods or addresses have changed.
+    fn follow_ports(
+        &mut self,
+        pods: &Table<IpAddr, LocalEndpoint>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> BTreeSet<ObjectKey> {
+        let delta = match &self.ports {
+            Some((revision, known)) if known == addresses => {
+                let delta = pods.changes_since(*revision);
+                if delta.revision == *revision {
+                    return BTreeSet::new();
+                }
+                delta
+            }
+            _ => pods.changes_since(0),
+        };
+        self.ports = Some((delta.revision, addresses.clone()));
+        let all = if delta.full { delta.upserts } else { pods.changes_since(0).upserts };
+        self.model.set_host_ports(host_ports::rows(all.iter().map(|(_, pod)| pod), addresses))
     }
 
     fn write(
@@ -179,10 +210,7 @@ impl Services {
                 self.left.insert(key.clone());
             }
         }
-        if is_synced && !self.is_swept {
-            observed.sweep(&mut plan);
-            self.is_swept = true;
-        }
+        self.sweep(is_synced, &mut observed, &mut plan);
         let touched = dirty.len();
         drop(dirty);
         batches.extend(plan.into_batches());
@@ -210,6 +238,19 @@ impl Services {
         words.extend(not_programmed(&observed, &self.missing));
         self.hoped = Some(observed);
         Err(words.join("; "))
+    }
+
+    /// Plans the end of what nobody has any more, once, and notes whose flows end with it.
+    fn sweep(&mut self, is_synced: bool, observed: &mut Observed, plan: &mut Plan) {
+        if is_synced && !self.is_swept {
+            observed.sweep(plan);
+            if !self.settled.is_whole {
+                self.withdrawn.add(Sought::any_port());
+            }
+            self.is_swept = true;
+        }
+        self.withdrawn.add(Sought::frontends(&plan.gone.services));
+        self.withdrawn.add(Sought::frontends(&plan.moved));
     }
 
     /// What an earlier boot knew of endpoints is nothing to send clients here for.

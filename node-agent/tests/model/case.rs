@@ -15,7 +15,7 @@ use super::{
     random,
     reference::Reference,
     rig::{Answered, Outcome, Rig, hex},
-    step::{Error, Hook, Message, Step, again, hook, pieces, told},
+    step::{Error, Hook, Message, Step, again, direct, hook, pieces, told},
     tracing,
     world::{ROUTER, World, ip},
 };
@@ -244,6 +244,12 @@ impl Bench<'_> {
                 let of_outside = flows.nth(*flow, |kind| *outside && kind.is_outside());
                 if let Some(flow) = of_outside.or_else(|| flows.nth(*flow, |_kind| true)) {
                     let (hook, frame) = again(&self.reference.world, &flow, *direction, *flags);
+                    self.send(hook, &Message::Plain(frame))?;
+                }
+            }
+            Step::Direct { flow, flags } => {
+                if let Some(flow) = self.reference.flows.nth(*flow, |_kind| true) {
+                    let (hook, frame) = direct(&self.reference.world, &flow, *flags);
                     self.send(hook, &Message::Plain(frame))?;
                 }
             }

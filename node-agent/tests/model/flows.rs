@@ -52,8 +52,10 @@ pub(crate) enum Kind {
     Service(SetId, From, u32),
     /// A pod speaks to the outside under the node's address.
     Masquerade,
-    /// A connection of the node gave way to a pod's that has its port.
+    /// A connection of the node gave way to a flow that has its port.
     Evaded,
+    /// The same of another's connection, which goes on without the node's stack.
+    GaveWay,
 }
 
 impl Kind {

@@ -163,7 +163,8 @@ pub(crate) fn step(random: &mut Random, world: &World) -> Step {
             let (hook, frame) = plain(random, world);
             Step::Pieces(hook, frame)
         }
-        43..70 => {
+        43..46 => Step::Direct { flow: random.below(1_000), flags: random.pick(&[SYN, SYN, ACK]) },
+        46..70 => {
             let flags = random.pick(&[SYN, ACK, ACK, ACK, SYN | ACK, FIN | ACK, RST]);
             let outside = random.once_in(3);
             Step::Again { flow: random.below(1_000), outside, direction, flags }

@@ -86,6 +86,9 @@ impl Reference {
             Followed::Known(frame, way) => return Ruling::Sent(frame, way),
             Followed::Nothing => {}
         }
+        if let Some(ruling) = self.meet(hook, message, &frame) {
+            return ruling;
+        }
         match hook {
             Hook::FromPod => self.sent_by_pod(message, &frame),
             Hook::FromUnderlay => self.sent_by_underlay(message, &frame),
@@ -235,6 +238,42 @@ impl Reference {
         Followed::Known(told.frame(), Way::of(&flow, direction))
     }
 
+    /// What is sent to a pod or to another node as it is may have the ports of a flow, which would take its
+    /// answers: it gives way, or what is over is ended.
+    fn meet(&mut self, hook: Hook, message: &Message, frame: &Frame) -> Option<Ruling> {
+        let to = frame.dst.0;
+        let (kind, way) = match hook {
+            Hook::ToPod { own: true } | Hook::ToOverlay { own: true } => (Kind::Evaded, Way::Stack),
+            Hook::FromPod if is_elsewhere(&to) => (Kind::GaveWay, Way::Out),
+            // XDP may have translated it, and it would meet its own flow.
+            Hook::FromUnderlay if self.world.xdp => return None,
+            Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => {
+                (Kind::GaveWay, Way::Pod(World::pod(&to)?))
+            }
+            Hook::FromHost | Hook::ToPod { .. } | Hook::ToUnderlay { .. } => return None,
+            Hook::ToOverlay { .. } => return None,
+        };
+        let is_whole = frame.fragment.is_none();
+        let may_begin = match frame.proto {
+            UDP => has_transport(frame),
+            TCP => is_syn(frame) && is_whole,
+            // All of ours are INITs.
+            SCTP => is_whole,
+            _ => false,
+        };
+        let (number, flow, direction) = self.flows.find(&Tuple::of(frame).reversed())?;
+        let is_plain = matches!(message, Message::Plain(_));
+        if !is_plain || !may_begin || direction == Direction::Forward {
+            return None;
+        }
+        if frame.proto == SCTP || (frame.proto == TCP && flow.life.is_closing()) {
+            self.flows.remove(number);
+            return None;
+        }
+        let (from, port) = (frame.src.0, SourcePort::Own);
+        Some(Ruling::Opens(vec![Offer { kind, to: frame.dst, from, port, way }]))
+    }
+
     fn sent_by_pod(&self, message: &Message, frame: &Frame) -> Ruling {
         let to = frame.dst.0;
         if let Some(pod) = World::pod(&to) {
@@ -291,6 +330,7 @@ impl Reference {
         let met = self.flows.find(&tuple.reversed());
         let is_met = met.is_some_and(|(_, flow, direction)| match flow.kind {
             Kind::Masquerade | Kind::Evaded => true,
+            Kind::GaveWay => false,
             // Those too that ask a service outside under the node's address.
             Kind::Service(..) => {
                 let backend = flow.sent.dst.0;

@@ -157,6 +157,9 @@ impl Rig {
         for (node, pods) in FAR_NETS.iter().enumerate() {
             for v6 in [false, true] {
                 let far = FarEnd { node: ip(FAR_NODES[node], v6), routed: world.routed[node] };
+                // A row that is replaced has the flag that flows lead there: what may meet one is looked up.
+                self.maps.put_tunnel(pods[usize::from(v6)], far).unwrap();
+                self.maps.put_tunnel(far.node.into(), far).unwrap();
                 self.maps.put_tunnel(pods[usize::from(v6)], far).unwrap();
                 self.maps.put_tunnel(far.node.into(), far).unwrap();
             }

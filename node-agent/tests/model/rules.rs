@@ -71,14 +71,23 @@ pub(crate) enum Found {
 
 /// Looks a destination up; `outside` says that the client is not in the cluster.
 pub(crate) fn find(world: &World, to: End, proto: u8, outside: bool) -> Found {
-    // A pod's port goes before the services' at the same addresses.
-    let pods = host_port(world, to, proto, &NODE);
-    let services = || world.services.iter().find_map(|service| at(service, to, proto, outside));
-    match pods.or_else(services) {
+    // Services go before pods' ports at the same addresses.
+    let services = world.services.iter().find_map(|service| at(service, to, proto, outside));
+    let pods = || host_port(world, to, proto, &NODE).filter(|_| !is_claimed(world, to, proto));
+    match services.or_else(pods) {
         Some(frontend) => Found::Frontend(frontend),
         None if World::is_service_address(&to.0) => Found::Nobody,
         None => Found::Nothing,
     }
+}
+
+/// Whether a service has an address and a port, served or not.
+fn is_claimed(world: &World, to: End, proto: u8) -> bool {
+    let mut services = world.services.iter().filter(|service| service.has(to.0.is_ipv6()));
+    services.any(|service| {
+        let mut ports = service.ports.iter().filter(|port| port.proto == proto);
+        ports.any(|port| reach(service, port, to).is_some())
+    })
 }
 
 /// The pod behind a port at one of these addresses.
@@ -158,15 +167,13 @@ fn reach(service: &Service, port: &Port, (addr, number): End) -> Option<Reach> {
 
 /// A pod's port or a node port asked for at a loopback address.
 pub(crate) fn at_loopback(world: &World, to: End, proto: u8) -> Option<Frontend> {
-    if let Some(pods) = host_port(world, to, proto, &[LOOPBACK]) {
-        return Some(pods);
-    }
     let node = (ip(NODE[0], to.0.is_ipv6()), to.1);
     let is_node_port = (NODE_PORTS.0..=NODE_PORTS.1).contains(&to.1);
-    if !world.loopback_ports || !is_node_port || !is(LOOPBACK, &to.0) {
-        return None;
+    let service = world.services.iter().find_map(|service| at(service, node, proto, false));
+    match service.filter(|_| is_node_port) {
+        Some(frontend) => (world.loopback_ports && is(LOOPBACK, &to.0)).then_some(frontend),
+        None => host_port(world, to, proto, &[LOOPBACK]),
     }
-    world.services.iter().find_map(|service| at(service, node, proto, false))
 }
 
 /// The backends of a set while its port is there.

@@ -7,7 +7,7 @@ use super::{
     flows::{Direction, Flow, From, Kind, Tuple},
     frame::{ACK, Frame, ICMP, ICMPV6, TCP, UDP},
     loaded::UPLINK_MAC,
-    world::{Endpoint, HostPort, Service, World},
+    world::{Endpoint, GATEWAY, HostPort, Service, World, is},
 };
 
 /// Where a packet meets a program.
@@ -114,6 +114,11 @@ pub(crate) enum Step {
         direction: Direction,
         flags: u8,
     },
+    /// Who asks in a known flow sends to who answers as if it knew, with the flow's ports.
+    Direct {
+        flow: usize,
+        flags: u8,
+    },
     /// An error about a packet of a known flow that went in this direction.
     Tell {
         flow: usize,
@@ -145,6 +150,12 @@ pub(crate) fn again(world: &World, flow: &Flow, direction: Direction, flags: u8)
     (hook(world, flow, direction), frame)
 }
 
+/// A packet as its client's packets are sent on, but from the client itself.
+pub(crate) fn direct(world: &World, flow: &Flow, flags: u8) -> (Hook, Frame) {
+    let direct = Flow { asked: flow.sent, kind: Kind::GaveWay, ..*flow };
+    again(world, &direct, Direction::Forward, flags)
+}
+
 /// Where packets of a flow meet a program.
 pub(crate) fn hook(world: &World, flow: &Flow, direction: Direction) -> Hook {
     let from_host = matches!(flow.kind, Kind::Service(_, From::Host, _));
@@ -157,7 +168,7 @@ pub(crate) fn hook(world: &World, flow: &Flow, direction: Direction) -> Hook {
         Hook::FromPod
     } else if from_host && (direction == Direction::Forward || World::is_node(&sender)) {
         Hook::FromHost
-    } else if World::is_node(&sender) {
+    } else if World::is_node(&sender) || is(GATEWAY, &sender) {
         let far = World::far_node_of_pod(&receiver);
         match far {
             _ if World::pod(&receiver).is_some() => Hook::ToPod { own: true },

@@ -30,7 +30,7 @@ impl Way {
                 Self::Host
             }
             (Kind::Service(..), Direction::Forward) if World::is_node(&to) => Self::Stack,
-            (Kind::Service(..) | Kind::Masquerade, _) => Self::to(&to),
+            (Kind::Service(..) | Kind::Masquerade | Kind::GaveWay, _) => Self::to(&to),
         }
     }
 

@@ -16,17 +16,10 @@ mod tests {
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, to_host,
-            with_kernel,
+            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, port_of,
+            to_host, with_kernel,
         },
     };
-
-    /// The port or identifier under which the second newest flow's packets leave.
-    fn port_of(out: &[u8], frame: &Frame) -> u16 {
-        let ip = if frame.src.0.is_ipv4() { 20 } else { 40 };
-        let at = 14 + ip + if frame.flags == 8 || frame.flags == 128 { 4 } else { 0 };
-        u16::from_be_bytes([out[at], out[at + 1]])
-    }
 
     #[test]
     fn a_pod_asks_outside_under_the_nodes_address_and_its_own_port() {

@@ -56,11 +56,21 @@ impl Cluster {
             };
             cluster.nodes.upsert(ObjectKey::new("", &name(number)), row);
         }
+        cluster.set_node_port(NODE_PORT);
+        cluster.nodes.mark_synced();
+        cluster.services.mark_synced();
+        cluster.set_backends(&[]);
+        cluster.slices.mark_synced();
+        cluster
+    }
+
+    /// Gives the service this node port; 0 takes it away.
+    pub(crate) fn set_node_port(&self, node_port: u16) {
         let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| ServicePort {
             name: format!("{protocol:?}").into(),
             protocol,
             port: SERVICE.1,
-            node_port: NODE_PORT,
+            node_port,
         });
         let row = ServiceRow {
             kind: ServiceKind::NodePort,
@@ -68,12 +78,7 @@ impl Cluster {
             ports: ports.to_vec(),
             ..ServiceRow::default()
         };
-        cluster.services.upsert(ObjectKey::new("default", "web"), row);
-        cluster.nodes.mark_synced();
-        cluster.services.mark_synced();
-        cluster.set_backends(&[]);
-        cluster.slices.mark_synced();
-        cluster
+        self.services.upsert(ObjectKey::new("default", "web"), row);
     }
 
     pub(crate) fn with_backends(node_ips: NodeIps, pods: &[Ipv4Addr]) -> Self {

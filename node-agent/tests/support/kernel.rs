@@ -435,6 +435,13 @@ pub(crate) fn any(of: &str) -> &'static str {
     if of.contains(':') { "::" } else { "0.0.0.0" }
 }
 
+/// The source port of a packet without extensions that was this frame, or an echo's identifier.
+pub(crate) fn port_of(out: &[u8], frame: &Frame) -> u16 {
+    let ip = if frame.src.0.is_ipv4() { 20 } else { 40 };
+    let at = 14 + ip + if frame.flags == 8 || frame.flags == 128 { 4 } else { 0 };
+    u16::from_be_bytes([out[at], out[at + 1]])
+}
+
 /// The frame sent on to another destination.
 pub(crate) fn redirected(frame: &Frame, to: End<'_>) -> Frame {
     Frame { dst: (to.0.parse().unwrap(), to.1), ..frame.clone() }
