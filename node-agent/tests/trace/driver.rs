@@ -140,8 +140,9 @@ mod tests {
         assert_eq!(programs(&hops), ["xdp_entry"], "{hops:#?}");
         let up = format!("under0 ({})", world.uplink);
         assert_eq!(hops[0]["place"], format!("a packet at {up}, before the stack"));
+        let takes = format!("{up} takes frames from XDP");
         let sentences = [
-            &format!("{up} takes frames from XDP")[..],
+            takes.as_str(),
             "no flow TCP 192.0.2.9:32768 to 192.0.2.1:30082 is known",
             "slot 0 of set ",
             "10.244.2.7 is reached by node 192.0.2.2 through the tunnel",
