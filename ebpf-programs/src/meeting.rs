@@ -36,6 +36,10 @@ pub fn give_way(
     if flags & LED_TO == 0 || !may_meet(packet) || !apart::is_met(packet) {
         return Step::Unknown;
     }
+    if way & OWN == OWN {
+        // `tc_to_overlay` has no room for a frame more below it (512 bytes of stack in all).
+        return evade(ctx, packet, flow, way);
+    }
     apart::evade(ctx, packet, flow, way)
 }
 

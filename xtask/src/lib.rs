@@ -7,6 +7,7 @@
 )]
 
 pub mod bench;
+mod bpf_object;
 pub mod build_ebpf;
 pub mod ci;
 pub mod cluster;
