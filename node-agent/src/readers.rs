@@ -100,9 +100,10 @@ impl Readers {
         let look = self.look.clone();
         let read = move || io::Result::Ok((look.drops()?, look.fill()?));
         let (drops, fill) = tokio::task::spawn_blocking(read).await??;
-        let told = self.report().await.map(|report| (report.programs(), report.full));
-        let (programs, full) = told.unwrap_or_default();
-        Ok(Metrics { drops, fill, full, programs, ..Metrics::default() }.text())
+        let told =
+            self.report().await.map(|report| (report.programs(), report.full, report.rounds));
+        let (programs, full, rounds) = told.unwrap_or_default();
+        Ok(Metrics { drops, fill, full, programs, rounds }.text())
     }
 
     async fn conntrack(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {

@@ -399,6 +399,7 @@ impl Runner {
             unsupported: status::unsupported(&self.services.model),
             problems: self.problems(),
             full: self.full(),
+            rounds: self.services.rounds,
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure: values in, text out.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use ebpf_common::verdict::DropReason;
 
@@ -21,7 +21,7 @@ pub struct Metrics {
     pub rounds: Rounds,
 }
 
-/// How long writing takes from a change in the tables to the last row.
+/// How long writing services takes, from when their changes are taken up to the last row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rounds {
     pub count: u64,
@@ -71,6 +71,14 @@ impl Metrics {
 }
 
 impl Rounds {
+    /// Adds a round that took so long, and whether all is written.
+    pub fn add(&mut self, took: Duration, is_whole: bool) {
+        self.count += 1;
+        self.failed += u64::from(!is_whole);
+        self.last_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.total_us = self.total_us.saturating_add(self.last_us);
+    }
+
     fn text(&self, out: &mut String) {
         #[expect(
             clippy::cast_precision_loss,
@@ -79,7 +87,12 @@ impl Rounds {
         )]
         let seconds = |us: u64| us as f64 / 1e6;
         let name = "dataplane_programming_seconds";
-        head(out, name, "summary", "Time from a change to the last row written.");
+        head(
+            out,
+            name,
+            "summary",
+            "Time from when changes of services are taken up to the last row written.",
+        );
         sample(out, "dataplane_programming_seconds_sum", &[], &seconds(self.total_us));
         sample(out, "dataplane_programming_seconds_count", &[], &self.count);
         let name = "dataplane_programming_last_seconds";
@@ -114,12 +127,15 @@ mod tests {
 
     #[test]
     fn a_scrape_names_reasons_maps_programs_and_times() {
+        let mut rounds = Rounds::default();
+        rounds.add(Duration::from_millis(2499), true);
+        rounds.add(Duration::from_millis(1), false);
         let metrics = Metrics {
             drops: vec![(DropReason::NoBackend, 3)],
             fill: vec![Fill { map: "CONNTRACK", rows: 8, max: 131_072 }],
             full: vec![Full { map: "SERVICES", max: 8, most: 8, missing: 3 }],
             programs: vec![("socket", "a \"b\"".to_owned())],
-            rounds: Rounds { count: 2, failed: 1, total_us: 2_500_000, last_us: 1_000 },
+            rounds,
         };
         let text = metrics.text();
         for line in [

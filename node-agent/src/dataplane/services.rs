@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Instant,
 };
 
 use ebpf_common::service::ServiceKey;
@@ -18,6 +19,7 @@ use super::{
     Tables,
     health::Checks,
     host_ports,
+    metrics::Rounds,
     model::{Model, NodeLocalService, Problems},
     plan::{Observed, Plan},
     seek::Sought,
@@ -86,6 +88,8 @@ pub(super) struct Services {
     pub(super) full: BTreeMap<&'static str, u64>,
     /// Rows were written since somebody last asked how full the maps are.
     pub(super) has_written: bool,
+    /// How long writing took so far.
+    pub(super) rounds: Rounds,
     /// Flows by frontends that were withdrawn since somebody last asked.
     pub(super) withdrawn: Sought,
     /// Up to where the pods' ports of the node are followed, and at which addresses.
@@ -106,6 +110,7 @@ impl Services {
             checks: Checks::new(),
             full: BTreeMap::new(),
             has_written: true,
+            rounds: Rounds::default(),
             withdrawn: Sought::default(),
             ports: None,
         }
@@ -129,6 +134,7 @@ impl Services {
         here: Here<'_>,
         maps: &ServiceMaps,
     ) -> Result<(), String> {
+        let began = Instant::now();
         // A service without its slices would lose its backends, so both must be complete.
         let is_synced = tables.services.is_synced()
             && tables.slices.is_synced()
@@ -147,6 +153,7 @@ impl Services {
             return Ok(());
         }
         let outcome = self.write(is_synced, dirty, maps);
+        self.rounds.add(began.elapsed(), outcome.is_ok());
         if is_synced {
             self.tell_checks();
         }

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::{
     load::TcPath,
+    metrics::Rounds,
     model::Model,
     plan::Observed,
     xdp::{self, XdpPath},
@@ -56,6 +57,8 @@ pub struct Report {
     pub full: Vec<Full>,
     /// Services whose backends clients outside do not get alike on every node.
     pub by_chance: Vec<ObjectKey>,
+    /// How long writing services took so far.
+    pub rounds: Rounds,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
 }
@@ -394,6 +397,7 @@ mod tests {
             drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],
             unsupported: vec![(ObjectKey::new("a", "b"), vec!["spec.sessionAffinity".into()])],
             problems: vec![(ObjectKey::new("a", "c"), vec!["spec.ports[0]: bad".into()])],
+            rounds: Rounds::default(),
             full: vec![
                 Full { map: names::SERVICES, max: 65_536, most: 65_536, missing: 12 },
                 Full { map: names::CONNTRACK, max: 64, most: 128, missing: 3 },

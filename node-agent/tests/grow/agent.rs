@@ -252,13 +252,16 @@ fn scenario(tc: Option<TcPath>) {
     cluster.sync();
     let pins = node.bpf.join("orlop");
     let mut agent = start_on_small_maps(&node, &cluster, &pins, tc);
-    agent.wait_for("one service", |report| report.frontends == 1 && report.trouble.is_empty());
+    let before =
+        agent.wait_for("one service", |report| report.frontends == 1 && report.trouble.is_empty());
 
     // Services for which there is no room make some.
     let mut open: Vec<TcpStream> = (0..20).map(|_| client.run(connect)).collect();
     (2..=20).for_each(|number| cluster.add_service(number));
     let report = agent.wait_for("all services", |report| report.frontends == 20);
     assert!(report.full.is_empty() && report.trouble.is_empty(), "{}", report.status_text());
+    let (rounds, before) = (report.rounds, before.rounds);
+    assert!(rounds.count > before.count && rounds.total_us > before.total_us, "{rounds:?}");
     open.iter_mut().for_each(ask);
     let [_, _, services, backends] = pinned(&node, &pins);
     assert!(services >= 32 && backends >= 32, "{services} {backends}");
