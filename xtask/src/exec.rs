@@ -1,6 +1,7 @@
 //! Runs other programs. An error names the program, its arguments and the end of what it said.
 
 use std::{
+    env,
     ffi::OsStr,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -12,14 +13,26 @@ use anyhow::{Context as _, Result, bail};
 /// Lines of a failed program's output that are repeated in the error.
 const TAIL_LINES: usize = 15;
 
-/// A program with its arguments; the usual way to start a call.
+/// A program with its arguments; the usual way to start a call. It does not see what `cargo run` says of this
+/// program's package: a build that does begins anew (the build script of `ring` asks for these), and once more
+/// when cargo is called by hand.
 pub(crate) fn cmd<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = S>,
 ) -> Command {
     let mut command = Command::new(program);
     command.args(args);
+    for (name, _) in env::vars_os().filter(|(name, _)| is_of_package(name)) {
+        command.env_remove(name);
+    }
     command
+}
+
+/// Whether `cargo run` sets this variable for what it runs, and only then.
+fn is_of_package(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let set = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_NAME", "CARGO_CRATE_NAME"];
+    set.iter().any(|set| name.starts_with(set))
 }
 
 /// Runs to the end with output shown as it comes.
@@ -92,8 +105,8 @@ pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
 
 /// Where `program` lies in `PATH` or the system folders that a user's `PATH` often lacks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
@@ -130,6 +143,16 @@ mod tests {
         assert_eq!(tail("a\nb\nc", 2), "b\nc");
         assert_eq!(tail("a", 5), "a");
         assert_eq!(tail("", 5), "");
+    }
+
+    #[test]
+    fn a_program_does_not_see_this_package_and_does_see_the_rest() {
+        // The test runner sets the package's variables, as `cargo run` does.
+        assert!(env::var_os("CARGO_PKG_NAME").is_some());
+        let seen = output(&mut cmd("env", [""; 0])).unwrap();
+        let has = |name: &str| seen.lines().any(|line| line.starts_with(name));
+        assert!(!has("CARGO_PKG_") && !has("CARGO_MANIFEST_DIR="), "{seen}");
+        assert!(has("PATH=") && has("CARGO="), "{seen}");
     }
 
     #[test]

@@ -211,15 +211,9 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
             .push("kernel-level tests in VMs: not root, which mmdebstrap needs".to_owned());
         return Ok(());
     }
-    // As the tests on this machine were built, if they were.
-    let packages: &[&str] = match wish.kinds() {
-        Kinds::Vm | Kinds::Matrix => &["--workspace"],
-        Kinds::Possible | Kinds::Host | Kinds::Clusters | Kinds::All => &["--workspace"],
-    };
-    let programs = kernel_tests::build(paths, packages)?;
-    let series = wish.kernels(&kernel_tests::SERIES);
-    let ran = kernel_tests::run_all(paths, &series, &programs, wish.filter.as_deref());
-    for (ran, series) in ran.into_iter().zip(&series) {
+    let programs = kernel_tests::build(paths)?;
+    for series in wish.kernels(&kernel_tests::SERIES) {
+        let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref());
         report.passed += ran.passed;
         report.failed += ran.failed;
         report.skipped.extend(ran.skipped.iter().map(|what| format!("on kernel {series}: {what}")));

@@ -7,9 +7,7 @@ mod progress;
 use std::{
     fs,
     io::{self, Seek as _, SeekFrom},
-    panic::resume_unwind,
     path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -69,12 +67,13 @@ pub(crate) struct Programs {
     libraries: Vec<PathBuf>,
 }
 
-/// Builds the kernel-level tests: every file in `node-agent/tests`. Features depend on the `packages` that are
-/// built together: with those of an earlier call nothing is built twice.
-pub(crate) fn build(paths: &Paths, packages: &[&str]) -> Result<Programs> {
+/// Builds the kernel-level tests: every file in `node-agent/tests`. With the whole workspace, as the tests on this
+/// machine are built: features depend on what is built together, and nothing is built twice.
+pub(crate) fn build(paths: &Paths) -> Result<Programs> {
     step("build the kernel-level test programs");
-    let mut cargo = cmd("cargo", ["test", "--locked", "--no-run", "--quiet", "--test", "*"]);
-    cargo.args(packages).arg("--message-format=json-render-diagnostics").current_dir(&paths.root);
+    let tests = ["test", "--locked", "--no-run", "--quiet", "--workspace", "--test", "*"];
+    let mut cargo = cmd("cargo", tests);
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(&paths.root);
     let said = stdout(&mut cargo)?;
     let mut programs = from_messages(&said, &paths.root.join("node-agent/Cargo.toml"))?;
     let files = programs.tests.iter().map(|(_, file)| file).chain(&programs.beside);
@@ -119,46 +118,56 @@ fn libraries(programs: &[&PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Boots each of `series`, runs the programs' tests whose name contains `filter`, shows what they say as it
-/// comes, and ends each with a line of numbers. The VMs run beside each other: tests wait, and one VM leaves much
-/// of two processors idle.
-pub(crate) fn run_all(
+/// Boots `series`, runs the programs' tests whose name contains `filter`, shows what they say as it comes,
+/// and ends with a line of numbers.
+pub(crate) fn run(paths: &Paths, series: &str, programs: &Programs, filter: Option<&str>) -> Ran {
+    // The helpers that make kernels' files lay them below the cluster's folder.
+    let own = Paths { cluster: paths.root.join(".orlop/kernel-tests"), ..paths.clone() };
+    let began = Instant::now();
+    let mut progress = Progress::default();
+    let ended = in_vm(&own, series, programs, filter, &mut progress);
+    let name = ended.as_deref().unwrap_or("not booted").to_owned();
+    let mut ran = Ran {
+        passed: progress.passed,
+        failed: progress.failed,
+        skipped: progress.skipped.clone(),
+        error: None,
+    };
+    ran.error = match (ended, progress.failed) {
+        (Err(error), _) => {
+            ran.failed = ran.failed.max(1);
+            Some(error.context(format!("tests on kernel {series}")))
+        }
+        (Ok(_), 0) => None,
+        (Ok(_), _) => Some(anyhow!("on kernel {series} failed: {}", progress.failures.join(", "))),
+    };
+    println!(
+        "kernel {series} ({name}): {} passed, {} failed, {} said that they skip, in {} s",
+        ran.passed,
+        ran.failed,
+        ran.skipped.len(),
+        began.elapsed().as_secs()
+    );
+    let cleaned = Cluster::end(&own).and_then(|_| {
+        if ran.error.is_some() {
+            keep_console(&own, series)?
+        }
+        down::remove(&own)
+    });
+    if let (Err(error), None) = (cleaned, &ran.error) {
+        ran.error = Some(error);
+    }
+    ran
+}
+
+/// The kernel's full name, when all programs ran to their end.
+fn in_vm(
     paths: &Paths,
-    series: &[String],
+    series: &str,
     programs: &Programs,
     filter: Option<&str>,
-) -> Vec<Ran> {
-    // One after the other, as what they need is made once and kept.
-    let made: Vec<_> = series
-        .iter()
-        .map(|series| {
-            // The helpers that make kernels' files lay them below the cluster's folder.
-            let folder = paths.root.join(".orlop/kernel-tests").join(series);
-            let own = Paths { cluster: folder, ..paths.clone() };
-            let machine = make(&own, series, programs, filter);
-            (own, series, machine)
-        })
-        .collect();
-    thread::scope(|scope| {
-        let runs: Vec<_> = made
-            .into_iter()
-            .map(|(own, series, machine)| scope.spawn(move || run(&own, series, machine)))
-            .collect();
-        runs.into_iter()
-            .map(|run| run.join().unwrap_or_else(|cause| resume_unwind(cause)))
-            .collect()
-    })
-}
-
-/// A VM of one kernel that can be booted.
-#[derive(Debug)]
-struct Machine {
-    /// The kernel's full name.
-    name: String,
-    spec: vm::Spec,
-}
-
-fn make(paths: &Paths, series: &str, programs: &Programs, filter: Option<&str>) -> Result<Machine> {
+    progress: &mut Progress,
+) -> Result<String> {
     setup::ensure(paths, &[Need::Vm, Need::Packages, Need::Debian])?;
     Cluster::end(paths)?;
     down::remove(paths)?;
@@ -182,63 +191,19 @@ fn make(paths: &Paths, series: &str, programs: &Programs, filter: Option<&str>) 
         accel,
         nics: Vec::new(),
     };
-    Ok(Machine { name: kernel.name, spec })
-}
-
-fn run(paths: &Paths, series: &str, machine: Result<Machine>) -> Ran {
-    let began = Instant::now();
-    let mut progress = Progress::default();
-    let name = machine.as_ref().map_or("not booted", |machine| &machine.name).to_owned();
-    let ended = machine.and_then(|machine| boot(paths, series, &machine, &mut progress));
-    let mut ran = Ran {
-        passed: progress.passed,
-        failed: progress.failed,
-        skipped: progress.skipped.clone(),
-        error: None,
-    };
-    ran.error = match (ended, progress.failed) {
-        (Err(error), _) => {
-            ran.failed = ran.failed.max(1);
-            Some(error.context(format!("tests on kernel {series}")))
-        }
-        (Ok(()), 0) => None,
-        (Ok(()), _) => Some(anyhow!("on kernel {series} failed: {}", progress.failures.join(", "))),
-    };
-    println!(
-        "kernel {series} ({name}): {} passed, {} failed, {} said that they skip, in {} s",
-        ran.passed,
-        ran.failed,
-        ran.skipped.len(),
-        began.elapsed().as_secs()
-    );
-    let cleaned = Cluster::end(paths).and_then(|_| {
-        if ran.error.is_some() {
-            keep_console(paths, series)?;
-        }
-        down::remove(paths)
-    });
-    if let (Err(error), None) = (cleaned, &ran.error) {
-        ran.error = Some(error);
-    }
-    ran
-}
-
-/// Boots the VM and follows its tests to their end.
-fn boot(paths: &Paths, series: &str, machine: &Machine, progress: &mut Progress) -> Result<()> {
-    step(&format!("tests on kernel {series}: boot {}", machine.name));
+    step(&format!("tests on kernel {series}: boot {}", kernel.name));
     for boot in 1..=BOOTS {
         *progress = Progress::default();
-        let has_begun = boot_once(paths, series, &machine.spec, progress)?;
+        let has_begun = boot_once(paths, series, &spec, progress)?;
         if progress.done {
-            return Ok(());
+            return Ok(kernel.name);
         }
         if has_begun {
             break;
         }
         println!("boot {boot} of {BOOTS} of kernel {series} ended before any test began");
     }
-    let tail = vm::console_tail(&machine.spec.dir);
-    bail!("the VM ended before its tests; the end of its console:\n{tail}")
+    bail!("the VM ended before its tests; the end of its console:\n{}", vm::console_tail(&spec.dir))
 }
 
 /// Runs the VM to its end; whether a test program began.
@@ -281,7 +246,7 @@ fn follow(console: &Path, process: &vm::Process, mut see: impl FnMut(&str)) -> R
         if Instant::now() > limit {
             bail!("no end within {} s", KERNEL_LIMIT.as_secs());
         }
-        thread::sleep(LOOK);
+        std::thread::sleep(LOOK);
     }
 }
 
