@@ -13,12 +13,6 @@ mod containerd;
 #[cfg(test)]
 #[path = "support/cri.rs"]
 mod cri;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -38,12 +32,12 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::{
+        cluster::place::is_possible,
+        cluster::space::{Space, pause},
         cluster::{
             Cluster, Node, SERVICE, SetUp, both_families, connect, make_bridge, node_ip, plug,
         },
         containerd::{Containerd, Pod, missing},
-        place::is_possible,
-        space::{Space, pause},
     };
 
     const HOST_PORT: u16 = 18_080;

@@ -1,16 +1,11 @@
 //! The kernel programs' own lines of text, with the feature `kernel-log`: what they decide for a pod's packets
 //! stands in this process's log.
+#![cfg(feature = "kernel-log")]
 
 #[cfg(test)]
 #[path = "support/cluster.rs"]
 #[expect(dead_code, reason = "two nodes and clients outside are for other tests")]
 mod cluster;
-#[cfg(test)]
-#[path = "support/place.rs"]
-mod place;
-#[cfg(test)]
-#[path = "support/space.rs"]
-mod space;
 
 #[cfg(test)]
 mod tests {
@@ -23,12 +18,12 @@ mod tests {
 
     use node_agent::{dataplane::XdpMode, overlay::Mode};
 
-    use super::{
-        cluster::{
-            Cluster, Node, SERVICE, SetUp, TIMEOUT, both_families, make_bridge, pod_ip, tcp,
-        },
+    use super::cluster::{
+        Cluster, Node, SERVICE, SetUp, TIMEOUT, both_families, make_bridge,
         place::is_possible,
+        pod_ip,
         space::{Space, pause},
+        tcp,
     };
 
     #[derive(Clone, Default)]

@@ -275,8 +275,11 @@ mod tests {
             let mut expected = [&third[..], second].concat();
             expected.sort_unstable();
             wait("the routes", || routes(&one) == expected);
-            let device = *agent.device.borrow();
-            assert_eq!(device.unwrap().gateways.map(Option::unwrap).to_vec(), ips(gateways));
+            // Told after the routes are there.
+            let gateways: Vec<_> = ips(gateways).into_iter().map(Some).collect();
+            wait("the gateways", || {
+                agent.device.borrow().is_some_and(|device| device.gateways.to_vec() == gateways)
+            });
             let far = second.iter().filter(|way| way.contains("10.244"));
             assert_eq!(rows().len(), 2 + 2 * far.count(), "{:?}", rows());
         };

@@ -147,6 +147,7 @@ mod tests {
         let seeds = packets(at);
         let least = least(at);
         let before: u64 = kernel.drops().iter().sum();
+        let start = Instant::now();
         let mut random = Random(0x6f72_6c6f_7021 ^ runs::seed());
         let mut translated = 0;
         for _ in 0..runs {
@@ -160,6 +161,9 @@ mod tests {
             kernel.came_by = u32::from(random.below(3) == 0);
             translated += usize::from(check(kernel, HOOKS[random.below(HOOKS.len())], &bytes));
         }
+        // Ten times what it takes on a machine that does something else too; loading is not in it.
+        let limit = Duration::from_secs(30) * u32::try_from(runs.div_ceil(100_000)).unwrap();
+        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
         let dropped = kernel.drops().iter().sum::<u64>() - before;
         assert!(
             translated > runs / 50 && dropped > 0,
@@ -169,12 +173,8 @@ mod tests {
 
     #[test]
     fn packets_with_lies_in_them_are_dropped_or_handled_as_what_they_are() {
-        let start = Instant::now();
         let runs = runs::cases(100_000);
         with_kernel(|kernel, at| mutate(kernel, at, runs / 2));
-        // Ten times what it takes on a machine that does something else too.
-        let limit = Duration::from_secs(60) * u32::try_from(runs.div_ceil(100_000)).unwrap();
-        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
     }
 
     #[test]

@@ -17,8 +17,8 @@ use nix::mount::{MsFlags, mount};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    cluster::space::{Space, pause},
     cri::{Fields, Message, call},
-    space::{Space, pause},
 };
 
 /// Where Debian's `containernetworking-plugins` has its plugins; containerd wants its `loopback`.
