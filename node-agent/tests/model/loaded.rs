@@ -11,7 +11,7 @@ use ebpf_common::{
     conntrack::{Flow, FlowKey},
     maps as names,
 };
-use node_agent::dataplane::object;
+use node_agent::dataplane::{load::TcHook, object};
 
 use super::{
     pins::pin,
@@ -36,16 +36,7 @@ pub(crate) fn load_over(pins: &Path) -> Ebpf {
         loader.map_pin_path(name, path);
     }
     let mut object = loader.load(object()).unwrap();
-    for name in [
-        "tc_from_pod",
-        "tc_to_pod",
-        "tc_from_overlay",
-        "tc_to_overlay",
-        "tc_from_underlay",
-        "tc_to_underlay",
-        "tc_from_host",
-        "tc_trace_socket",
-    ] {
+    for name in TcHook::ALL.map(TcHook::program).into_iter().chain(["tc_trace_socket"]) {
         let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap();
     }

@@ -5,16 +5,6 @@ use crate::{
     kernel::{Family, Kernel, any},
 };
 
-pub(crate) const HOOKS: [&str; 7] = [
-    "tc_from_pod",
-    "tc_to_pod",
-    "tc_from_overlay",
-    "tc_to_overlay",
-    "tc_from_underlay",
-    "tc_to_underlay",
-    "tc_from_host",
-];
-
 /// Bytes of Ethernet's and IP's headers: the kernel lets no test run have less.
 pub(crate) fn least(at: Family) -> usize {
     if at.pod.contains('.') { 34 } else { 54 }

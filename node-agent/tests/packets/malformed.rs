@@ -3,12 +3,13 @@
 #[cfg(test)]
 mod tests {
     use ebpf_common::verdict::DropReason;
+    use node_agent::dataplane::load::TcHook;
 
     use crate::{
         chance::Random,
         frame::{Frame, SCTP, checksum},
         kernel::{DROP, Family, Kernel, PASS, REDIRECT, hex, with_kernel},
-        made::{HOOKS, least, packets, serve},
+        made::{least, packets, serve},
     };
 
     #[test]
@@ -126,7 +127,7 @@ mod tests {
             }
             mend(&mut bytes);
             kernel.came_by = u32::from(random.below(2) == 0);
-            let hook = HOOKS[random.below(HOOKS.len())];
+            let hook = TcHook::ALL[random.below(TcHook::ALL.len())].program();
             let (verdict, out) = kernel.run(hook, &bytes);
             assert!([PASS, DROP, REDIRECT].contains(&verdict), "{hook} {verdict}");
             dropped += u64::from(verdict == DROP);

@@ -13,12 +13,13 @@ mod tests {
     };
 
     use ebpf_common::{addr::Addr, conntrack::FlowKey};
+    use node_agent::dataplane::load::TcHook;
 
     use crate::{
         chance::Random,
         frame::{ICMP, ICMPV6},
         kernel::{DROP, Family, Kernel, PASS, REDIRECT, hex, with_kernel},
-        made::{HOOKS, least, packets, serve},
+        made::{least, packets, serve},
         reading::{Packet, read, residual},
         runs,
     };
@@ -159,7 +160,8 @@ mod tests {
                 bytes.truncate(least + random.below(bytes.len() - least));
             }
             kernel.came_by = u32::from(random.below(3) == 0);
-            translated += usize::from(check(kernel, HOOKS[random.below(HOOKS.len())], &bytes));
+            let hook = TcHook::ALL[random.below(TcHook::ALL.len())].program();
+            translated += usize::from(check(kernel, hook, &bytes));
         }
         // Ten times what it takes on a machine that does something else too; loading is not in it.
         let limit = Duration::from_secs(30) * u32::try_from(runs.div_ceil(100_000)).unwrap();
@@ -183,7 +185,7 @@ mod tests {
             serve(kernel, at);
             let least = least(at);
             for whole in packets(at) {
-                for hook in HOOKS {
+                for hook in TcHook::ALL.map(TcHook::program) {
                     for length in (least..whole.len()).rev() {
                         check(kernel, hook, &whole[..length]);
                     }

@@ -27,7 +27,7 @@ use ebpf_common::{
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
 };
-use node_agent::dataplane::{events::Ring, object};
+use node_agent::dataplane::{events::Ring, load::TcHook, object};
 
 use crate::{
     frame::{End, Frame},
@@ -100,15 +100,7 @@ impl Kernel {
         let mut object = EbpfLoader::new().load(object()).unwrap();
         let ring = Ring::take(&mut object).unwrap();
         let mut kernel = Self { object, ring, came_by: 0, next_set: 1 };
-        for name in [
-            "tc_from_pod",
-            "tc_to_pod",
-            "tc_from_overlay",
-            "tc_to_overlay",
-            "tc_from_underlay",
-            "tc_to_underlay",
-            "tc_from_host",
-        ] {
+        for name in TcHook::ALL.map(TcHook::program) {
             kernel.program(name).load().unwrap();
         }
         kernel
