@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     exec::{cmd, run},
-    image,
+    image::{self, Profile},
     paths::Paths,
     setup::{self, Need},
     step,
@@ -94,11 +94,12 @@ pub fn bench(paths: &Paths, wish: &Wish) -> Result<()> {
         return Err(impossible(format!("bench {name} makes network namespaces: run it as root")));
     }
     setup::ensure(paths, &[Need::Ebpf, Need::Rules])?;
-    let programs = (wish.name == AGENT).then(|| image::programs(paths)).transpose()?;
+    let programs =
+        (wish.name == AGENT).then(|| image::programs(paths, Profile::Fast)).transpose()?;
     step("build the measuring program");
     // Not for release, whose link-time optimisation takes longer than the measurement: what is
     // measured is mostly the kernel.
-    let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "vm", "--quiet"]);
+    let mut cargo = cmd("cargo", ["run", "--locked", "--profile", "fast", "--quiet"]);
     cargo.args(["--package", "bench", "--"]).args(&flags);
     if let Some(programs) = &programs {
         cargo.arg("--node-agent").arg(&programs.node_agent);

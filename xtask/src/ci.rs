@@ -1,6 +1,6 @@
 //! `ci`: exactly what CI runs, in order; CI files call only this.
 
-use std::time::Instant;
+use std::{env, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -8,10 +8,10 @@ use crate::{
     exec::{cmd, find, run},
     paths::Paths,
     setup::{self, Need},
-    step, test, tidy,
+    step, tidy,
 };
 
-/// Sets up, then tidy, format, lints (host and BPF), tests; ends at the first that fails.
+/// Sets up, then tidy, format, lints (BPF and host), and the README's test command; ends at the first that fails.
 ///
 /// # Errors
 /// Names the stage that failed.
@@ -20,23 +20,15 @@ pub fn ci(paths: &Paths) -> Result<()> {
     stage("set-up", || setup::ensure(paths, &[Need::Ebpf, Need::Packages, Need::Vm]))?;
     stage("tidy", || tidy::tidy(paths))?;
     stage("format", || cargo(paths, &["fmt", "--all", "--check"]))?;
-    stage("lints", || {
-        cargo(
-            paths,
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--locked",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        )
-    })?;
     stage("lints of the kernel side", || lint_ebpf(paths))?;
-    stage("tests", || test::test(paths, &test::Wish::possible()))?;
+    stage("lints, with the build of the tests", || {
+        let build = ["test", "--workspace", "--locked", "--no-run", "--quiet"];
+        run(linting(&mut cmd("cargo", build)).current_dir(&paths.root))
+    })?;
+    stage("tests", || {
+        let own = env::current_exe().context("find this program")?;
+        run(linting(&mut cmd(own, ["test"])).current_dir(&paths.root))
+    })?;
     for (tool, what) in
         [("cargo-deny", "licences and bans"), ("cargo-machete", "unused dependencies")]
     {
@@ -58,6 +50,14 @@ fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn cargo(paths: &Paths, args: &[&str]) -> Result<()> {
     run(cmd("cargo", args).current_dir(&paths.root))
+}
+
+/// Makes every cargo below `command` compile the workspace by clippy's driver, whose warnings are errors. It is what
+/// `cargo clippy` does for `cargo check` (`src/tools/clippy/src/main.rs` in Rust's sources), but the driver makes
+/// programs as the compiler does: what was linted is what is tested, and nothing is compiled twice for it.
+fn linting(command: &mut Command) -> &mut Command {
+    command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+    command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
 }
 
 /// Formats and compiles the kernel side with its warnings as errors. Debian's compiler for BPF comes

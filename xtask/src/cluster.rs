@@ -246,7 +246,7 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Res
         dir: dir.clone(),
         kernel: plan.kernel.to_owned(),
         initramfs: plan.initramfs.to_owned(),
-        disk: Some(disk),
+        disk: Some(vm::Disk { file: disk, is_kept: true }),
         append: format!(
             "systemd.hostname={name} orlop.name={name} orlop.ip={ip} orlop.role={role_word} \
              orlop.time={now} orlop.registry={HOST_OF_VMS}:{}",

@@ -55,7 +55,7 @@ pub(crate) struct Programs {
 pub fn image(paths: &Paths, arch: &str) -> Result<()> {
     check_arch(arch)?;
     setup::ensure(paths, &[Need::Ebpf, Need::Packages])?;
-    let programs = programs(paths)?;
+    let programs = programs(paths, Profile::Fast)?;
     let mut archives = vec![
         program(paths, "node-agent", &programs.node_agent)?,
         program(paths, "control-plane", &programs.control_plane)?,
@@ -79,20 +79,37 @@ pub(crate) fn check_arch(arch: &str) -> Result<()> {
     }
 }
 
-/// Builds the static programs; cargo shows its progress.
-pub(crate) fn programs(paths: &Paths) -> Result<Programs> {
-    step("build the static programs (a few minutes the first time)");
-    let packages = ["node-agent", "control-plane", "load"];
-    let bins = ["node-agent", "control-plane", "load"];
-    let mut cargo = cmd("cargo", ["build", "--locked", "--profile", "vm", "--target", TARGET]);
-    for (package, bin) in packages.iter().zip(bins) {
-        cargo.args(["--package", package, "--bin", bin]);
+/// How the programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As the tests are, with which they share what they are made of: for local VMs.
+    Dev,
+    /// Optimised: to be measured, and for images.
+    Fast,
+}
+
+impl Profile {
+    /// Its name in `Cargo.toml`, and the folder that cargo puts it in.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Dev => ("dev", "debug"),
+            Self::Fast => ("fast", "fast"),
+        }
     }
-    // With --target the flags do not reach build scripts and procedural macros, which must stay dynamic.
-    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    cargo.env_remove("RUSTFLAGS");
-    run(cargo.arg("--target-dir").arg(&paths.static_target).current_dir(&paths.root))?;
-    let folder = paths.static_target.join(TARGET).join("vm");
+}
+
+/// Builds the programs, which `.cargo/config.toml` makes static; cargo shows its progress.
+pub(crate) fn programs(paths: &Paths, profile: Profile) -> Result<Programs> {
+    step("build the static programs (a few minutes the first time)");
+    let (name, folder) = profile.names();
+    let mut cargo = cmd("cargo", ["build", "--locked", "--profile", name, "--target", TARGET]);
+    for package in ["node-agent", "control-plane", "load"] {
+        cargo.args(["--package", package, "--bin", package]);
+    }
+    // They would take the place of the project's own flags.
+    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    run(cargo.current_dir(&paths.root))?;
+    let folder = paths.target.join(TARGET).join(folder);
     Ok(Programs {
         node_agent: folder.join("node-agent"),
         control_plane: folder.join("control-plane"),

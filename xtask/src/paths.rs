@@ -15,8 +15,8 @@ pub struct Paths {
     pub failed: PathBuf,
     /// OCI archives made by `cargo xtask image`.
     pub images: PathBuf,
-    /// Cargo's target folder of the static binaries that run in VMs and images.
-    pub static_target: PathBuf,
+    /// Cargo's target folder.
+    pub target: PathBuf,
 }
 
 impl Paths {
@@ -32,8 +32,8 @@ impl Paths {
             cluster: root.join(".orlop/cluster"),
             failed: root.join(".orlop/failed"),
             images: root.join(".orlop/images"),
-            static_target: target.join("static"),
             root,
+            target,
         }
     }
 

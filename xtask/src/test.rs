@@ -1,7 +1,7 @@
 //! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
 //! is not run is listed with its reason.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -63,21 +63,6 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// All that this machine can run.
-    #[must_use]
-    pub fn possible() -> Self {
-        Self {
-            host: false,
-            vm: false,
-            matrix: false,
-            clusters: false,
-            all: false,
-            kernel: Vec::new(),
-            keep: false,
-            filter: None,
-        }
-    }
-
     /// The kinds that the flags stand for; at most one is set.
     fn kinds(&self) -> Kinds {
         let flags = [
@@ -125,7 +110,7 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     }
     let mut report = Report::default();
     if on_host {
-        host(paths, wish.filter.as_deref(), &mut report);
+        timed("tests on this machine", || host(paths, wish.filter.as_deref(), &mut report));
     }
     match (kinds, vm_obstacle()) {
         (Kinds::Host, _) => {
@@ -140,8 +125,8 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         (Kinds::Matrix, None) => matrix(paths, wish, &mut report)?,
         (Kinds::Clusters, None) => clusters(wish, &mut report)?,
         (Kinds::Possible | Kinds::Vm | Kinds::All, None) => {
-            matrix(paths, wish, &mut report)?;
-            clusters(wish, &mut report)?;
+            timed("tests on other kernels", || matrix(paths, wish, &mut report))?;
+            timed("tests on clusters", || clusters(wish, &mut report))?;
         }
     }
     for line in &report.skipped {
@@ -155,6 +140,14 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         bail!("--all was asked for, and {} kinds of tests were skipped", report.skipped.len());
     }
     Ok(())
+}
+
+/// Says how long a part took.
+fn timed<T>(part: &str, work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = work();
+    println!("    {part}: {} s", began.elapsed().as_secs());
+    done
 }
 
 fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
@@ -203,7 +196,7 @@ pub(crate) fn counts(line: &str) -> Option<(u32, u32)> {
     Some((before("passed").unwrap_or(0), before("failed").unwrap_or(0)))
 }
 
-/// Runs the kernel-level tests of this machine on each kernel in turn.
+/// Runs the kernel-level tests of this machine on each kernel.
 fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     if !setup::is_root() {
         report
@@ -212,8 +205,14 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let programs = kernel_tests::build(paths)?;
-    for series in wish.kernels(&kernel_tests::SERIES) {
-        let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref());
+    let series = wish.kernels(&kernel_tests::SERIES);
+    let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref());
+    let ran = ran.unwrap_or_else(|error| {
+        report.failed += 1;
+        report.errors.push(error.context("tests on other kernels"));
+        Vec::new()
+    });
+    for (series, ran) in ran {
         report.passed += ran.passed;
         report.failed += ran.failed;
         report.skipped.extend(ran.skipped.iter().map(|what| format!("on kernel {series}: {what}")));

@@ -75,7 +75,7 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
     if wish.bare {
         return bare(paths, wish);
     }
-    let programs = image::programs(paths)?;
+    let programs = image::programs(paths, image::Profile::Dev)?;
     let built = Instant::now();
     let fingerprint = fingerprint(paths, wish, &programs)?;
     let cluster = match Cluster::running(paths) {

@@ -1,5 +1,5 @@
-//! The disk of a VM that runs test programs: Debian, the kernel's modules, the programs at the paths that
-//! they have here, and the loader and libraries that they were linked for.
+//! The disk of VMs that run test programs: Debian, the kernels' modules, and the programs at the paths that
+//! they have here.
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -28,18 +28,15 @@ pub(crate) struct Plan<'a> {
 }
 
 /// Makes the disk below the cluster's folder.
-pub(crate) fn make(paths: &Paths, kernel: &Kernel, plan: &Plan<'_>) -> Result<PathBuf> {
+pub(crate) fn make(paths: &Paths, kernels: &[Kernel], plan: &Plan<'_>) -> Result<PathBuf> {
     let tree = paths.cluster.join("tree");
     debian::root(paths, &tree)?;
-    if let Some((modules, release)) = &kernel.tree {
+    for (modules, release) in kernels.iter().filter_map(|kernel| kernel.tree.as_ref()) {
         // Whole, so that the kernel finds what a test asks for, as it does on a Debian node.
         let folder = tree.join("usr/lib/modules");
         fs::create_dir_all(&folder).context("make the folder of modules")?;
         output(cmd("cp", ["-a"]).arg(modules).arg(&folder))?;
         output(cmd("depmod", ["-b"]).arg(&tree).arg(release))?;
-    }
-    for file in &plan.programs.libraries {
-        put(file, &place_of(&tree, file))?;
     }
     let tests = plan.programs.tests.iter().map(|(_, file)| file);
     for file in tests.chain(&plan.programs.beside) {
@@ -72,18 +69,6 @@ fn list(plan: &Plan<'_>) -> String {
     plan.programs.tests.iter().map(line).collect()
 }
 
-/// Over the tree's own library of that name, wherever this machine's distribution keeps it: a newer C library
-/// serves older programs too.
-fn place_of(tree: &Path, library: &Path) -> PathBuf {
-    let name = library.file_name().unwrap_or_default();
-    let folder = if name.to_string_lossy().starts_with("ld-linux") {
-        "usr/lib64"
-    } else {
-        "usr/lib/x86_64-linux-gnu"
-    };
-    tree.join(folder).join(name)
-}
-
 /// The absolute `path` inside `tree`.
 fn below(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
@@ -112,14 +97,6 @@ mod tests {
     fn paths_are_laid_below_the_tree() {
         let tree = Path::new("/t");
         assert_eq!(below(tree, Path::new("/a/b")), Path::new("/t/a/b"));
-        assert_eq!(
-            place_of(tree, Path::new("/lib/libc.so.6")),
-            Path::new("/t/usr/lib/x86_64-linux-gnu/libc.so.6")
-        );
-        assert_eq!(
-            place_of(tree, Path::new("/lib64/ld-linux-x86-64.so.2")),
-            Path::new("/t/usr/lib64/ld-linux-x86-64.so.2")
-        );
     }
 
     #[test]
@@ -127,7 +104,6 @@ mod tests {
         let programs = Programs {
             tests: vec![("cni".into(), "/t/cni-1".into()), ("dns".into(), "/t/dns-2".into())],
             beside: Vec::new(),
-            libraries: Vec::new(),
         };
         let plan =
             Plan { programs: &programs, filter: Some("add"), limit: Duration::from_secs(60) };

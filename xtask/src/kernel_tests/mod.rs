@@ -1,5 +1,6 @@
 //! The kernel matrix: the very test programs that ran on this machine's kernel run once more in a VM for
-//! each Debian kernel that is promised. One boot a kernel, one program after the other.
+//! each Debian kernel that is promised. One boot a kernel, one program after the other, and the kernels beside
+//! each other where there are processors for it.
 
 mod disk;
 mod progress;
@@ -8,6 +9,7 @@ use std::{
     fs,
     io::{self, Seek as _, SeekFrom},
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +21,7 @@ use crate::{
     cluster::Cluster,
     down,
     exec::{cmd, stdout},
-    kernel,
+    kernel::{self, Kernel},
     paths::Paths,
     rootfs,
     setup::{self, Need},
@@ -34,12 +36,6 @@ pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 const PROGRAM_LIMIT: Duration = Duration::from_secs(900);
 /// Longest for all of one kernel, boot included.
 const KERNEL_LIMIT: Duration = Duration::from_secs(45 * 60);
-/// How often a VM is booted until a test begins. An emulated machine may die while its kernel rewrites its own
-/// code (seen once: 6.12 met its own breakpoint in `sched_clock_idle_wakeup_event`). Once a test has begun, an
-/// end of the VM is the test's.
-const BOOTS: u32 = 3;
-/// What the VM's console says before each test program.
-const BEGIN: &str = "orlop-tests: begin";
 /// For a test process and the eBPF maps that it makes; QEMU takes it from the host only as it is touched.
 const MEMORY_MIB: u32 = 2048;
 /// How often the VM's console is looked at.
@@ -56,15 +52,13 @@ pub(crate) struct Ran {
     pub(crate) error: Option<anyhow::Error>,
 }
 
-/// The test programs as cargo built them, and what they need to run elsewhere.
+/// The test programs as cargo built them: static, so that they run in any root file system.
 #[derive(Debug)]
 pub(crate) struct Programs {
     /// Name and file of each.
     tests: Vec<(String, PathBuf)>,
     /// Programs that tests start, by the path that was compiled in.
     beside: Vec<PathBuf>,
-    /// The loader and the shared libraries that they were linked for.
-    libraries: Vec<PathBuf>,
 }
 
 /// Builds the kernel-level tests: every file in `node-agent/tests`. With the whole workspace, as the tests on this
@@ -75,15 +69,12 @@ pub(crate) fn build(paths: &Paths) -> Result<Programs> {
     let mut cargo = cmd("cargo", tests);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(&paths.root);
     let said = stdout(&mut cargo)?;
-    let mut programs = from_messages(&said, &paths.root.join("node-agent/Cargo.toml"))?;
-    let files = programs.tests.iter().map(|(_, file)| file).chain(&programs.beside);
-    programs.libraries = libraries(&files.collect::<Vec<_>>())?;
-    Ok(programs)
+    from_messages(&said, &paths.root.join("node-agent/Cargo.toml"))
 }
 
 /// The artifacts of one package in cargo's messages, a JSON object on each line.
 fn from_messages(messages: &str, manifest: &Path) -> Result<Programs> {
-    let mut programs = Programs { tests: Vec::new(), beside: Vec::new(), libraries: Vec::new() };
+    let mut programs = Programs { tests: Vec::new(), beside: Vec::new() };
     for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let of_package =
             message["manifest_path"].as_str().is_some_and(|at| Path::new(at) == manifest);
@@ -104,126 +95,147 @@ fn from_messages(messages: &str, manifest: &Path) -> Result<Programs> {
     Ok(programs)
 }
 
-/// What `ldd` says that these programs load: absolute paths, each once.
-fn libraries(programs: &[&PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for program in programs {
-        let said = stdout(&mut cmd("ldd", [program]))?;
-        found.extend(
-            said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from),
-        );
-    }
-    found.sort();
-    found.dedup();
-    Ok(found)
-}
-
-/// Boots `series`, runs the programs' tests whose name contains `filter`, shows what they say as it comes,
-/// and ends with a line of numbers.
-pub(crate) fn run(paths: &Paths, series: &str, programs: &Programs, filter: Option<&str>) -> Ran {
-    // The helpers that make kernels' files lay them below the cluster's folder.
-    let own = Paths { cluster: paths.root.join(".orlop/kernel-tests"), ..paths.clone() };
-    let began = Instant::now();
-    let mut progress = Progress::default();
-    let ended = in_vm(&own, series, programs, filter, &mut progress);
-    let name = ended.as_deref().unwrap_or("not booted").to_owned();
-    let mut ran = Ran {
-        passed: progress.passed,
-        failed: progress.failed,
-        skipped: progress.skipped.clone(),
-        error: None,
-    };
-    ran.error = match (ended, progress.failed) {
-        (Err(error), _) => {
-            ran.failed = ran.failed.max(1);
-            Some(error.context(format!("tests on kernel {series}")))
-        }
-        (Ok(_), 0) => None,
-        (Ok(_), _) => Some(anyhow!("on kernel {series} failed: {}", progress.failures.join(", "))),
-    };
-    println!(
-        "kernel {series} ({name}): {} passed, {} failed, {} said that they skip, in {} s",
-        ran.passed,
-        ran.failed,
-        ran.skipped.len(),
-        began.elapsed().as_secs()
-    );
-    let cleaned = Cluster::end(&own).and_then(|_| {
-        if ran.error.is_some() {
-            keep_console(&own, series)?
-        }
-        down::remove(&own)
-    });
-    if let (Err(error), None) = (cleaned, &ran.error) {
-        ran.error = Some(error);
-    }
-    ran
-}
-
-/// The kernel's full name, when all programs ran to their end.
-fn in_vm(
+/// Boots each kernel of `series` and runs the programs' tests whose name contains `filter`; several beside each other
+/// where the machine has processors for that. Shows what they say as it comes, and ends each with a line of numbers.
+///
+/// # Errors
+/// When no kernel could be booted, as what all need cannot be made.
+pub(crate) fn run(
     paths: &Paths,
-    series: &str,
+    series: &[String],
     programs: &Programs,
     filter: Option<&str>,
-    progress: &mut Progress,
-) -> Result<String> {
+) -> Result<Vec<(String, Ran)>> {
     setup::ensure(paths, &[Need::Vm, Need::Packages, Need::Debian])?;
-    Cluster::end(paths)?;
-    down::remove(paths)?;
-    fs::create_dir_all(&paths.cluster).context("make the folder of the kernel tests")?;
-    let kernel = kernel::get(paths, series, None)?;
-    step(&format!("make a disk with {} test programs for {}", programs.tests.len(), kernel.name));
-    let initramfs = rootfs::initramfs(paths, &kernel)?;
+    let folder = paths.root.join(".orlop/kernel-tests");
+    remove(paths, &folder)?;
+    let kernels: Vec<Kernel> =
+        series.iter().map(|series| kernel::get(paths, series, None)).collect::<Result<_>>()?;
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let count = programs.tests.len();
+    step(&format!("make a disk with {count} test programs for {}", names.join(" and ")));
+    // The helpers that make kernels' files lay them below the cluster's folder.
+    let shared = Paths { cluster: folder.clone(), ..paths.clone() };
+    fs::create_dir_all(&folder).context("make the folder of the kernel tests")?;
     let plan = disk::Plan { programs, filter, limit: PROGRAM_LIMIT };
-    let disk = disk::make(paths, &kernel, &plan)?;
-    let accel = vm::accel(paths, &kernel.image, &initramfs)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let emulated = if accel == vm::Accel::Tcg { " orlop.emulated" } else { "" };
-    let spec = vm::Spec {
-        dir: paths.cluster.clone(),
-        kernel: kernel.image,
-        initramfs,
-        disk: Some(disk),
-        append: format!("orlop.time={now}{emulated}"),
-        memory_mib: MEMORY_MIB,
-        reboots: false,
-        accel,
-        nics: Vec::new(),
-    };
-    step(&format!("tests on kernel {series}: boot {}", kernel.name));
-    for boot in 1..=BOOTS {
-        *progress = Progress::default();
-        let has_begun = boot_once(paths, series, &spec, progress)?;
-        if progress.done {
-            return Ok(kernel.name);
-        }
-        if has_begun {
-            break;
-        }
-        println!("boot {boot} of {BOOTS} of kernel {series} ended before any test began");
+    let disk = disk::make(&shared, &kernels, &plan)?;
+    let mut machines = Vec::new();
+    for (series, kernel) in series.iter().zip(&kernels) {
+        let own = Paths { cluster: folder.join(series), ..paths.clone() };
+        machines.push(Machine::new(own, series, kernel, &disk)?);
     }
-    bail!("the VM ended before its tests; the end of its console:\n{}", vm::console_tail(&spec.dir))
+    let cpus = machines.first().map_or(1, |machine| machine.spec.accel.cpus());
+    let at_once = thread::available_parallelism().map_or(1, usize::from) / cpus;
+    let mut ran = Vec::new();
+    for some in machines.chunks(at_once.max(1)) {
+        ran.extend(thread::scope(|scope| {
+            let started: Vec<_> =
+                some.iter().map(|machine| scope.spawn(|| machine.run())).collect();
+            let ended = started.into_iter().zip(some);
+            ended.map(|(run, machine)| (machine.series.clone(), join(run))).collect::<Vec<_>>()
+        }));
+    }
+    remove(paths, &folder)?;
+    Ok(ran)
 }
 
-/// Runs the VM to its end; whether a test program began.
-fn boot_once(
-    paths: &Paths,
-    series: &str,
-    spec: &vm::Spec,
-    progress: &mut Progress,
-) -> Result<bool> {
-    let process = vm::start(spec)?;
-    // In the form of a cluster's record, so that a run that was interrupted is ended by the next.
-    let record = json!({ "nodes": [{ "process": process }] });
-    fs::write(paths.cluster.join("state.json"), record.to_string()).context("record the VM")?;
-    let mut has_begun = false;
-    follow(&vm::console(&spec.dir), &process, |line| {
-        println!("{series} | {line}");
-        has_begun |= line.contains(BEGIN);
-        progress.line(line);
-    })?;
-    Ok(has_begun)
+/// What a thread ended with; its panic is a failed run.
+fn join(run: thread::ScopedJoinHandle<'_, Ran>) -> Ran {
+    run.join().unwrap_or_else(|_panic| Ran {
+        failed: 1,
+        error: Some(anyhow!("the thread that followed a VM panicked")),
+        ..Ran::default()
+    })
+}
+
+/// Ends VMs that an interrupted run has left, and removes all that it made.
+fn remove(paths: &Paths, folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let cluster = entry.with_context(|| format!("read {}", folder.display()))?.path();
+        Cluster::end(&Paths { cluster, ..paths.clone() })?;
+    }
+    down::remove(&Paths { cluster: folder.to_owned(), ..paths.clone() })
+}
+
+/// One kernel's VM.
+struct Machine {
+    paths: Paths,
+    series: String,
+    kernel: String,
+    spec: vm::Spec,
+}
+
+impl Machine {
+    fn new(paths: Paths, series: &str, kernel: &Kernel, disk: &Path) -> Result<Self> {
+        fs::create_dir_all(&paths.cluster).context("make the folder of a kernel's tests")?;
+        let initramfs = rootfs::initramfs(&paths, kernel)?;
+        let accel = vm::accel(&paths, &kernel.image, &initramfs)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let emulated = if accel == vm::Accel::Kvm { "" } else { " orlop.emulated" };
+        let spec = vm::Spec {
+            dir: paths.cluster.clone(),
+            kernel: kernel.image.clone(),
+            initramfs,
+            disk: Some(vm::Disk { file: disk.to_owned(), is_kept: false }),
+            append: format!("orlop.time={now}{emulated}"),
+            memory_mib: MEMORY_MIB,
+            reboots: false,
+            accel,
+            nics: Vec::new(),
+        };
+        Ok(Self { paths, series: series.to_owned(), kernel: kernel.name.clone(), spec })
+    }
+
+    /// From boot to the numbers.
+    fn run(&self) -> Ran {
+        let Self { series, kernel, .. } = self;
+        step(&format!("tests on kernel {series}: boot {kernel}"));
+        let began = Instant::now();
+        let mut progress = Progress::default();
+        let ended = self.follow_to_end(&mut progress);
+        let Progress { passed, failed, skipped, failures, .. } = progress;
+        let mut ran = Ran { passed, failed, skipped, error: None };
+        if let Err(error) = ended {
+            ran.failed = ran.failed.max(1);
+            ran.error = Some(error.context(format!("tests on kernel {series}")));
+        } else if failed > 0 {
+            ran.error = Some(anyhow!("on kernel {series} failed: {}", failures.join(", ")));
+        }
+        println!(
+            "kernel {series} ({kernel}): {} passed, {} failed, {} said that they skip, in {} s",
+            ran.passed,
+            ran.failed,
+            ran.skipped.len(),
+            began.elapsed().as_secs()
+        );
+        let cleaned = Cluster::end(&self.paths).and_then(|_| {
+            if ran.error.is_some() { keep_console(&self.paths, series) } else { Ok(()) }
+        });
+        if let (Err(error), None) = (cleaned, &ran.error) {
+            ran.error = Some(error);
+        }
+        ran
+    }
+
+    /// Runs the VM to its end, which is to come after all programs'.
+    fn follow_to_end(&self, progress: &mut Progress) -> Result<()> {
+        let process = vm::start(&self.spec)?;
+        // In the form of a cluster's record, so that a run that was interrupted is ended by the next.
+        let record = json!({ "nodes": [{ "process": process }] });
+        fs::write(self.paths.cluster.join("state.json"), record.to_string())
+            .context("record the VM")?;
+        let console = vm::console(&self.spec.dir);
+        follow(&console, &process, |line| {
+            println!("{} | {line}", self.series);
+            progress.line(line);
+        })?;
+        if !progress.done {
+            let said = vm::console_tail(&self.spec.dir);
+            bail!("the VM ended before its tests; the end of its console:\n{said}");
+        }
+        Ok(())
+    }
 }
 
 /// Gives each line of the console to `see` as it comes, until the VM has ended.
@@ -246,7 +258,7 @@ fn follow(console: &Path, process: &vm::Process, mut see: impl FnMut(&str)) -> R
         if Instant::now() > limit {
             bail!("no end within {} s", KERNEL_LIMIT.as_secs());
         }
-        std::thread::sleep(LOOK);
+        thread::sleep(LOOK);
     }
 }
 
