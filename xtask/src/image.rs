@@ -82,9 +82,9 @@ pub(crate) fn check_arch(arch: &str) -> Result<()> {
 /// How the programs are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// As the tests are, with which they share what they are made of: for local VMs.
+    /// As the tests are, with which they share what they are made of: for the tests' VMs.
     Dev,
-    /// Optimised: to be measured, and for images.
+    /// Optimised: for a user's VMs, to be measured, and for images.
     Fast,
 }
 

@@ -244,7 +244,7 @@ fn clusters(wish: &Wish, report: &mut Report) -> Result<()> {
             continue;
         }
         let errors = report.errors.len();
-        match up::up(&paths, &cluster) {
+        match up::up_for_tests(&paths, &cluster) {
             Ok(()) => {
                 step(&format!("tests in virtual machines: {file}"));
                 let test = ["test", "--locked", "--package", "tests", "--test", file];

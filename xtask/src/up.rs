@@ -58,11 +58,23 @@ impl Default for Wish {
     }
 }
 
-/// Makes the cluster, deploys the sample, proves it and says what to try.
+/// Makes the cluster of optimised programs, deploys the sample, proves it and says what to try.
 ///
 /// # Errors
 /// Exit code 2 for wrong flags, 3 for a machine that cannot do it; else the step that failed.
 pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
+    up_with(paths, wish, image::Profile::Fast)
+}
+
+/// As `up`, with the programs of the tests' build: eight minutes less to build, half a minute more until it is ready.
+///
+/// # Errors
+/// As `up`.
+pub(crate) fn up_for_tests(paths: &Paths, wish: &Wish) -> Result<()> {
+    up_with(paths, wish, image::Profile::Dev)
+}
+
+fn up_with(paths: &Paths, wish: &Wish, profile: image::Profile) -> Result<()> {
     let began = Instant::now();
     if !(1..=9).contains(&wish.nodes) {
         return Err(wrong_input(format!("--nodes {}: expected 1 to 9", wish.nodes)));
@@ -75,7 +87,7 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
     if wish.bare {
         return bare(paths, wish);
     }
-    let programs = image::programs(paths, image::Profile::Dev)?;
+    let programs = image::programs(paths, profile)?;
     let built = Instant::now();
     let fingerprint = fingerprint(paths, wish, &programs)?;
     let cluster = match Cluster::running(paths) {
