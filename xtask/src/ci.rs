@@ -8,7 +8,7 @@ use crate::{
     exec::{cmd, find, run},
     paths::Paths,
     setup::{self, Need},
-    step, tidy,
+    step, tidy, timed,
 };
 
 /// Sets up, then tidy, format, lints (BPF and host), and the README's test command; ends at the first that fails.
@@ -19,7 +19,7 @@ pub fn ci(paths: &Paths) -> Result<()> {
     let began = Instant::now();
     stage("set-up", || setup::ensure(paths, &[Need::Ebpf, Need::Packages, Need::Vm]))?;
     stage("tidy", || tidy::tidy(paths))?;
-    stage("format", || cargo(paths, &["fmt", "--all", "--check"]))?;
+    stage("format", || run(cmd("cargo", ["fmt", "--all", "--check"]).current_dir(&paths.root)))?;
     stage("lints of the kernel side", || lint_ebpf(paths))?;
     stage("lints, with the build of the tests", || {
         let build = ["test", "--workspace", "--locked", "--no-run", "--quiet"];
@@ -42,14 +42,7 @@ pub fn ci(paths: &Paths) -> Result<()> {
 
 fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     step(name);
-    let began = Instant::now();
-    work().with_context(|| format!("{name} failed"))?;
-    println!("    {name}: {:.1} s", began.elapsed().as_secs_f64());
-    Ok(())
-}
-
-fn cargo(paths: &Paths, args: &[&str]) -> Result<()> {
-    run(cmd("cargo", args).current_dir(&paths.root))
+    timed(name, work).with_context(|| format!("{name} failed"))
 }
 
 /// Makes every cargo below `command` compile the workspace by clippy's driver, whose warnings are errors. It is what

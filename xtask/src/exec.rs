@@ -15,7 +15,8 @@ const TAIL_LINES: usize = 15;
 
 /// A program with its arguments; the usual way to start a call. It does not see what `cargo run` says of this
 /// program's package: a build that does begins anew (the build script of `ring` asks for these), and once more
-/// when cargo is called by hand.
+/// when cargo is called by hand. Nor does it see a user's flags for the compiler: they would take the place of the
+/// project's own, and what is not static does not run in VMs.
 pub(crate) fn cmd<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = S>,
@@ -25,6 +26,7 @@ pub(crate) fn cmd<S: AsRef<OsStr>>(
     for (name, _) in env::vars_os().filter(|(name, _)| is_of_package(name)) {
         command.env_remove(name);
     }
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
 }
 

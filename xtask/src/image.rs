@@ -106,8 +106,6 @@ pub(crate) fn programs(paths: &Paths, profile: Profile) -> Result<Programs> {
     for package in ["node-agent", "control-plane", "load"] {
         cargo.args(["--package", package, "--bin", package]);
     }
-    // They would take the place of the project's own flags.
-    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     run(cargo.current_dir(&paths.root))?;
     let folder = paths.target.join(TARGET).join(folder);
     Ok(Programs {

@@ -37,3 +37,11 @@ pub mod watch;
 fn step(line: &str) {
     println!("==> {line}");
 }
+
+/// Does one part of a command, and says how long it took.
+pub(crate) fn timed<T>(part: &str, work: impl FnOnce() -> T) -> T {
+    let began = std::time::Instant::now();
+    let done = work();
+    println!("    {part}: {:.1} s", began.elapsed().as_secs_f64());
+    done
+}

@@ -1,7 +1,7 @@
 //! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
 //! is not run is listed with its reason.
 
-use std::{fs, process::Command, time::Instant};
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -14,7 +14,7 @@ use crate::{
     setup::{self, Need},
     step,
     stop::impossible,
-    up,
+    timed, up,
 };
 
 /// Which kinds of tests to run.
@@ -140,14 +140,6 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         bail!("--all was asked for, and {} kinds of tests were skipped", report.skipped.len());
     }
     Ok(())
-}
-
-/// Says how long a part took.
-fn timed<T>(part: &str, work: impl FnOnce() -> T) -> T {
-    let began = Instant::now();
-    let done = work();
-    println!("    {part}: {} s", began.elapsed().as_secs());
-    done
 }
 
 fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {

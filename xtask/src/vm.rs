@@ -42,27 +42,19 @@ const THREADS_SINCE: (u32, u32) = (8, 1);
 
 impl Accel {
     /// Processors of this machine that a busy VM takes.
-    pub(crate) fn cpus(self) -> usize {
-        match self {
-            Self::Kvm => CPUS,
-            Self::Tcg if has_threads().unwrap_or(true) => CPUS,
-            Self::Tcg => 1,
-        }
+    pub(crate) fn cpus(self) -> Result<usize> {
+        let is_threaded =
+            || anyhow::Ok(version(&output(&mut cmd(QEMU, ["--version"]))?) >= THREADS_SINCE);
+        Ok(if self == Self::Kvm || is_threaded()? { CPUS } else { 1 })
     }
 
     fn args(self) -> Result<[&'static str; 4]> {
-        let accel = match self {
-            Self::Kvm => return Ok(["-accel", "kvm", "-cpu", "host"]),
-            Self::Tcg if has_threads()? => "tcg,thread=multi",
-            Self::Tcg => "tcg,thread=single",
-        };
-        Ok(["-accel", accel, "-cpu", EMULATED])
+        Ok(match (self, self.cpus()?) {
+            (Self::Kvm, _) => ["-accel", "kvm", "-cpu", "host"],
+            (Self::Tcg, 1) => ["-accel", "tcg,thread=single", "-cpu", EMULATED],
+            (Self::Tcg, _) => ["-accel", "tcg,thread=multi", "-cpu", EMULATED],
+        })
     }
-}
-
-/// Whether emulated processors run beside each other.
-fn has_threads() -> Result<bool> {
-    Ok(version(&output(&mut cmd(QEMU, ["--version"]))?) >= THREADS_SINCE)
 }
 
 /// `QEMU emulator version 7.2.22 (Debian …)` → (7, 2); zeros for what is not understood.

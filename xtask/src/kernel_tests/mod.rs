@@ -124,7 +124,7 @@ pub(crate) fn run(
         let own = Paths { cluster: folder.join(series), ..paths.clone() };
         machines.push(Machine::new(own, series, kernel, &disk)?);
     }
-    let cpus = machines.first().map_or(1, |machine| machine.spec.accel.cpus());
+    let cpus = machines.first().map_or(Ok(1), |machine| machine.spec.accel.cpus())?;
     let at_once = thread::available_parallelism().map_or(1, usize::from) / cpus;
     let mut ran = Vec::new();
     for some in machines.chunks(at_once.max(1)) {
