@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 #[path = "support/place.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod place;
 #[cfg(test)]
 #[path = "support/wire.rs"]
@@ -34,7 +35,7 @@ mod tests {
     };
 
     use super::{
-        place::{ip, is_possible, own_namespaces},
+        place::{is_possible, own_namespaces},
         wire::{ACK, FIN, SYN, TCP, UDP, Wire},
     };
 
@@ -181,7 +182,6 @@ mod tests {
         }
         let run = || {
             own_namespaces();
-            ip("link set lo up");
             let mut nodes = [Node::new(1), Node::new(2)];
             for v6 in [false, true] {
                 test(&mut nodes, v6);

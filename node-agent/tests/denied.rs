@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 #[path = "support/place.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod place;
 
 #[cfg(test)]

@@ -287,9 +287,11 @@ mod tests {
         let cgroup = TestCgroup::enter("flows");
         let test = || {
             let pins = own_namespaces().join("orlop");
-            ip(&format!("addr add {NODE}/32 dev lo"));
-            ip("route add 10.96.0.0/16 dev lo");
-            ip("link add pod0 type veth peer name pod1");
+            ip(&format!(
+                "addr add {NODE}/32 dev lo
+                 route add 10.96.0.0/16 dev lo
+                 link add pod0 type veth peer name pod1"
+            ));
             let folder = tempfile::tempdir().unwrap();
             let agent = Agent::start(&pins, &cgroup.path, folder.path());
             let backend = serve();

@@ -33,7 +33,7 @@ mod tests {
             asking::{Asker, Question, Reply},
             chance::Random,
             frame::{TCP, UDP},
-            place::{ip as command, is_possible},
+            place::{ip as ip_lines, is_possible},
             random,
             reference::Reference,
             rig::Rig,
@@ -74,15 +74,17 @@ mod tests {
     /// Servers at every place that an endpoint may have, each of which tells its address. Every other
     /// address is this machine's too, so that what is not translated is refused and not lost.
     fn serve_everywhere() {
-        command("route replace local default dev lo");
-        command("-6 route replace local default dev lo");
         let places = Place::ALL.iter().flat_map(|place| [place.ip(false), place.ip(true)]);
-        for ip in places.chain(DNS) {
-            if ip.is_ipv4() {
-                command(&format!("addr replace {ip}/32 dev lo"));
-            } else {
-                command(&format!("addr replace {ip}/128 dev lo nodad"));
-            }
+        let places: Vec<_> = places.chain(DNS).collect();
+        let mut lines = "route replace local default dev lo
+                         route replace local ::/0 dev lo"
+            .to_owned();
+        for ip in &places {
+            let (bits, nodad) = if ip.is_ipv4() { (32, "") } else { (128, "nodad") };
+            lines.push_str(&format!("\naddr replace {ip}/{bits} dev lo {nodad}"));
+        }
+        ip_lines(&lines);
+        for ip in places {
             for port in PORTS {
                 serve(SocketAddr::new(ip, port));
             }

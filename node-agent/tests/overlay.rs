@@ -129,20 +129,23 @@ mod tests {
     fn plug(lan: &Space, space: &Space, number: u8) {
         let tid = space.tid;
         lan.run(move || {
-            ip(&format!("link add port{number} type veth peer name eth0 netns {tid}"));
-            ip(&format!("link set port{number} master lan up"));
+            ip(&format!(
+                "link add port{number} type veth peer name eth0 netns {tid}
+                 link set port{number} master lan up"
+            ));
         });
         space.run(move || {
-            ip(&format!("addr add 192.168.0.{number}/24 dev eth0"));
-            ip(&format!("addr add 2001:db8::{number}/64 dev eth0 nodad"));
-            ip("link set eth0 up");
+            ip(&format!(
+                "addr add 192.168.0.{number}/24 dev eth0
+                 addr add 2001:db8::{number}/64 dev eth0 nodad
+                 link set eth0 up"
+            ));
         });
     }
 
     fn lan() -> Space {
         let lan = Space::new();
-        lan.run(|| ip("link add lan type bridge"));
-        lan.run(|| ip("link set lan up"));
+        lan.run(|| ip("link add lan type bridge\nlink set lan up"));
         lan
     }
 
@@ -357,7 +360,7 @@ mod tests {
             let (lan, one) = (lan(), Space::new());
             plug(&lan, &one, 1);
             one.run(|| ip("route add default via 192.168.0.254"));
-            one.run(|| ip("-6 route add default via 2001:db8::254"));
+            one.run(|| ip("route add default via 2001:db8::254"));
             let agent = start(&one, config(1, mode), &cluster(&[1]));
             wait("the device", || agent.device.borrow().is_some());
             let index = agent.device.borrow().unwrap().host_ifindex;

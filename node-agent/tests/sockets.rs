@@ -156,16 +156,18 @@ mod tests {
             host_ifindex: 1,
             ..Config::default()
         });
+        let mut lines = String::new();
         for (family, address) in [(V4, "192.0.2.1"), (V6, "2001:db8::1")] {
             rows.put_node_address(address);
             for address in family.backends.iter().chain([&address]).filter(|ip| ip.contains(':')) {
-                ip(&format!("addr replace {address}/128 dev lo nodad"));
+                lines.push_str(&format!("addr replace {address}/128 dev lo nodad\n"));
             }
         }
-        ip("addr replace 192.0.2.1/32 dev lo");
         // So that a socket that is not translated has somewhere to connect to.
-        ip("route replace 10.96.0.0/16 dev lo");
-        ip("route replace fd00:10:96::/108 dev lo");
+        ip(&(lines
+            + "addr replace 192.0.2.1/32 dev lo
+               route replace 10.96.0.0/16 dev lo
+               route replace fd00:10:96::/108 dev lo"));
         Node { maps, rows, cookie: netns_cookie().unwrap() }
     }
 

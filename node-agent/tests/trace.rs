@@ -116,10 +116,10 @@ mod tests {
         }
         let test = || {
             let pins = own_namespaces().join("orlop");
-            ip("link add under0 type veth peer name far0");
-            ip("addr add 192.0.2.1/24 dev under0");
-            ip("link set under0 up");
-            ip("route add 10.244.2.0/24 dev under0");
+            ip("link add under0 type veth peer name far0
+                addr add 192.0.2.1/24 dev under0
+                link set under0 up
+                route add 10.244.2.0/24 dev under0");
             let link = Netlink::open().unwrap().link("under0").unwrap().unwrap();
             let mut programs = set_up(&pins);
             let client = "192.0.2.9:40000".parse().unwrap();

@@ -36,9 +36,9 @@ mod tests {
         }
         let run = || {
             let bpf = own_namespaces();
-            ip("link add e0 type veth peer name e1");
-            ip("link set e0 up");
-            ip("link set e1 up");
+            ip("link add e0 type veth peer name e1
+                link set e0 up
+                link set e1 up");
             // Else the kernel says, rightly, that `e0` takes no frames: nobody would take them in behind it.
             ethtool::set_offload("e1", Offload::Gro, true).unwrap();
             test(bpf, nix::net::if_::if_nametoindex("e0").unwrap());
@@ -158,11 +158,9 @@ mod tests {
             let mut netlink = Netlink::open().unwrap();
             let (mut programs, _maps) = Programs::load(None).unwrap();
             // A veth has XDP only where it takes in by as many queues as its other end sends by.
-            ip(
-                "link add q0 numtxqueues 1 numrxqueues 1 type veth peer name q1 numtxqueues 4 numrxqueues 4",
-            );
-            ip("link set q0 up");
-            ip("link set q1 up");
+            ip("link add q0 numtxqueues 1 numrxqueues 1 type veth peer name q1 numtxqueues 4 numrxqueues 4
+                link set q0 up
+                link set q1 up");
             let queues = nix::net::if_::if_nametoindex("q0").unwrap();
             let mut xdp = Xdp::new(&mut programs, XdpMode::Native);
             assert!(!xdp.attach(&mut netlink, queues, "q0"));

@@ -239,10 +239,12 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
 fn scenario(tc: Option<TcPath>) {
     let node = Space::new();
     node.run(|| {
-        ip("link add eth0 type veth peer name lan");
-        ip(&format!("addr add {NODE}/24 dev eth0"));
-        ip("link set lan up");
-        ip("link set eth0 up");
+        ip(&format!(
+            "link add eth0 type veth peer name lan
+             addr add {NODE}/24 dev eth0
+             link set lan up
+             link set eth0 up"
+        ));
     });
     let cluster = Cluster::default();
     let client = cluster.add_pod(&node, CLIENT);

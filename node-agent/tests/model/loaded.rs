@@ -15,7 +15,7 @@ use node_agent::dataplane::{load::TcHook, object};
 
 use super::{
     pins::pin,
-    place::ip as command,
+    place::ip as ip_lines,
     world::{FAR_NODES, GATE, NODE, World},
 };
 
@@ -56,23 +56,25 @@ pub(crate) fn make_uplink() -> u32 {
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
     }
-    command(&format!("link add {UPLINK} address {} type veth peer name up1", text(UPLINK_MAC)));
-    command("link set up1 up");
-    command(&format!("link set {UPLINK} up"));
+    let mut lines = vec![
+        format!("link add {UPLINK} address {} type veth peer name up1", text(UPLINK_MAC)),
+        "link set up1 up".to_owned(),
+        format!("link set {UPLINK} up"),
+    ];
     for address in NODE.iter().flatten() {
         let (bits, nodad) = if address.is_ipv4() { (24, "") } else { (64, "nodad") };
-        command(&format!("address add {address}/{bits} dev {UPLINK} {nodad}"));
+        lines.push(format!("address add {address}/{bits} dev {UPLINK} {nodad}"));
     }
     for address in GATE {
-        let family = if address.is_ipv4() { "" } else { "-6 " };
-        command(&format!("{family}route add default via {address} dev {UPLINK}"));
+        lines.push(format!("route add default via {address} dev {UPLINK}"));
     }
-    command("route add unreachable 198.18.0.0/15");
-    command("-6 route add unreachable 2001:db8:dead::/48");
+    lines.push("route add unreachable 198.18.0.0/15".to_owned());
+    lines.push("route add unreachable 2001:db8:dead::/48".to_owned());
     let hops = GATE.iter().chain(FAR_NODES.iter().flatten());
     for (hop, mac) in hops.filter_map(|hop| Some((hop, next_mac(hop)?))) {
-        command(&format!("neighbour add {hop} lladdr {} dev {UPLINK}", text(mac)));
+        lines.push(format!("neighbour add {hop} lladdr {} dev {UPLINK}", text(mac)));
     }
+    ip_lines(&lines.join("\n"));
     nix::net::if_::if_nametoindex(UPLINK).unwrap()
 }
 

@@ -219,21 +219,25 @@ pub(crate) struct SetUp {
 
 /// The bridge of the LAN, in a space of its own.
 pub(crate) fn make_bridge() {
-    ip("link add lan type bridge");
-    ip("link set lan up");
+    ip("link add lan type bridge\nlink set lan up");
 }
 
 /// Connects a space to the LAN's bridge by a veth pair, with 192.168.0.`number`.
 pub(crate) fn plug(lan: &Space, space: &Space, number: u8) {
     let tid = space.tid;
     lan.run(move || {
-        ip(&format!("link add port{number} type veth peer name eth0 netns {tid}"));
-        ip(&format!("link set port{number} master lan up"));
+        ip(&format!(
+            "link add port{number} type veth peer name eth0 netns {tid}
+             link set port{number} master lan up"
+        ));
     });
     space.run(move || {
-        ip(&format!("addr add {}/24 dev eth0", node_ip(number)));
-        ip(&format!("addr add 2001:db8::{number}/64 dev eth0 nodad"));
-        ip("link set eth0 up");
+        ip(&format!(
+            "addr add {}/24 dev eth0
+             addr add 2001:db8::{number}/64 dev eth0 nodad
+             link set eth0 up",
+            node_ip(number)
+        ));
     });
 }
 

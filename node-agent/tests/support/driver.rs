@@ -85,22 +85,18 @@ impl Kernel {
         for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             std::fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
         }
-        for command in [
-            "link add up0 type veth peer name up1",
-            "link set up0 address 02:00:00:00:00:01",
-            "link set up1 up",
-            "link set up0 up",
-            "address add 192.168.0.1/24 dev up0",
-            "address add fd01::1/64 dev up0 nodad",
-            "neighbour add 192.168.0.2 lladdr 02:00:00:00:00:02 dev up0",
-            "neighbour add fd01::2 lladdr 02:00:00:00:00:02 dev up0",
-            "neighbour add 192.168.0.99 lladdr 02:00:00:00:00:63 dev up0",
-            "neighbour add fd01::63 lladdr 02:00:00:00:00:63 dev up0",
-            "route add 10.244.3.0/24 via 192.168.0.2",
-            "-6 route add fd02:3::/64 via fd01::2",
-        ] {
-            ip(command);
-        }
+        ip("link add up0 type veth peer name up1
+            link set up0 address 02:00:00:00:00:01
+            link set up1 up
+            link set up0 up
+            address add 192.168.0.1/24 dev up0
+            address add fd01::1/64 dev up0 nodad
+            neighbour add 192.168.0.2 lladdr 02:00:00:00:00:02 dev up0
+            neighbour add fd01::2 lladdr 02:00:00:00:00:02 dev up0
+            neighbour add 192.168.0.99 lladdr 02:00:00:00:00:63 dev up0
+            neighbour add fd01::63 lladdr 02:00:00:00:00:63 dev up0
+            route add 10.244.3.0/24 via 192.168.0.2
+            route add fd02:3::/64 via fd01::2");
         let object = EbpfLoader::new().load(object()).unwrap();
         let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
         let mut kernel = Self { object, uplink, slots: 0 };

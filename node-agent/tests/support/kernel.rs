@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
+    fs::File,
     net::IpAddr,
-    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -29,11 +28,12 @@ use ebpf_common::{
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
 };
+use nix::sched::{CloneFlags, setns};
 use node_agent::dataplane::{events::Ring, load::TcHook, object};
 
 use crate::{
     frame::{End, Frame},
-    place::{is_possible, own_namespaces},
+    place::{ip, is_possible, own_namespaces},
 };
 
 pub(crate) const PASS: i32 = -1;
@@ -91,6 +91,8 @@ pub(crate) const HOST_DEVICE: u32 = 1;
 
 pub(crate) struct Kernel {
     object: Ebpf,
+    /// The network namespace of all tests, and the index of the uplink in it.
+    place: (File, u32),
     pub(crate) ring: Ring,
     /// The device by which packets come to this machine; 0 for what it sends itself.
     pub(crate) came_by: u32,
@@ -101,7 +103,8 @@ impl Kernel {
     fn load() -> Self {
         let mut object = EbpfLoader::new().load(object()).unwrap();
         let ring = Ring::take(&mut object).unwrap();
-        let mut kernel = Self { object, ring, came_by: 0, next_set: 1 };
+        let place = thread::scope(|scope| scope.spawn(make_place).join()).unwrap();
+        let mut kernel = Self { object, place, ring, came_by: 0, next_set: 1 };
         for name in TcHook::ALL.map(TcHook::program) {
             kernel.program(name).load().unwrap();
         }
@@ -362,11 +365,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Loading costs seconds, and what a test run may see of the programs is in their maps: one copy
-/// serves all tests, one after the other, each with the maps as if new.
+/// serves all tests, one after the other, each with the maps as if new. No test changes devices or routes, so that one
+/// place does, too.
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
-/// Runs a test in namespaces of its own with an uplink, the programs loaded and this node's rows in
-/// place, once for each family.
+/// Runs a test in a namespace with an uplink, the programs loaded and this node's rows in place, once for each family.
 pub(crate) fn with_kernel(test: impl Fn(&mut Kernel, Family) + Send + Sync) {
     if !is_possible() {
         return;
@@ -374,19 +377,24 @@ pub(crate) fn with_kernel(test: impl Fn(&mut Kernel, Family) + Send + Sync) {
     // A test that failed has left nothing that emptying does not remove.
     let mut guard = KERNEL.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = guard.get_or_insert_with(Kernel::load);
-    let run = |kernel: &mut Kernel, family: Family| {
-        own_namespaces();
-        let uplink = make_uplink();
-        kernel.empty();
-        kernel.set_up(uplink);
-        test(kernel, family);
-    };
-    for family in [V4, V6] {
-        let result = thread::scope(|scope| scope.spawn(|| run(kernel, family)).join());
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
+    let run = || {
+        setns(&kernel.place.0, CloneFlags::CLONE_NEWNET).unwrap();
+        for family in [V4, V6] {
+            kernel.empty();
+            kernel.set_up(kernel.place.1);
+            test(kernel, family);
         }
+    };
+    if let Err(panic) = thread::scope(|scope| scope.spawn(run).join()) {
+        std::panic::resume_unwind(panic);
     }
+}
+
+/// Makes a network namespace with an uplink for the calling thread, and gives both.
+fn make_place() -> (File, u32) {
+    own_namespaces();
+    let uplink = make_uplink();
+    (File::open("/proc/thread-self/ns/net").unwrap(), uplink)
 }
 
 /// A device with this node's addresses and a default route; gives its index.
@@ -394,27 +402,15 @@ fn make_uplink() -> u32 {
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
     }
-    ip_batch(
-        "link add up0 type veth peer name up1
+    ip("link add up0 type veth peer name up1
          link set up1 up
          link set up0 up
          address add 192.168.0.1/24 dev up0
          address add fd00:a::1/64 dev up0 nodad
          route add default via 192.168.0.254 dev up0
          route add ::/0 via fd00:a::fe dev up0
-        ",
-    );
+        ");
     nix::net::if_::if_nametoindex("up0").unwrap()
-}
-
-/// Runs each line by one `ip`: starting it takes longer than what it does, most of all on an emulated processor.
-fn ip_batch(lines: &str) {
-    let mut command = Command::new("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What a packet is after one hop.

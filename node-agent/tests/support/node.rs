@@ -54,13 +54,17 @@ impl Node {
         let space = Space::new();
         let tid = space.tid;
         client.run(move || {
-            ip(&format!("link add wire0 type veth peer name eth0 netns {tid}"));
-            ip(&format!("addr add {CLIENT_IP}/24 dev wire0"));
-            ip("link set wire0 up");
+            ip(&format!(
+                "link add wire0 type veth peer name eth0 netns {tid}
+                 addr add {CLIENT_IP}/24 dev wire0
+                 link set wire0 up"
+            ));
         });
         space.run(|| {
-            ip(&format!("addr add {NODE_IP}/24 dev eth0"));
-            ip("link set eth0 up");
+            ip(&format!(
+                "addr add {NODE_IP}/24 dev eth0
+                 link set eth0 up"
+            ));
         });
         let node = Self {
             space,

@@ -1,12 +1,21 @@
 //! A place of one's own for tests that need the kernel.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
+use node_agent::sys::netlink::Netlink;
+
+/// Loopback's index in every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+const LOOPBACK: u32 = 1;
 
 /// Says why a test that needs root and eBPF does not run here; `None` when it does.
 fn missing() -> Option<&'static str> {
@@ -38,12 +47,17 @@ pub(crate) fn own_namespaces() -> PathBuf {
     let folder = std::env::temp_dir().join("orlop-test-bpf");
     fs::create_dir_all(&folder).unwrap();
     mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none).unwrap();
-    ip("link set lo up");
+    Netlink::open().unwrap().set_up(LOOPBACK).unwrap();
     folder
 }
 
-/// Runs `ip` in the thread's network namespace.
-pub(crate) fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+/// Runs commands of `ip`, one a line, in the thread's network namespace. All by one process: starting it takes longer
+/// than what it does, most of all on an emulated processor.
+pub(crate) fn ip(lines: &str) {
+    let mut command = Command::new("ip");
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
 }

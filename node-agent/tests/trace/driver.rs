@@ -49,16 +49,12 @@ mod tests {
 
     fn set_up(pins: PathBuf) -> World {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        for command in [
-            "link add under0 type veth peer name far0",
-            "address add 192.0.2.1/24 dev under0",
-            "link set far0 up",
-            "link set under0 up",
-            "neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev under0",
-            "link add vxlan0 type veth peer name vxlan1",
-        ] {
-            ip(command);
-        }
+        ip("link add under0 type veth peer name far0
+            address add 192.0.2.1/24 dev under0
+            link set far0 up
+            link set under0 up
+            neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev under0
+            link add vxlan0 type veth peer name vxlan1");
         let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
         let (uplink, vxlan) = (index("under0"), index("vxlan0"));
         let mut netlink = Netlink::open().unwrap();
