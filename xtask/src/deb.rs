@@ -24,6 +24,11 @@ pub(crate) fn unpack(paths: &Paths, name: &str, packages: &[&str]) -> Result<Pat
     if fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
         return Ok(dir);
     }
+    let _lock = paths.lock_cache()?;
+    if fs::read_to_string(&marker).is_ok_and(|have| have == wanted) {
+        // By the one that held the lock.
+        return Ok(dir);
+    }
     step(&format!("unpack {} Debian packages for {name}", files.len()));
     let debs = paths.cache.join("debs");
     fs::create_dir_all(&debs).with_context(|| format!("make {}", debs.display()))?;

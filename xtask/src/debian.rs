@@ -1,6 +1,10 @@
 //! The other kind of node disk: Debian with systemd and the units of `deploy/systemd`, as on a Raspberry Pi.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -15,9 +19,18 @@ use crate::{
 const PACKAGES: &str = "systemd-sysv,iproute2,kmod,busybox-static,nftables,iptables,procps,ca-certificates,\
      bpftool,conntrack,containernetworking-plugins";
 
-/// Fills the empty folder `tree` with Debian; the root file system is made once, by `mmdebstrap`, and kept in
-/// the cache.
+/// Fills the empty folder `tree` with Debian.
 pub(crate) fn root(paths: &Paths, tree: &Path) -> Result<()> {
+    let kept = kept(paths)?;
+    fs::create_dir_all(tree).with_context(|| format!("make {}", tree.display()))?;
+    // Device files are made by the kernel's devtmpfs, and need root here.
+    output(cmd("tar", ["--exclude=./dev/*", "-xf"]).arg(&kept).arg("-C").arg(tree))?;
+    Ok(())
+}
+
+/// Debian's root file system in an archive; made once, by `mmdebstrap`, and kept in the cache.
+pub(crate) fn kept(paths: &Paths) -> Result<PathBuf> {
+    let _lock = paths.lock_cache()?;
     let made_from = oci::hex(PACKAGES.as_bytes());
     let made_from = made_from.get(..12).unwrap_or(&made_from);
     let kept = paths.cache.join(format!("debian-rootfs-{made_from}.tar"));
@@ -30,10 +43,7 @@ pub(crate) fn root(paths: &Paths, tree: &Path) -> Result<()> {
         output(mmdebstrap.arg("bookworm").arg(&partial))?;
         fs::rename(&partial, &kept).with_context(|| format!("write {}", kept.display()))?;
     }
-    fs::create_dir_all(tree).with_context(|| format!("make {}", tree.display()))?;
-    // Device files are made by the kernel's devtmpfs, and need root here.
-    output(cmd("tar", ["--exclude=./dev/*", "-xf"]).arg(&kept).arg("-C").arg(tree))?;
-    Ok(())
+    Ok(kept)
 }
 
 /// A node's Debian: with the units of `deploy/systemd` and what sets them up at boot.

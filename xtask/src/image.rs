@@ -103,8 +103,13 @@ pub(crate) fn programs(paths: &Paths, profile: Profile) -> Result<Programs> {
     step("build the static programs (a few minutes the first time)");
     let (name, folder) = profile.names();
     let mut cargo = cmd("cargo", ["build", "--locked", "--profile", name, "--target", TARGET]);
-    for package in ["node-agent", "control-plane", "load"] {
-        cargo.args(["--package", package, "--bin", package]);
+    if profile == Profile::Dev {
+        // With the tests: what they need switches features on, and without them some crates would be built once more.
+        cargo.args(["--workspace", "--tests", "--bins"]);
+    } else {
+        for package in ["node-agent", "control-plane", "load"] {
+            cargo.args(["--package", package, "--bin", package]);
+        }
     }
     run(cargo.current_dir(&paths.root))?;
     let folder = paths.target.join(TARGET).join(folder);

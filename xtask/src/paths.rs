@@ -1,6 +1,11 @@
 //! Where things lie: everything this program makes is under `.orlop` and cargo's target folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
 
 /// The project's folders.
 #[derive(Clone, Debug)]
@@ -37,11 +42,21 @@ impl Paths {
         }
     }
 
-    /// As `new`, with the cluster of `cargo xtask test`, which is never the one that a user has up.
+    /// As `new`, with the cluster that `cargo xtask test` makes for a file of tests. It is never the one that a user
+    /// has up, and those of several files can be made beside each other.
     #[must_use]
-    pub fn for_tests() -> Self {
+    pub fn for_tests(file: &str) -> Self {
         let paths = Self::new();
-        Self { cluster: paths.root.join(".orlop/test-cluster"), ..paths }
+        let cluster = paths.root.join(".orlop/test-clusters").join(file);
+        Self { images: cluster.join("images"), cluster, ..paths }
+    }
+
+    /// Waits until no other process changes the cache; nor does one until what is returned is dropped.
+    pub(crate) fn lock_cache(&self) -> Result<File> {
+        fs::create_dir_all(&self.cache).context("make the cache")?;
+        let lock = File::create(self.cache.join("lock")).context("open the cache's lock")?;
+        lock.lock().context("lock the cache")?;
+        Ok(lock)
     }
 }
 

@@ -1,15 +1,15 @@
 //! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
 //! is not run is listed with its reason.
 
-use std::{fs, process::Command};
+use std::{any::Any, env, fs, process::Command, thread};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     cluster::Cluster,
     down,
     exec::{cmd, find, run_seen},
-    kernel, kernel_tests,
+    image, kernel, kernel_tests,
     paths::Paths,
     setup::{self, Need},
     step,
@@ -55,7 +55,10 @@ pub struct Wish {
     /// tests run on 6.1 and 6.12, and clusters on 6.1.
     #[arg(long, value_name = "SERIES", conflicts_with = "host")]
     kernel: Vec<String>,
-    /// Leaves the test cluster running, and takes one that runs, when it was made from the same programs.
+    /// Of the clusters only the one for this file of tests: how several are run beside each other.
+    #[arg(long, value_name = "FILE", hide = true, requires = "clusters")]
+    cluster: Option<String>,
+    /// Leaves the test clusters running, and takes those that run, when they were made from the same programs.
     #[arg(long)]
     keep: bool,
     /// Only tests whose name contains this.
@@ -109,10 +112,17 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         setup::ensure(paths, &[Need::Host])?;
     }
     let mut report = Report::default();
+    let obstacle = vm_obstacle();
     if on_host {
-        timed("tests on this machine", || host(paths, wish.filter.as_deref(), &mut report));
+        let series = wish.kernels(&kernel_tests::SERIES);
+        let goes_on = kinds != Kinds::Host && obstacle.is_none() && setup::is_root();
+        thread::scope(|scope| {
+            // These tests leave processors idle at times. Whoever needs what could not be made says so.
+            let _made = goes_on.then(|| scope.spawn(|| kernel_tests::prepare(paths, &series)));
+            timed("tests on this machine", || host(paths, wish.filter.as_deref(), &mut report));
+        });
     }
-    match (kinds, vm_obstacle()) {
+    match (kinds, obstacle) {
         (Kinds::Host, _) => {
             report.skipped.push("tests in virtual machines: not asked for".to_owned());
         }
@@ -123,10 +133,10 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
             return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
         }
         (Kinds::Matrix, None) => matrix(paths, wish, &mut report)?,
-        (Kinds::Clusters, None) => clusters(wish, &mut report)?,
+        (Kinds::Clusters, None) => clusters(paths, wish, &mut report)?,
         (Kinds::Possible | Kinds::Vm | Kinds::All, None) => {
             timed("tests on other kernels", || matrix(paths, wish, &mut report))?;
-            timed("tests on clusters", || clusters(wish, &mut report))?;
+            timed("tests on clusters", || clusters(paths, wish, &mut report))?;
         }
     }
     for line in &report.skipped {
@@ -165,6 +175,7 @@ fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
 /// Runs a test runner and adds its numbers.
 fn runner(cargo: &mut Command, report: &mut Report) {
     let ran = run_seen(cargo, |line| {
+        println!("{line}");
         if let Some((passed, failed)) = counts(line) {
             report.passed += passed;
             report.failed += failed;
@@ -213,50 +224,105 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The clusters that the tests in VMs are about, and the test file of each.
-fn wanted_clusters(wish: &Wish) -> Vec<(&'static str, up::Wish)> {
-    let of_kernel = |kernel: String| {
-        let three = up::Wish { kernel, ..up::Wish::default() };
-        let one_debian = up::Wish { nodes: 1, debian: true, ..three.clone() };
-        [("cluster", three), ("systemd", one_debian)]
-    };
-    wish.kernels(&[kernel::DEFAULT]).into_iter().flat_map(of_kernel).collect()
+/// The clusters of a kernel that the tests in VMs are about, and the test file of each.
+fn wanted_clusters(kernel: String) -> [(&'static str, up::Wish); 2] {
+    let three = up::Wish { kernel, ..up::Wish::default() };
+    let one_debian = up::Wish { nodes: 1, debian: true, ..three.clone() };
+    [("cluster", three), ("systemd", one_debian)]
 }
 
-/// Boots each cluster in turn and runs the tests that are marked as needing it. A cluster that `up` made
-/// for the user is not touched.
-fn clusters(wish: &Wish, report: &mut Report) -> Result<()> {
-    let paths = Paths::for_tests();
-    setup::ensure(&paths, &[Need::Registry])?;
-    for (file, cluster) in wanted_clusters(wish) {
-        if cluster.debian && !setup::is_root() {
-            report
-                .skipped
-                .push("Debian with systemd in a VM: not root, which mmdebstrap needs".to_owned());
+/// Boots the clusters of each kernel beside each other and runs the tests that are marked as needing them. A cluster
+/// that `up` made for the user is not touched.
+fn clusters(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
+    setup::ensure(paths, &[Need::Registry])?;
+    for kernel in wish.kernels(&[kernel::DEFAULT]) {
+        let mut wanted = wanted_clusters(kernel.clone()).to_vec();
+        wanted.retain(|(file, _)| wish.cluster.as_ref().is_none_or(|only| only == file));
+        if !setup::is_root() {
+            let debian = wanted.extract_if(.., |(_, cluster)| cluster.debian);
+            report.skipped.extend(debian.map(|_| {
+                "Debian with systemd in a VM: not root, which mmdebstrap needs".to_owned()
+            }));
+        }
+        if let [(file, cluster)] = wanted.as_slice() {
+            one_cluster(wish, (file, cluster), report)?;
             continue;
         }
-        let errors = report.errors.len();
-        match up::up_for_tests(&paths, &cluster) {
-            Ok(()) => {
-                step(&format!("tests in virtual machines: {file}"));
-                let test = ["test", "--locked", "--package", "tests", "--test", file];
-                let mut cargo = cmd("cargo", test);
-                cargo.args(["--", "--ignored", "--test-threads=1", "--nocapture"]);
-                // A failed step's own words say what was wrong.
-                cargo.env("RUST_BACKTRACE", "0");
-                runner(cargo.args(&wish.filter).current_dir(&paths.root), report);
+        // Made once, before all take them.
+        image::programs(paths, image::Profile::Dev)?;
+        let ran: Vec<Report> = thread::scope(|scope| {
+            let kernel = &kernel;
+            let started: Vec<_> = wanted
+                .iter()
+                .map(|(file, _)| scope.spawn(move || cluster_beside(wish, file, kernel)))
+                .collect();
+            started.into_iter().map(|run| run.join().unwrap_or_else(panicked)).collect()
+        });
+        for ran in ran {
+            report.passed += ran.passed;
+            report.failed += ran.failed;
+            report.errors.extend(ran.errors);
+        }
+    }
+    Ok(())
+}
+
+/// A thread's panic is a failed run.
+fn panicked(_: Box<dyn Any + Send>) -> Report {
+    let errors = vec![anyhow!("the thread that followed a cluster's tests panicked")];
+    Report { failed: 1, errors, ..Report::default() }
+}
+
+/// The tests of one cluster in a process of their own, each line of which begins with the cluster's name.
+fn cluster_beside(wish: &Wish, file: &str, kernel: &str) -> Report {
+    let mut report = Report::default();
+    let run = env::current_exe().context("find this program").and_then(|own| {
+        let mut test = cmd(own, ["test", "--clusters", "--cluster", file, "--kernel", kernel]);
+        test.args(wish.keep.then_some("--keep")).args(&wish.filter);
+        run_seen(&mut test, |line| {
+            println!("{file} | {line}");
+            if let Some((passed, failed)) = total(line) {
+                (report.passed, report.failed) = (passed, failed);
             }
-            Err(error) => {
-                report.failed += 1;
-                report.errors.push(error.context(format!("the test cluster {file}")));
-            }
+        })
+    });
+    if let Err(error) = run {
+        report.failed = report.failed.max(1);
+        report.errors.push(error.context(format!("the tests of the cluster {file}")));
+    }
+    report
+}
+
+/// The numbers in the last line of this command.
+fn total(line: &str) -> Option<(u32, u32)> {
+    let (passed, failed) = line.split_once(" passed, ")?;
+    Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
+}
+
+/// Boots a cluster, runs its tests and takes it down.
+fn one_cluster(wish: &Wish, (file, cluster): (&str, &up::Wish), report: &mut Report) -> Result<()> {
+    let paths = Paths::for_tests(file);
+    let errors = report.errors.len();
+    match up::up_for_tests(&paths, cluster) {
+        Ok(()) => {
+            step(&format!("tests in virtual machines: {file}"));
+            let test = ["test", "--locked", "--package", "tests", "--test", file];
+            let mut cargo = cmd("cargo", test);
+            cargo.args(["--", "--ignored", "--test-threads=1", "--nocapture"]);
+            // A failed step's own words say what was wrong.
+            cargo.env("RUST_BACKTRACE", "0");
+            runner(cargo.args(&wish.filter).current_dir(&paths.root), report);
         }
-        if report.errors.len() > errors {
-            keep_logs(&paths, file)?;
+        Err(error) => {
+            report.failed += 1;
+            report.errors.push(error.context(format!("the test cluster {file}")));
         }
-        if !wish.keep {
-            down::down(&paths)?;
-        }
+    }
+    if report.errors.len() > errors {
+        keep_logs(&paths, file)?;
+    }
+    if !wish.keep {
+        down::down(&paths)?;
     }
     Ok(())
 }
@@ -305,5 +371,12 @@ mod tests {
         assert_eq!(counts(nextest), Some((340, 5)));
         assert_eq!(counts("  Summary [ 1s] 3 tests run: 3 passed, 0 skipped"), Some((3, 0)));
         assert_eq!(counts("test a ... 5 passed"), None);
+    }
+
+    #[test]
+    fn the_last_line_of_this_command_is_understood() {
+        assert_eq!(total("20 passed, 1 failed"), Some((20, 1)));
+        assert_eq!(total("test result: ok. 20 passed; 0 failed; 0 ignored"), None);
+        assert_eq!(total("kernel 6.1 (x): 152 passed, 0 failed, 3 said that they skip"), None);
     }
 }

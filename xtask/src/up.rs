@@ -63,19 +63,51 @@ impl Default for Wish {
 /// # Errors
 /// Exit code 2 for wrong flags, 3 for a machine that cannot do it; else the step that failed.
 pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
-    up_with(paths, wish, image::Profile::Fast)
+    let began = Instant::now();
+    let Some(ready) = make(paths, wish, image::Profile::Fast)? else { return Ok(()) };
+    step("prove the sample by requests");
+    print!("{}", proof::requests(&ready.cluster)?);
+    println!("\n{}", ready.after(began));
+    println!("Try:");
+    println!("  kubectl get nodes,pods,svc -o wide");
+    println!("  kubectl exec client -- wget -qO- http://nginx");
+    println!("  kubectl delete pod -l app=nginx --wait=false && kubectl get pods -w");
+    println!("export KUBECONFIG={}", ready.cluster.kubeconfig.display());
+    Ok(())
 }
 
 /// As `up`, with the programs of the tests' build: eight minutes less to build, half a minute more until it is ready.
+/// The sample runs; its proof is the tests'.
 ///
 /// # Errors
 /// As `up`.
 pub(crate) fn up_for_tests(paths: &Paths, wish: &Wish) -> Result<()> {
-    up_with(paths, wish, image::Profile::Dev)
+    let began = Instant::now();
+    if let Some(ready) = make(paths, wish, image::Profile::Dev)? {
+        println!("{}", ready.after(began));
+    }
+    Ok(())
 }
 
-fn up_with(paths: &Paths, wish: &Wish, profile: image::Profile) -> Result<()> {
-    let began = Instant::now();
+/// A cluster on which the sample runs.
+struct Ready {
+    cluster: Cluster,
+    /// When its programs were there.
+    built: Instant,
+}
+
+impl Ready {
+    /// How long it took, in a line.
+    fn after(&self, began: Instant) -> String {
+        let (total, after) = (began.elapsed().as_secs(), self.built.elapsed().as_secs());
+        let Cluster { nodes, kernel, .. } = &self.cluster;
+        let count = nodes.len();
+        format!("ready in {total} s ({after} s after the build): {count} nodes, kernel {kernel}")
+    }
+}
+
+/// Makes the cluster, or finds it running, and deploys the sample; `None` for bare VMs.
+fn make(paths: &Paths, wish: &Wish, profile: image::Profile) -> Result<Option<Ready>> {
     if !(1..=9).contains(&wish.nodes) {
         return Err(wrong_input(format!("--nodes {}: expected 1 to 9", wish.nodes)));
     }
@@ -85,7 +117,7 @@ fn up_with(paths: &Paths, wish: &Wish, profile: image::Profile) -> Result<()> {
         setup::ensure(paths, &[Need::Debian])?;
     }
     if wish.bare {
-        return bare(paths, wish);
+        return bare(paths, wish).map(|()| None);
     }
     let programs = image::programs(paths, profile)?;
     let built = Instant::now();
@@ -109,20 +141,7 @@ fn up_with(paths: &Paths, wish: &Wish, profile: image::Profile) -> Result<()> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     wait_ready(&cluster, kubectl)?;
     deploy(paths, &cluster, kubectl)?;
-    step("prove the sample by requests");
-    print!("{}", proof::requests(&cluster)?);
-    let (total, after) = (began.elapsed().as_secs(), built.elapsed().as_secs());
-    println!(
-        "\nready in {total} s ({after} s after the build): {} nodes, kernel {}",
-        cluster.nodes.len(),
-        cluster.kernel
-    );
-    println!("Try:");
-    println!("  kubectl get nodes,pods,svc -o wide");
-    println!("  kubectl exec client -- wget -qO- http://nginx");
-    println!("  kubectl delete pod -l app=nginx --wait=false && kubectl get pods -w");
-    println!("export KUBECONFIG={}", cluster.kubeconfig.display());
-    Ok(())
+    Ok(Some(Ready { cluster, built }))
 }
 
 /// VMs that run init and nothing else, for work on the VMs themselves.

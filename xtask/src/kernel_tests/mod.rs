@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use self::progress::Progress;
 use crate::{
     cluster::Cluster,
-    down,
+    debian, down,
     exec::{cmd, stdout},
     kernel::{self, Kernel},
     paths::Paths,
@@ -95,6 +95,18 @@ fn from_messages(messages: &str, manifest: &Path) -> Result<Programs> {
     Ok(programs)
 }
 
+/// Makes what `run` needs and what changes with Debian alone.
+///
+/// # Errors
+/// When something cannot be fetched; `run` tries once more.
+pub(crate) fn prepare(paths: &Paths, series: &[String]) -> Result<()> {
+    setup::ensure(paths, &[Need::Vm, Need::Packages, Need::Debian])?;
+    for series in series {
+        kernel::get(paths, series, None)?;
+    }
+    debian::kept(paths).map(drop)
+}
+
 /// Boots each kernel of `series` and runs the programs' tests whose name contains `filter`; several beside each other
 /// where the machine has processors for that. Shows what they say as it comes, and ends each with a line of numbers.
 ///
@@ -106,7 +118,7 @@ pub(crate) fn run(
     programs: &Programs,
     filter: Option<&str>,
 ) -> Result<Vec<(String, Ran)>> {
-    setup::ensure(paths, &[Need::Vm, Need::Packages, Need::Debian])?;
+    prepare(paths, series)?;
     let folder = paths.root.join(".orlop/kernel-tests");
     remove(paths, &folder)?;
     let kernels: Vec<Kernel> =
