@@ -281,7 +281,8 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
     if is_here {
         return;
     }
-    if maps::is_node_address(&flow.dst) {
+    if let Some(flags) = maps::node_address(&flow.dst) {
+        maps::mark_led(flags);
         flow.flags |= FLOW_LOCAL;
         return;
     }
