@@ -2,13 +2,15 @@
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use ebpf_common::tunnel::{ROUTED, Tunnel};
 
     use crate::{
         frame::{ACK, FIN, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Family, Kernel, PASS, REDIRECT, addr, any, delivered, delivered2, hop, masked, port_of,
-            redirected, to_host, with_kernel,
+            Family, Kernel, PASS, REDIRECT, addr, any, connecting, delivered, delivered2, hop,
+            masked, port_of, redirected, to_host, with_kernel,
         },
     };
 
@@ -258,6 +260,26 @@ mod tests {
                     kernel.check(answers_by, &direct.answer(), PASS, None);
                 }
             }
+        });
+    }
+
+    #[test]
+    fn a_client_that_speaks_to_a_process_of_the_node_already_asks_it_by_another_port() {
+        with_kernel(|kernel, at| {
+            let end = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+            let _speaks = connecting(end(at.node, 6443), end(at.client, 20_000));
+            kernel.serve(TCP, (any(at.node), 30_443), &[(at.node, 6443)]);
+            let asked = Frame::tcp((at.client, 20_000), (at.node, 30_443));
+            let (verdict, bytes) = kernel.run("tc_from_underlay", &asked.bytes());
+            let sent = redirected(&asked, (at.node, 6443));
+            let sent = masked(&sent, (at.client, port_of(&bytes, &asked)));
+            assert_eq!((verdict, &bytes), (PASS, &sent.bytes()));
+            assert_ne!(sent.src.1, 20_000);
+            kernel.check("tc_to_underlay", &sent.answer(), PASS, Some(&asked.answer()));
+            // What the two say to each other goes on as it is.
+            let own = Frame { flags: ACK, ..redirected(&asked, (at.node, 6443)) };
+            kernel.check("tc_from_underlay", &own, PASS, None);
+            kernel.check("tc_to_underlay", &own.answer(), PASS, None);
         });
     }
 

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
@@ -28,6 +29,10 @@ use ebpf_common::{
     service::{Backend, BackendKey, Peer, SCOPE_INTERNAL, Service, ServiceKey, SourceRange},
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
 };
 use node_agent::dataplane::{events::Ring, load::TcHook, object};
 
@@ -415,6 +420,16 @@ fn ip_batch(lines: &str) {
     child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{lines}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A connection of the node under way: its port is taken from the first packet on.
+pub(crate) fn connecting(from: SocketAddr, to: SocketAddr) -> OwnedFd {
+    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    let result = connect(fd.as_raw_fd(), &SockaddrStorage::from(to));
+    assert_eq!(result, Err(Errno::EINPROGRESS));
+    fd
 }
 
 /// What a packet is after one hop.
