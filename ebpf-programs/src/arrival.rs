@@ -7,7 +7,12 @@ use ebpf_common::{
     endpoint::HAS_FLOWS,
 };
 
-use crate::{apart, count, helpers, maps, meeting::give_way, nat::Step, packet::Packet};
+use crate::{
+    apart, count, helpers, maps,
+    meeting::give_way,
+    nat::Step,
+    packet::{self, Packet},
+};
 
 /// Delivers a packet to a pod of this node, or sends on one whose flow is known. Gives tc's verdict;
 /// `None` for a packet that belongs to neither.
@@ -15,6 +20,12 @@ use crate::{apart, count, helpers, maps, meeting::give_way, nat::Step, packet::P
 pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<i32> {
     let endpoint = maps::endpoint(&packet.key.dst);
     let flags = endpoint.map_or(HAS_FLOWS, |endpoint| endpoint.flags);
+    if let Some(endpoint) = endpoint
+        && flags & (HAS_FLOWS | LED_TO) != 0
+        && is_carried(ctx)
+    {
+        return Some(apart::deliver(ctx, packet, endpoint));
+    }
     if flags & HAS_FLOWS != 0 {
         match apart::follow(ctx, packet, flow) {
             Step::Translated => return Some(apart::forward(ctx, packet, flow)),
@@ -24,18 +35,16 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<
         }
     }
     let endpoint = endpoint?;
-    if flags & LED_TO != 0 && !is_carried(ctx) {
-        match give_way(ctx, packet, flow, (flags, 0)) {
-            Step::Translated => return Some(apart::forward(ctx, packet, flow)),
-            Step::Unknown => {}
-            Step::Dropped | Step::Refused => return Some(count::DROP),
-        }
-    }
-    Some(apart::deliver(ctx, packet, endpoint))
+    Some(match give_way(ctx, packet, flow, (flags, 0)) {
+        Step::Translated => apart::forward(ctx, packet, flow),
+        Step::Unknown => apart::deliver(ctx, packet, endpoint),
+        Step::Dropped | Step::Refused => count::DROP,
+    })
 }
 
-/// Whether XDP may have translated the packet: it would meet its own flow.
+/// Whether XDP has translated the packet for a pod here: it would meet its own flow.
 #[inline(always)]
 fn is_carried(ctx: &TcContext) -> bool {
-    maps::device(helpers::ifindex(ctx)).is_some_and(|device| device.flags & XDP != 0)
+    packet::is_from_itself(ctx)
+        && maps::device(helpers::ifindex(ctx)).is_some_and(|device| device.flags & XDP != 0)
 }

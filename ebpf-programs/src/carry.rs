@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use ebpf_common::{conntrack::Flow, trace as steps, verdict::DropReason};
 
 use crate::{
-    driver_frame::Frame,
+    driver_frame::{self, Frame},
     encap::{self, Variable},
     events, helpers, maps,
     next_hop::{HERE, Path, TUNNEL},
@@ -21,6 +21,7 @@ pub fn carry<const V6: bool>(
 ) -> Option<u32> {
     if path.kind == HERE {
         let _changed: u16 = frame.translate(flow, 0)?;
+        driver_frame::mark(ctx, path.mac)?;
         return Some(xdp_action::XDP_PASS);
     }
     let tunnelled = path.kind == TUNNEL;

@@ -233,6 +233,17 @@ pub fn grow(ctx: &XdpContext, bytes: usize) -> Option<()> {
     (result == 0).then_some(())
 }
 
+/// Marks a frame that is translated and passed on: it comes from the device that it is for, whose MAC this is,
+/// as none from the wire does. A packet's own mark is not there before the kernel has a socket buffer, and
+/// bytes in front of the frame (`bpf_xdp_adjust_meta`) not in every driver.
+#[inline(always)]
+pub fn mark(ctx: &XdpContext, mac: [u16; 3]) -> Option<()> {
+    let header = at::<Ethernet>(ctx, 0)?;
+    // SAFETY: `at` has checked that the whole header lies inside the frame; alignment is 2.
+    unsafe { (*header).src = mac };
+    Some(())
+}
+
 /// Writes a value at a constant offset.
 #[inline(always)]
 pub fn write<T: Copy>(ctx: &XdpContext, offset: usize, value: &T) -> Option<()> {

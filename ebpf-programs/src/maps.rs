@@ -147,11 +147,17 @@ pub fn maglev_cell(key: &MaglevKey, position: usize) -> Option<u16> {
 
 #[inline(always)]
 pub fn is_node_address(addr: &Addr) -> bool {
+    node_address(addr).is_some()
+}
+
+/// The flags of an address of this node.
+#[inline(always)]
+pub fn node_address(addr: &Addr) -> Option<&'static u32> {
     let addr = &{ *addr };
-    let row = NODE_ADDRS.get_ptr(addr);
     // SAFETY: a row of one integer; see the module's head.
-    trace::look_up(steps::NODE_ADDRESS, addr, row.map(|row| unsafe { &*row }));
-    row.is_some()
+    let row = unsafe { NODE_ADDRS.get(addr) };
+    trace::look_up(steps::NODE_ADDRESS, addr, row);
+    row
 }
 
 #[inline(always)]
@@ -257,7 +263,7 @@ pub fn mark_flows(addr: &Addr) {
     }
 }
 
-/// Notes that flows lead to where a row of a map of endpoints or tunnels leads.
+/// Notes that flows lead to where a row of a map of endpoints, tunnels or the node's addresses leads.
 #[inline(always)]
 pub fn mark_led(flags: &'static u32) {
     if !trace::is_on() {

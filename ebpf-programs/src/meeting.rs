@@ -13,7 +13,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart,
+    apart, count,
     frame::Frame,
     maps,
     nat::{self, Step},
@@ -41,6 +41,20 @@ pub fn give_way(
         return evade(ctx, packet, flow, way);
     }
     apart::evade(ctx, packet, flow, way)
+}
+
+/// Lets a packet give way that nothing translates, to this node's own stack. Gives tc's verdict.
+#[inline(always)]
+pub fn to_own(ctx: &TcContext, packet: &Packet, flow: &mut Flow) -> i32 {
+    // What goes on is most, and is not looked up.
+    if !may_meet(packet) {
+        return count::PASS;
+    }
+    let Some(flags) = maps::node_address(&packet.key.dst) else { return count::PASS };
+    match give_way(ctx, packet, flow, (*flags, FLOW_LOCAL)) {
+        Step::Translated | Step::Unknown => count::PASS,
+        Step::Dropped | Step::Refused => count::DROP,
+    }
 }
 
 /// Whether a packet may begin something.
@@ -88,7 +102,7 @@ pub fn evade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, way: u16) ->
     flow.flags = way;
     // What is delivered to a pod is looked up only where its row says so: its next packets are to be found.
     maps::mark_flows(&key.dst);
-    frame.open(packet, flow, way & OWN)
+    frame.open(packet, flow, if way & OWN == OWN { OWN } else { 0 })
 }
 
 /// Whether the 4-tuple of a packet that the node itself sends belongs to a pod's connection.

@@ -281,7 +281,8 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
     if is_here {
         return;
     }
-    if maps::is_node_address(&flow.dst) {
+    if let Some(flags) = maps::node_address(&flow.dst) {
+        maps::mark_led(flags);
         flow.flags |= FLOW_LOCAL;
         return;
     }
@@ -375,10 +376,13 @@ pub fn insert<F: Arrival>(
 #[inline(always)]
 pub fn insert_reverse<F: Arrival>(frame: &F, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
     let reverse = flow.opposite(key.proto);
-    if flow.flags & FLOW_MASQUERADE != 0
-        && matches!(key.proto, TCP | UDP)
-        && frame.has_socket(&reverse)
-    {
+    let is_taken = if flow.flags & FLOW_MASQUERADE != 0 {
+        matches!(key.proto, TCP | UDP) && frame.has_socket(&reverse)
+    } else {
+        // A process of the node may speak to the client already; of datagrams its one socket says nothing.
+        flow.flags & FLOW_LOCAL != 0 && key.proto == TCP && frame.has_socket(&reverse.reversed())
+    };
+    if is_taken {
         return maps::EEXIST;
     }
     let back = Flow {

@@ -309,6 +309,15 @@ pub fn source_mac<F: Frame>(frame: &F) -> Result<[u8; 6], DropReason> {
     Ok(unsafe { *mac })
 }
 
+/// Whether the frame comes from the MAC that it is for.
+#[inline(always)]
+pub fn is_from_itself<F: Frame>(frame: &F) -> bool {
+    let Some(macs) = frame.at::<[[u8; 6]; 2]>(0) else { return false };
+    // SAFETY: `at` has checked that the bytes lie inside the packet; alignment is 1.
+    let [dst, src] = unsafe { *macs };
+    dst == src
+}
+
 /// Writes both MACs.
 #[inline(always)]
 pub fn set_macs<F: Frame>(frame: &F, dst: [u8; 6], src: [u8; 6]) -> Result<(), DropReason> {

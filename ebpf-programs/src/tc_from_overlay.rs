@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::verdict::DropReason;
 
 use crate::{
-    apart, arrival, count, helpers, log, maps,
+    apart, arrival, count, helpers, log, maps, meeting,
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
 };
@@ -36,7 +36,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
         Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
-        Step::Unknown => Ok(count::PASS),
+        Step::Unknown => Ok(meeting::to_own(ctx, &packet, &mut flow)),
         Step::Dropped => Ok(count::DROP),
         Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }

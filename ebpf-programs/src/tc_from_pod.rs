@@ -12,7 +12,7 @@ use ebpf_common::{
 
 use crate::{
     apart, count, log, maps,
-    meeting::give_way,
+    meeting::{self, give_way},
     nat::{self, From, Step},
     packet::{NOT_IP, Packet},
     route,
@@ -78,7 +78,10 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Dropped => return Ok(count::DROP),
         Step::Refused => return Ok(apart::refuse(ctx, &packet)),
     }
-    if !is_masqueraded(config, &packet) || maps::is_node_address(&packet.key.dst) {
+    if maps::is_node_address(&packet.key.dst) {
+        return Ok(meeting::to_own(ctx, &packet, &mut flow));
+    }
+    if !is_masqueraded(config, &packet) {
         return Ok(count::PASS);
     }
     match apart::masquerade(ctx, &packet, &mut flow) {

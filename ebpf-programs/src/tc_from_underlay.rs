@@ -5,7 +5,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{UDP, verdict::DropReason};
 
 use crate::{
-    apart, arrival, count, fragment, helpers, log, maps,
+    apart, arrival, count, fragment, helpers, log, maps, meeting,
     nat::{self, From, Step},
     packet::{self, NOT_IP, Packet},
 };
@@ -44,7 +44,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     match apart::open_service(ctx, &packet, &mut flow, origin(&packet)) {
         Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
-        Step::Unknown => Ok(count::PASS),
+        Step::Unknown => Ok(meeting::to_own(ctx, &packet, &mut flow)),
         Step::Dropped => Ok(count::DROP),
         Step::Refused => Ok(apart::refuse(ctx, &packet)),
     }

@@ -31,9 +31,9 @@ mod tests {
 
     use super::cluster::{
         Cluster, NODE_PORT, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
-        make_bridge,
+        from_one_port, make_bridge,
         place::is_possible,
-        plug, pod_ip,
+        plug, pod_ip, pod_ip6, serve,
         space::{Space, pause},
         tcp, udp,
     };
@@ -166,6 +166,34 @@ mod tests {
             drop(agents);
             two.space.settle();
         }
+    }
+
+    #[test]
+    fn who_asks_by_a_node_port_may_ask_the_pod_or_the_process_itself_from_the_same_port() {
+        if !is_possible() {
+            return;
+        }
+        let world = World::new();
+        let [one, two] = &world.nodes;
+        let cluster = Cluster::with_backends(both_families, &[pod_ip(2, 21)]);
+        let set_up = world.set_up(Mode::L3);
+        let agents = [one.start(&cluster, set_up.clone()), two.start(&cluster, set_up)];
+        let pods = [pod_ip(2, 21).into(), pod_ip6(2, 21)];
+        let own = both_families(2);
+        two.space.run(|| serve(200));
+        for (backends, port, number) in [(&pods[..], 20_000, 21), (&own, 20_001, 200)] {
+            cluster.set_endpoints(vec![backends[0]], vec![backends[1]]);
+            pause(Duration::from_millis(300));
+            for (family, service) in node_ports().into_iter().enumerate() {
+                // The first node, which knows the way to the second one's pods.
+                let from = SocketAddr::new(both_families(1)[family], port);
+                let ends = [service, SocketAddr::new(backends[family], 8080)];
+                let seen = one.space.run(move || from_one_port(from, ends));
+                assert_eq!(seen, [number; 12], "{ends:?}");
+            }
+        }
+        drop(agents);
+        two.space.settle();
     }
 
     #[test]

@@ -1,22 +1,33 @@
 //! Rows of real maps: in batches and one by one, and what a full map does to a round.
 
 #[cfg(test)]
+#[expect(dead_code, reason = "devices are for other tests")]
+#[path = "support/place.rs"]
+mod place;
+
+#[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeMap,
+        collections::{BTreeMap, BTreeSet},
         net::IpAddr,
+        thread,
         time::{Duration, Instant},
     };
 
+    use aya::maps::{HashMap, Map, MapData};
     use ebpf_common::{
+        ABI_VERSION,
         addr::Addr,
-        conntrack::{FORWARD, Flow, FlowKey, REVERSE, SEEN_FIN, SEEN_REPLY},
+        conntrack::{FORWARD, Flow, FlowKey, LED_TO, REVERSE, SEEN_FIN, SEEN_REPLY},
+        maps::NODE_ADDRS,
         service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     };
     use node_agent::{
         dataplane::{collect::Collector, load::Programs, plan::Batch, seek::Sought},
         sys::map::{RowMap, Walk},
     };
+
+    use super::place::own_namespaces;
 
     /// Maps need root and a kernel that lets it use them.
     #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
@@ -252,5 +263,25 @@ mod tests {
         let gone = Batch::DelRanges(vec![range(136), range(144), range(150)]);
         assert!(maps.services().write(&[gone]).is_empty());
         assert_eq!(maps.services().read().unwrap().ranges, []);
+    }
+
+    #[test]
+    fn addresses_of_the_node_keep_what_programs_note_there() {
+        if !is_possible() {
+            return;
+        }
+        let test = || {
+            let pins = own_namespaces().join("orlop");
+            let (_programs, mut maps) = Programs::load(Some(&pins)).unwrap();
+            let [stays, goes, comes] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
+            maps.set_node_addresses(&BTreeSet::from([stays, goes])).unwrap();
+            let pin = MapData::from_pin(pins.join(format!("v{ABI_VERSION}/{NODE_ADDRS}"))).unwrap();
+            let mut rows: HashMap<_, Addr, u32> = Map::HashMap(pin).try_into().unwrap();
+            rows.insert(Addr::from(stays), 1 | LED_TO, 0).unwrap();
+            maps.set_node_addresses(&BTreeSet::from([stays, comes])).unwrap();
+            let rows: BTreeMap<Addr, u32> = rows.iter().map(Result::unwrap).collect();
+            assert_eq!(rows, [(stays.into(), 1 | LED_TO), (comes.into(), 1)].into());
+        };
+        thread::scope(|scope| scope.spawn(test).join()).unwrap();
     }
 }

@@ -27,9 +27,9 @@ mod tests {
         cgroup::TestCgroup,
         cluster::{
             Cluster, NODE_PORT, Node, SERVICE, SetUp, TIMEOUT, answered_by, any_of, ask,
-            both_families, connect, ipv6_alone, make_bridge, node_ip,
+            both_families, connect, from_one_port, ipv6_alone, make_bridge, node_ip,
             place::is_possible,
-            plug, pod_ip, pod_ip6, serve,
+            plug, pod_ip, pod_ip6, serve_at,
             space::{Space, pause},
             tcp, udp,
         },
@@ -82,9 +82,8 @@ mod tests {
         for (ip, number) in [(pod_ip(1, 12), 12), (pod_ip(2, 21), 21)] {
             assert_eq!(client.run(move || answered_by(&tcp((ip, 8080), 3))), [number]);
         }
-        two.space.run(|| serve(200));
-        let host = (node_ip(2), 8080);
-        assert_eq!(client.run(move || answered_by(&tcp(host, 3))), [200], "a pod reaches a node");
+        both_families(2).into_iter().for_each(|ip| two.space.run(move || serve_at(ip, 200)));
+        assert_eq!(client.run(|| answered_by(&tcp((node_ip(2), 8080), 3))), [200], "a node");
         assert_eq!(one.space.run(|| answered_by(&tcp((pod_ip(2, 21), 8080), 3))), [21]);
         for (ip, number) in [(pod_ip6(1, 12), 12), (pod_ip6(2, 21), 21)] {
             let asked = move || ask(&mut connect(SocketAddr::new(ip, 8080)));
@@ -119,6 +118,7 @@ mod tests {
         assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
 
         a_node_port_goes(&cluster, (client, &outside), node_port);
+        a_process_of_the_node_answers(&cluster, (client, &outside));
 
         // An endpoint goes: nobody meets it any more. The last one goes: refused at once.
         cluster.set_backends(&[pod_ip(2, 21)]);
@@ -159,6 +159,20 @@ mod tests {
         cluster.set_node_port(NODE_PORT);
         pause(Duration::from_millis(300));
         assert!(hears(&asking));
+    }
+
+    /// A process of the second node as backend hears clients both by the node port and at its own.
+    fn a_process_of_the_node_answers(cluster: &Cluster, (client, outside): (&Space, &Space)) {
+        let two = both_families(2);
+        cluster.set_endpoints(vec![two[0]], vec![two[1]]);
+        pause(Duration::from_millis(300));
+        for space in [client, outside] {
+            for ip in &two {
+                let ends = [NODE_PORT, 8080].map(|port| SocketAddr::new(*ip, port));
+                let from = SocketAddr::new(any_of(ends[0]), 20_000);
+                assert_eq!(space.run(move || from_one_port(from, ends)), [200; 12], "by {ip}");
+            }
+        }
     }
 
     /// Whether a datagram is answered.

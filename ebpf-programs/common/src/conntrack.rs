@@ -41,8 +41,9 @@ impl FlowKey {
 }
 
 /// In the flags of rows that say where a destination is ([`crate::endpoint::Endpoint`],
-/// [`crate::tunnel::Tunnel`]): flows lead there that keep their client's address, so that what such a client sends
-/// there itself may have the ports of one. Set by the programs, each of whose bits has a byte to itself.
+/// [`crate::tunnel::Tunnel`], [`crate::maps::NODE_ADDRS`]): flows lead there that keep their client's address, so
+/// that what such a client sends there itself may have the ports of one. Set by the programs, each of whose bits
+/// has a byte to itself.
 pub const LED_TO: u32 = 1 << 8;
 
 /// The row belongs to packets of the client.

@@ -49,7 +49,7 @@ pub mod maps {
     pub const SERVICES: &str = "SERVICES";
     /// [`crate::service::BackendKey`] to [`crate::service::Backend`].
     pub const BACKENDS: &str = "BACKENDS";
-    /// Address of this node to 1: where `NodePort` services answer.
+    /// Address of this node, where `NodePort` services answer, to 1, with [`crate::conntrack::LED_TO`] beside it.
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
     /// MAC of this node (two zero bytes after it) to 1: frames from it that come in are echoes.
     pub const LOCAL_MACS: &str = "LOCAL_MACS";

@@ -128,14 +128,23 @@ impl Maps {
         self.config.set(0, *config, 0).map_err(errno)
     }
 
-    /// Makes the node's own addresses exactly these.
+    /// Makes the node's own addresses exactly these. A row that is there stays as it is, since programs may
+    /// set its flag.
     ///
     /// # Errors
     ///
     /// What the kernel says.
     pub fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
-        let desired = addresses.iter().map(|address| (Addr::from(*address), 1)).collect();
-        sync(&mut self.node_addresses, &desired)
+        let desired: BTreeSet<Addr> =
+            addresses.iter().map(|address| Addr::from(*address)).collect();
+        let observed: BTreeMap<Addr, u32> = rows(self.node_addresses.iter())?;
+        for addr in desired.iter().filter(|addr| !observed.contains_key(addr)) {
+            self.node_addresses.insert(addr, 1, 0).map_err(errno)?;
+        }
+        for addr in observed.keys().filter(|addr| !desired.contains(addr)) {
+            gone(self.node_addresses.remove(addr))?;
+        }
+        Ok(())
     }
 
     /// Makes the MACs whose broadcasts are echoes exactly these.

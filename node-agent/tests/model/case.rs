@@ -247,12 +247,7 @@ impl Bench<'_> {
                     self.send(hook, &Message::Plain(frame))?;
                 }
             }
-            Step::Direct { flow, flags } => {
-                if let Some(flow) = self.reference.flows.nth(*flow, |_kind| true) {
-                    let (hook, frame) = direct(&self.reference.world, &flow, *flags);
-                    self.send(hook, &Message::Plain(frame))?;
-                }
-            }
+            Step::Direct { flow, flags } => self.send_directly(*flow, *flags)?,
             Step::Tell { flow, direction, by_router, kind, quoted } => {
                 if let Some(flow) = self.reference.flows.nth(*flow, |_kind| true) {
                     self.tell(&flow, *direction, (*by_router, *kind, *quoted))?;
@@ -330,6 +325,16 @@ impl Bench<'_> {
         })?;
         self.reference.take(effect);
         Ok(())
+    }
+
+    fn send_directly(&mut self, flow: usize, flags: u8) -> Result<(), String> {
+        let Some(flow) = self.reference.flows.nth(flow, |_kind| true) else { return Ok(()) };
+        if flow.kind.is_hosts() && World::is_node(&flow.sent.dst.0) {
+            // The node asks itself by a service's address, which sends nothing else.
+            return Ok(());
+        }
+        let (hook, frame) = direct(&self.reference.world, &flow, flags);
+        self.send(hook, &Message::Plain(frame))
     }
 
     fn tell(

@@ -59,6 +59,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether the node itself has opened it by asking a service.
+    pub(crate) const fn is_hosts(&self) -> bool {
+        matches!(self, Self::Service(_, From::Host, _))
+    }
+
     /// Whether a client outside has opened it.
     pub(crate) const fn is_outside(&self) -> bool {
         matches!(self, Self::Service(_, From::Outside, _))

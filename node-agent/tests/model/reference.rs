@@ -86,10 +86,12 @@ impl Reference {
             Followed::Known(frame, way) => return Ruling::Sent(frame, way),
             Followed::Nothing => {}
         }
-        if let Some(ruling) = self.meet(hook, message, &frame) {
+        // At its own addresses a node has services too, which come first.
+        let is_own = World::is_node(&frame.dst.0);
+        if !is_own && let Some(ruling) = self.meet(hook, message, &frame) {
             return ruling;
         }
-        match hook {
+        let ruling = match hook {
             Hook::FromPod => self.sent_by_pod(message, &frame),
             Hook::FromUnderlay => self.sent_by_underlay(message, &frame),
             Hook::FromOverlay => self.sent_by_overlay(message, &frame),
@@ -98,7 +100,9 @@ impl Reference {
                 .unwrap_or(Ruling::Dropped(DropReason::UnknownService)),
             Hook::ToPod { .. } | Hook::ToOverlay { .. } => Ruling::Left,
             Hook::ToUnderlay { .. } => self.sent_to_underlay(message, &frame),
-        }
+        };
+        let is_left = matches!(ruling, Ruling::Left) && is_own;
+        if is_left { self.meet(hook, message, &frame).unwrap_or(ruling) } else { ruling }
     }
 
     /// Takes over what a program did.
@@ -238,15 +242,16 @@ impl Reference {
         Followed::Known(told.frame(), Way::of(&flow, direction))
     }
 
-    /// What is sent to a pod or to another node as it is may have the ports of a flow, which would take its
-    /// answers: it gives way, or what is over is ended.
+    /// What is sent to a pod, to another node or to this one's processes as it is may have the ports of a flow,
+    /// which would take its answers: it gives way, or what is over is ended.
     fn meet(&mut self, hook: Hook, message: &Message, frame: &Frame) -> Option<Ruling> {
         let to = frame.dst.0;
         let (kind, way) = match hook {
             Hook::ToPod { own: true } | Hook::ToOverlay { own: true } => (Kind::Evaded, Way::Stack),
             Hook::FromPod if is_elsewhere(&to) => (Kind::GaveWay, Way::Out),
-            // XDP may have translated it, and it would meet its own flow.
-            Hook::FromUnderlay if self.world.xdp => return None,
+            Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay if World::is_node(&to) => {
+                (Kind::GaveWay, Way::Stack)
+            }
             Hook::FromPod | Hook::FromUnderlay | Hook::FromOverlay => {
                 (Kind::GaveWay, Way::Pod(World::pod(&to)?))
             }

@@ -11,7 +11,7 @@ use ebpf_common::{
 use node_agent::dataplane::tracer::Run;
 
 use super::{
-    flows::Flows,
+    flows::{Direction, Flows, Kind, Tuple},
     frame::Frame,
     rig::{HOST_DEVICE, Outcome, POD_DEVICE, REDIRECT, VXLAN_DEVICE, hex},
     ruling::Ruling,
@@ -48,7 +48,12 @@ pub(crate) fn check(
         // It goes as the packets of its flow go, which its addresses do not show.
         return Ok(());
     }
-    let expected = (run.verdict == REDIRECT).then(|| device(run, (ruling, back), world));
+    // Who did not come by the tunnel is answered as he came, though the answers are a pod's.
+    let met = flows.find(&Tuple::of(frame));
+    let turns = met.is_some_and(|(_, flow, direction)| {
+        (flow.kind, direction) == (Kind::GaveWay, Direction::Reverse)
+    });
+    let expected = (run.verdict == REDIRECT).then(|| device(run, (ruling, back), (world, turns)));
     let is_same = match (&sent[..], expected) {
         ([], None) => true,
         ([[_, kind]], Some([_, NEIGHBOUR])) => *kind == NEIGHBOUR,
@@ -63,7 +68,7 @@ fn reason(step: &Step) -> DropReason {
 }
 
 /// The device and the way of leaving that a packet must have, as it is when it leaves.
-fn device(run: &Run, (ruling, back): (&Ruling, u32), world: &World) -> [u32; 2] {
+fn device(run: &Run, (ruling, back): (&Ruling, u32), (world, turns): (&World, bool)) -> [u32; 2] {
     if matches!(ruling, Ruling::Told(_)) {
         return [back, PLAIN];
     }
@@ -78,7 +83,7 @@ fn device(run: &Run, (ruling, back): (&Ruling, u32), world: &World) -> [u32; 2] 
     let by_tunnel = match (World::far_node_of_pod(&dst), World::far_node(&dst)) {
         (Some(node), _) => world.is_tunnelled(node),
         // Between nodes the underlay is shorter, but it need not know pods.
-        (None, Some(node)) => world.is_tunnelled(node) && is_pods,
+        (None, Some(node)) => world.is_tunnelled(node) && is_pods && !turns,
         (None, None) => false,
     };
     if by_tunnel { [VXLAN_DEVICE, PLAIN] } else { [0, NEIGHBOUR] }

@@ -29,7 +29,9 @@ impl Way {
             (Kind::Service(_, From::Host, _), Direction::Forward) if World::is_node(&to) => {
                 Self::Host
             }
-            (Kind::Service(..), Direction::Forward) if World::is_node(&to) => Self::Stack,
+            (Kind::Service(..) | Kind::GaveWay, Direction::Forward) if World::is_node(&to) => {
+                Self::Stack
+            }
             (Kind::Service(..) | Kind::Masquerade | Kind::GaveWay, _) => Self::to(&to),
         }
     }

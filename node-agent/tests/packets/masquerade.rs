@@ -2,22 +2,15 @@
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::{IpAddr, SocketAddr, UdpSocket},
-        os::fd::{AsRawFd as _, OwnedFd},
-    };
+    use std::net::{IpAddr, SocketAddr, UdpSocket};
 
     use ebpf_common::verdict::DropReason;
-    use nix::{
-        errno::Errno,
-        sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
-    };
 
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, config, delivered, delivered2, hop, masked, port_of,
-            to_host, with_kernel,
+            Kernel, PASS, REDIRECT, V4, config, connecting, delivered, delivered2, hop, masked,
+            port_of, to_host, with_kernel,
         },
     };
 
@@ -72,16 +65,6 @@ mod tests {
             let second = masked(&asked, (at.pod2, 40_000)).bytes();
             kernel.drops_for("tc_from_pod", &second, DropReason::PortsExhausted);
         });
-    }
-
-    /// A connection of the node under way: its port is taken from the first packet on.
-    fn connecting(from: SocketAddr, to: SocketAddr) -> OwnedFd {
-        let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
-        let result = connect(fd.as_raw_fd(), &SockaddrStorage::from(to));
-        assert_eq!(result, Err(Errno::EINPROGRESS));
-        fd
     }
 
     #[test]

@@ -2,25 +2,29 @@
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use ebpf_common::tunnel::{ROUTED, Tunnel};
 
     use crate::{
         frame::{ACK, FIN, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Family, Kernel, PASS, REDIRECT, addr, any, delivered, delivered2, hop, masked, port_of,
-            redirected, to_host, with_kernel,
+            Family, Kernel, PASS, REDIRECT, addr, any, connecting, delivered, delivered2, hop,
+            masked, port_of, redirected, to_host, with_kernel,
         },
     };
 
     /// Sends a packet that meets a flow; gives it as it must leave, under another port.
     #[track_caller]
     fn evades(kernel: &mut Kernel, hook: &str, direct: &Frame, out: fn(&Frame) -> Frame) -> Frame {
-        let verdict = if hook.starts_with("tc_to") { PASS } else { REDIRECT };
         let (got, bytes) = kernel.run(hook, &direct.bytes());
         let port = port_of(&bytes, direct);
         assert_ne!(port, direct.src.1, "{direct:?}");
         let sent = Frame { src: (direct.src.0, port), ..direct.clone() };
-        assert_eq!((got, bytes), (verdict, out(&sent).bytes()), "{hook} {direct:?}");
+        let way = out(&sent).bytes();
+        // What the stack is to have has no hop behind it.
+        let verdict = if way == sent.bytes() { PASS } else { REDIRECT };
+        assert_eq!((got, bytes), (verdict, way), "{hook} {direct:?}");
         sent
     }
 
@@ -177,6 +181,105 @@ mod tests {
                     kernel.check("tc_from_pod", &direct.answer(), REDIRECT, Some(&seen));
                 }
             }
+        });
+    }
+
+    /// Who asks a process of this node: by which hook, and where the answers leave.
+    fn clients(at: Family) -> [(&'static str, &'static str, &'static str); 3] {
+        [
+            (at.client, "tc_from_underlay", "tc_to_underlay"),
+            (at.pod, "tc_from_pod", "tc_to_pod"),
+            (at.far_pod, "tc_from_overlay", "tc_to_overlay"),
+        ]
+    }
+
+    #[test]
+    fn who_asked_a_process_of_the_node_by_a_node_port_may_ask_it_directly_too() {
+        with_kernel(|kernel, at| {
+            for (client, hook, answers_by) in clients(at) {
+                for (proto, later) in [(UDP, 0), (TCP, ACK)] {
+                    kernel.serve(proto, (any(at.node), 30_443), &[(at.node, 6443)]);
+                    let asked = Frame::new(proto, (client, 20_000), (at.node, 30_443));
+                    let direct = redirected(&asked, (at.node, 6443));
+                    kernel.check(hook, &asked, PASS, Some(&direct));
+                    let sent = evades(kernel, hook, &direct, Frame::clone);
+                    let later = |frame: &Frame| Frame { flags: later, ..frame.clone() };
+                    for _ in 0..2 {
+                        kernel.check(hook, &later(&asked), PASS, Some(&later(&direct)));
+                        kernel.check(hook, &later(&direct), PASS, Some(&later(&sent)));
+                        let (first, second) = (later(&asked).answer(), later(&direct).answer());
+                        kernel.check(answers_by, &second, PASS, Some(&first));
+                        kernel.check(answers_by, &later(&sent).answer(), PASS, Some(&second));
+                    }
+                }
+            }
+            assert_eq!(kernel.flows().len(), 24);
+        });
+    }
+
+    #[test]
+    fn a_process_of_the_node_hears_all_else_as_it_is() {
+        with_kernel(|kernel, at| {
+            for (client, hook, answers_by) in clients(at) {
+                kernel.serve(TCP, (any(at.node), 30_443), &[(at.node, 6443)]);
+                let asked = Frame::tcp((client, 20_000), (at.node, 30_443));
+                let direct = redirected(&asked, (at.node, 6443));
+                kernel.check(hook, &asked, PASS, Some(&direct));
+                let rows = kernel.flows().len();
+                for frame in [
+                    Frame { flags: ACK, ..direct.clone() },
+                    Frame::tcp((client, 20_009), (at.node, 6443)),
+                    Frame::tcp((client, 20_000), (at.node, 6444)),
+                    Frame::udp((client, 20_000), (at.node, 6443)),
+                ] {
+                    kernel.check(hook, &frame, PASS, None);
+                    if frame.flags != ACK {
+                        kernel.check(answers_by, &frame.answer(), PASS, None);
+                    }
+                }
+                assert_eq!(kernel.flows().len(), rows);
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_over_or_cannot_change_its_port_makes_room_at_a_process_of_the_node_too() {
+        with_kernel(|kernel, at| {
+            // Pods elsewhere reach services of this node by its own addresses alone.
+            for (client, hook, answers_by) in &clients(at)[..2] {
+                for (proto, end) in [(TCP, FIN | ACK), (TCP, RST), (SCTP, 0)] {
+                    kernel.serve(proto, (at.external, 6443), &[(at.node, 6443)]);
+                    let asked = Frame::new(proto, (client, 20_000), (at.external, 6443));
+                    let direct = redirected(&asked, (at.node, 6443));
+                    kernel.check(hook, &asked, PASS, Some(&direct));
+                    if proto == TCP {
+                        let _closed = kernel.run(hook, &Frame { flags: end, ..asked }.bytes());
+                    }
+                    kernel.check(hook, &direct, PASS, None);
+                    assert!(kernel.flows().is_empty(), "both rows are gone");
+                    kernel.check(answers_by, &direct.answer(), PASS, None);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_client_that_speaks_to_a_process_of_the_node_already_asks_it_by_another_port() {
+        with_kernel(|kernel, at| {
+            let end = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+            let _speaks = connecting(end(at.node, 6443), end(at.client, 20_000));
+            kernel.serve(TCP, (any(at.node), 30_443), &[(at.node, 6443)]);
+            let asked = Frame::tcp((at.client, 20_000), (at.node, 30_443));
+            let (verdict, bytes) = kernel.run("tc_from_underlay", &asked.bytes());
+            let sent = redirected(&asked, (at.node, 6443));
+            let sent = masked(&sent, (at.client, port_of(&bytes, &asked)));
+            assert_eq!((verdict, &bytes), (PASS, &sent.bytes()));
+            assert_ne!(sent.src.1, 20_000);
+            kernel.check("tc_to_underlay", &sent.answer(), PASS, Some(&asked.answer()));
+            // What the two say to each other goes on as it is.
+            let own = Frame { flags: ACK, ..redirected(&asked, (at.node, 6443)) };
+            kernel.check("tc_from_underlay", &own, PASS, None);
+            kernel.check("tc_to_underlay", &own.answer(), PASS, None);
         });
     }
 

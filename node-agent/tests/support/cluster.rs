@@ -5,11 +5,18 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
     thread,
     time::Duration,
 };
 
+use nix::sys::{
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+    },
+    time::{TimeVal, TimeValLike as _},
+};
 use node_agent::{
     cni::CniConfig,
     dataplane::{DataplaneConfig, Handle, TcPath, XdpMode, xdp::XdpPath},
@@ -89,16 +96,21 @@ impl Cluster {
 
     /// Gives the service these pods, in both families.
     pub(crate) fn set_backends(&self, pods: &[Ipv4Addr]) {
+        let six = |ip: &Ipv4Addr| pod_ip6(ip.octets()[2], ip.octets()[3]);
+        self.set_endpoints(
+            pods.iter().map(|ip| (*ip).into()).collect(),
+            pods.iter().map(six).collect(),
+        );
+    }
+
+    /// Gives the service these backends by family.
+    pub(crate) fn set_endpoints(&self, four: Vec<IpAddr>, six: Vec<IpAddr>) {
         let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| EndpointPort {
             name: format!("{protocol:?}").into(),
             protocol,
             port: 8080,
         });
-        let six = |ip: &Ipv4Addr| pod_ip6(ip.octets()[2], ip.octets()[3]);
-        for (family, ips) in [
-            (Family::V4, pods.iter().map(|ip| (*ip).into()).collect::<Vec<IpAddr>>()),
-            (Family::V6, pods.iter().map(six).collect()),
-        ] {
+        for (family, ips) in [(Family::V4, four), (Family::V6, six)] {
             let row = EndpointSliceRow {
                 service: ObjectKey::new("default", "web"),
                 family,
@@ -243,13 +255,18 @@ pub(crate) fn plug(lan: &Space, space: &Space, number: u8) {
 
 /// TCP and UDP servers at port 8080 that say a number.
 pub(crate) fn serve(number: u8) {
-    let listener = TcpListener::bind("[::]:8080").unwrap();
+    serve_at(Ipv6Addr::UNSPECIFIED.into(), number);
+}
+
+/// The same at one address, by which they answer whatever the way to the client is.
+pub(crate) fn serve_at(address: IpAddr, number: u8) {
+    let listener = TcpListener::bind((address, 8080)).unwrap();
     let _tcp = thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let _connection = thread::spawn(move || answer(stream, number));
         }
     });
-    let socket = UdpSocket::bind("[::]:8080").unwrap();
+    let socket = UdpSocket::bind((address, 8080)).unwrap();
     let _udp = thread::spawn(move || {
         let mut bytes = vec![0; 65_536];
         while let Ok((count, from)) = socket.recv_from(&mut bytes) {
@@ -277,6 +294,39 @@ pub(crate) fn ask(stream: &mut TcpStream) -> u8 {
     stream.write_all(&byte).unwrap();
     stream.read_exact(&mut byte).unwrap();
     byte[0]
+}
+
+/// Asks a service and then its backend itself from the same port, over TCP and over UDP: who answers to each while
+/// both go on. Sockets that are connected hear nobody else.
+pub(crate) fn from_one_port(from: SocketAddr, [service, backend]: [SocketAddr; 2]) -> Vec<u8> {
+    let mut answers = Vec::new();
+    let mut streams =
+        [service, backend].map(|to| TcpStream::from(connected(from, to, SockType::Stream)));
+    let sockets =
+        [service, backend].map(|to| UdpSocket::from(connected(from, to, SockType::Datagram)));
+    for _ in 0..3 {
+        answers.extend(streams.each_mut().map(ask));
+        answers.extend(sockets.each_ref().map(|socket| {
+            let mut byte = *b"?";
+            socket.send(&byte).unwrap();
+            assert_eq!(socket.recv(&mut byte).unwrap(), 1);
+            byte[0]
+        }));
+    }
+    answers
+}
+
+/// A socket at a port that others may have too, connected.
+fn connected(from: SocketAddr, to: SocketAddr, kind: SockType) -> OwnedFd {
+    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, kind, SockFlag::empty(), None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    let timeout = TimeVal::seconds(i64::try_from(TIMEOUT.as_secs()).unwrap());
+    setsockopt(&socket, sockopt::SendTimeout, &timeout).unwrap();
+    setsockopt(&socket, sockopt::ReceiveTimeout, &timeout).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap();
+    socket
 }
 
 /// Who answers how often, over TCP.

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -28,7 +29,11 @@ use ebpf_common::{
     tunnel::Tunnel,
     verdict::{Budget, DropReason},
 };
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
+};
 use node_agent::dataplane::{events::Ring, load::TcHook, object};
 
 use crate::{
@@ -411,6 +416,16 @@ fn make_uplink() -> u32 {
          route add ::/0 via fd00:a::fe dev up0
         ");
     nix::net::if_::if_nametoindex("up0").unwrap()
+}
+
+/// A connection of the node under way: its port is taken from the first packet on.
+pub(crate) fn connecting(from: SocketAddr, to: SocketAddr) -> OwnedFd {
+    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    let result = connect(fd.as_raw_fd(), &SockaddrStorage::from(to));
+    assert_eq!(result, Err(Errno::EINPROGRESS));
+    fd
 }
 
 /// What a packet is after one hop.

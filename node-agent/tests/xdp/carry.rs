@@ -73,7 +73,7 @@ mod tests {
             kernel.open(family, TCP, 20_000, family.local_pod);
             let question = question(family, TCP, 20_000);
             let dst = (family.local_pod.parse().unwrap(), 8080);
-            let translated = Wire { dst, ..question.clone() };
+            let translated = Wire { macs: [MAC; 2], dst, ..question.clone() };
             kernel.check(&question.bytes(), PASS, &translated.bytes());
         });
     }

@@ -79,7 +79,8 @@ mod tests {
                 kernel.serve((any(family.node), NODE_PORT), proto, set(9), &[pod]);
                 let first = first(question(family, proto, 20_000));
                 let out = if pod == family.local_pod {
-                    Wire { dst: (pod.parse().unwrap(), 8080), ..first.clone() }
+                    let macs = [MAC; 2];
+                    Wire { macs, dst: (pod.parse().unwrap(), 8080), ..first.clone() }
                 } else {
                     Wire { macs: [NEXT_MAC, MAC], ..asked(family, &first, pod) }
                 };
