@@ -336,21 +336,36 @@ extern "C" fn apart_deliver(
     route::deliver(&TcContext::new(skb), packet, endpoint)
 }
 
-/// To wherever a translated packet's new destination is.
+/// To wherever a translated packet's new destination is. Who sent one that is too big for its way is told so.
 #[inline(always)]
-pub fn forward(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
-    apart_forward(ctx.skb.skb, packet, flow)
+pub fn forward(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> i32 {
+    let verdict = apart_forward(ctx.skb.skb, packet, flow);
+    if packet.mtu == 0 {
+        return verdict;
+    }
+    // One after the other, since below each other they would take too much stack.
+    match result(apart_turn_back(ctx.skb.skb, packet, flow)) {
+        Ok(()) => refuse(ctx, packet),
+        Err(reason) => count::drop_of(reason, &packet.key),
+    }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn apart_forward(skb: *mut __sk_buff, packet: *const Packet, flow: *const Flow) -> i32 {
-    let (packet, flow) = (packet.cast_mut(), flow.cast_mut());
+extern "C" fn apart_forward(skb: *mut __sk_buff, packet: *mut Packet, flow: *const Flow) -> i32 {
+    let flow = flow.cast_mut();
     given!(packet, flow; else count::DROP);
     route::forward(&TcContext::new(skb), packet, flow)
 }
 
-/// Tells the packet's sender that nobody answers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_turn_back(skb: *mut __sk_buff, packet: *mut Packet, flow: *mut Flow) -> u32 {
+    given!(packet, flow; else 1);
+    code(route::turn_back(&TcContext::new(skb), packet, flow))
+}
+
+/// Tells the packet's sender that nobody answers, or that the packet is too big for its way.
 #[inline(always)]
 pub fn refuse(ctx: &TcContext, packet: &Packet) -> i32 {
     apart_refuse(ctx.skb.skb, packet)

@@ -9,8 +9,9 @@ use core::{
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_fib_lookup, bpf_sock_addr,
-        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_tunnel_key,
+        BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup, bpf_sock_addr, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_tunnel_key,
     },
     helpers::generated,
     programs::{SockAddrContext, TcContext},
@@ -19,6 +20,7 @@ use ebpf_common::{
     TCP, UDP,
     addr::Addr,
     conntrack::{Flow, FlowKey},
+    packet::ETH_LEN,
     service::Peer,
     trace as steps,
     verdict::DropReason,
@@ -133,6 +135,9 @@ pub fn route<C: EbpfContext>(
     // SAFETY: a structure of integers, for which zero bytes are a value.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     query.ifindex = ifindex;
+    // The way does not depend on the packet's length: without one the kernel takes the packet's own, and
+    // says of a long one that the way is too narrow ([`exceeded_mtu`] asks that).
+    query.__bindgen_anon_1.tot_len = 1;
     if dst.is_v4() {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = src.words()[3];
@@ -156,6 +161,23 @@ pub fn route<C: EbpfContext>(
             Err(DropReason::NoRoute)
         }
     }
+}
+
+/// The MTU of a device if the packet, or one of those that the device is to make of it, is larger.
+#[inline(always)]
+pub fn exceeded_mtu(ctx: &TcContext, ifindex: u32) -> Option<u32> {
+    // SAFETY: a field of this program's context.
+    let is_gso = unsafe { (*ctx.skb.skb).gso_size } != 0;
+    // Of a packet that is to be cut the kernel knows the pieces. Of another one it would count Ethernet's
+    // header, which not every device has: it is told the length without (5.12).
+    let (mut mtu, flags) =
+        if is_gso { (0, BPF_MTU_CHK_SEGS) } else { (ctx.len().wrapping_sub(ETH_LEN as u32), 0) };
+    // SAFETY: the context is this program's own, the length outlives the call.
+    let result = unsafe {
+        generated::bpf_check_mtu(ctx.as_ptr(), ifindex, &raw mut mtu, 0, u64::from(flags))
+    };
+    // Below zero: no such device, as sending will show.
+    (result > 0).then_some(mtu)
 }
 
 /// Whether a socket of this node speaks to what a packet of `key` comes from, or, for UDP, may.

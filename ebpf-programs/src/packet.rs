@@ -43,6 +43,9 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
+/// In the first byte of IPv4's flags and offset: "don't fragment" (RFC 791).
+const DONT_FRAGMENT: u8 = 0x40;
+
 /// What is known of a packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -53,6 +56,8 @@ pub struct Packet {
     pub l4: u32,
     /// Identification that its fragments share.
     pub id: u32,
+    /// What its way out takes, if it is larger than that; else 0.
+    pub mtu: u32,
     /// Hops it may still go.
     pub ttl: u8,
     /// What it says about its connection, as TCP's flags.
@@ -74,7 +79,7 @@ impl Packet {
             proto: 0,
             reserved: [0; 3],
         };
-        Self { key, l4: 0, id: 0, ttl: 0, flags: 0, kind: NOT_IP, fragment: WHOLE }
+        Self { key, l4: 0, id: 0, mtu: 0, ttl: 0, flags: 0, kind: NOT_IP, fragment: WHOLE }
     }
 
     /// Whether it opens a connection of TCP.
@@ -325,6 +330,18 @@ pub fn set_macs<F: Frame>(frame: &F, dst: [u8; 6], src: [u8; 6]) -> Result<(), D
     // SAFETY: `at` has checked that the bytes lie inside the packet; alignment is 1.
     unsafe { *macs = [dst, src] };
     Ok(())
+}
+
+/// Whether routers may cut the packet: in IPv6 none may, in IPv4 its sender says.
+#[inline(always)]
+pub fn may_be_cut<F: Frame>(frame: &F, packet: &Packet) -> Result<bool, DropReason> {
+    if !packet.key.src.is_v4() {
+        return Ok(false);
+    }
+    let header = frame.at::<Ipv4>(ETH_LEN).ok_or(DropReason::Malformed)?;
+    // SAFETY: `at` has checked that the whole header lies inside the packet; alignment is 1.
+    let [flags, _] = unsafe { (*header).fragment };
+    Ok(flags & DONT_FRAGMENT == 0)
 }
 
 /// One hop less. The caller has seen to it that the packet may still go more than one.

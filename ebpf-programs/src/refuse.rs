@@ -1,4 +1,5 @@
-//! Tells a client at once that nobody answers: ICMP port unreachable, as kube-proxy's REJECT does.
+//! Tells a client at once that nobody answers: ICMP port unreachable, as kube-proxy's REJECT does. And tells
+//! who sends what is larger than its way out how much that takes.
 
 use aya_ebpf::programs::TcContext;
 use ebpf_common::{
@@ -13,7 +14,7 @@ use ebpf_common::{
 
 use crate::{
     count,
-    frame::Arrival as _,
+    frame::{Arrival as _, Frame},
     helpers, maps,
     packet::{ERROR, LATER, Packet},
 };
@@ -28,6 +29,9 @@ const QUOTED: usize = 20;
 /// Destination unreachable, port unreachable: type and code (RFC 792, RFC 4443).
 const UNREACHABLE_V4: [u8; 2] = [3, 3];
 const UNREACHABLE_V6: [u8; 2] = [1, 4];
+/// Fragmentation needed (RFC 1191); packet too big (RFC 4443).
+const TOO_BIG_V4: [u8; 2] = [3, 4];
+const TOO_BIG_V6: [u8; 2] = [2, 0];
 
 /// Ethernet, IPv4 and ICMP before a quoted packet.
 #[repr(C)]
@@ -40,17 +44,15 @@ struct HeadV4 {
 }
 const _: () = assert!(size_of::<HeadV4>() == ETH_LEN + IPV4_LEN + ICMP_LEN);
 
-/// Ethernet, IPv6 and ICMP before a quoted packet.
-#[repr(C, packed)]
+/// Ethernet and IPv6 up to its addresses.
+#[repr(C)]
 #[derive(Clone, Copy)]
 struct HeadV6 {
     macs: [[u8; 6]; 2],
     kind: [u8; 2],
     ip: [u8; 8],
-    addresses: [Addr; 2],
-    icmp: [u8; ICMP_LEN],
 }
-const _: () = assert!(size_of::<HeadV6>() == ETH_LEN + IPV6_LEN + ICMP_LEN);
+const _: () = assert!(size_of::<HeadV6>() == ETH_LEN + IPV6_LEN - 2 * size_of::<Addr>());
 
 /// Sends the answer back by the device by which the packet came; drops the packet if none is due.
 /// Gives tc's verdict. The refusal itself has been counted.
@@ -93,6 +95,8 @@ fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let [s0, s1, s2, s3] = packet.key.dst.v4_octets();
     let [d0, d1, d2, d3] = packet.key.src.v4_octets();
     let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
+    let [kind, code] = if packet.mtu == 0 { UNREACHABLE_V4 } else { TOO_BIG_V4 };
+    let [_, _, high, low] = packet.mtu.to_be_bytes();
     let mut head = HeadV4 {
         macs: [from, to],
         kind: ETH_IPV4,
@@ -100,7 +104,7 @@ fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
             0x45, 0, LENGTH[0], LENGTH[1], 0, 0, 0, 0, HOPS, ICMP, 0, 0, s0, s1, s2, s3, d0, d1,
             d2, d3,
         ],
-        icmp: [UNREACHABLE_V4[0], UNREACHABLE_V4[1], 0, 0, 0, 0, 0, 0],
+        icmp: [kind, code, 0, 0, 0, 0, high, low],
     };
     let sum = helpers::sum(&head.ip);
     [head.ip[10], head.ip[11]] = checksum_after_change([0xff; 2], sum);
@@ -126,20 +130,25 @@ fn answer_v6(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let quoted = quoted_sum::<{ QUOTE / 4 }>(ctx);
     // The pseudo header: addresses, length, protocol.
     let pseudo = [0, 0, LENGTH[0], LENGTH[1], 0, 0, 0, ICMPV6];
-    let icmp = [UNREACHABLE_V6[0], UNREACHABLE_V6[1], 0, 0, 0, 0, 0, 0];
+    let [kind, code] = if packet.mtu == 0 { UNREACHABLE_V6 } else { TOO_BIG_V6 };
+    let [m0, m1, m2, m3] = packet.mtu.to_be_bytes();
+    let mut icmp = [kind, code, 0, 0, m0, m1, m2, m3];
     let mut sum = add(quoted, helpers::sum(&packet.key.dst));
     sum = add(sum, helpers::sum(&packet.key.src));
     sum = add(sum, helpers::sum(&pseudo));
     sum = add(sum, helpers::sum(&icmp));
-    let [c0, c1] = checksum_after_change([0xff; 2], sum);
+    [icmp[2], icmp[3]] = checksum_after_change([0xff; 2], sum);
     let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
     let head = HeadV6 {
         macs: [from, to],
         kind: ETH_IPV6,
         ip: [0x60, 0, 0, 0, LENGTH[0], LENGTH[1], ICMPV6, HOPS],
-        addresses: [packet.key.dst, packet.key.src],
-        icmp: [icmp[0], icmp[1], c0, c1, 0, 0, 0, 0],
     };
     helpers::add_head(ctx, (IPV6_LEN + ICMP_LEN) as u32)?;
-    ctx.store(0, &head, 0).map_err(|_errno| DropReason::Rewrite)
+    // Piece by piece: the whole would take more stack than there is.
+    let addresses = size_of::<HeadV6>();
+    Frame::store(ctx, 0, &head)?;
+    Frame::store(ctx, addresses, &packet.key.dst)?;
+    Frame::store(ctx, addresses + size_of::<Addr>(), &packet.key.src)?;
+    Frame::store(ctx, ETH_LEN + IPV6_LEN, &icmp)
 }

@@ -27,12 +27,12 @@ fn try_from_host(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     let mut flow = nat::new_flow();
     match apart::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
     match apart::open_service(ctx, &packet, &mut flow, From::Host) {
-        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => Ok(apart::forward(ctx, &mut packet, &mut flow)),
         // Nothing but service addresses is routed here; what else comes must not go round.
         Step::Unknown => Ok(count::drop_of(DropReason::UnknownService, &packet.key)),
         Step::Dropped => Ok(count::DROP),

@@ -35,7 +35,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
-        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => Ok(meeting::to_own(ctx, &packet, &mut flow)),
         Step::Dropped => Ok(count::DROP),
         Step::Refused => Ok(apart::refuse(ctx, &packet)),

@@ -42,19 +42,19 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         if endpoint.flags & HAS_FLOWS != 0 {
             // It may answer what that pod asked of a service.
             match apart::follow(ctx, &mut packet, &mut flow) {
-                Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+                Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
                 Step::Unknown => {}
                 Step::Dropped | Step::Refused => return Ok(count::DROP),
             }
         }
         return match give_way(ctx, &packet, &mut flow, (endpoint.flags, FLOW_FROM_POD)) {
-            Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+            Step::Translated => Ok(apart::forward(ctx, &mut packet, &mut flow)),
             Step::Unknown => Ok(apart::deliver(ctx, &packet, endpoint)),
             Step::Dropped | Step::Refused => Ok(count::DROP),
         };
     }
     match apart::follow(ctx, &mut packet, &mut flow) {
-        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => {}
         Step::Dropped | Step::Refused => return Ok(count::DROP),
     }
@@ -63,7 +63,7 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     }
     if let Some(tunnel) = maps::tunnel(&packet.key.dst) {
         match give_way(ctx, &packet, &mut flow, (tunnel.flags, FLOW_FROM_POD)) {
-            Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+            Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
             Step::Unknown => {}
             Step::Dropped | Step::Refused => return Ok(count::DROP),
         }
@@ -73,7 +73,7 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         return route::to_overlay(ctx, config, &packet);
     }
     match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
-        Step::Translated => return Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => {}
         Step::Dropped => return Ok(count::DROP),
         Step::Refused => return Ok(apart::refuse(ctx, &packet)),
@@ -85,7 +85,7 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     match apart::masquerade(ctx, &packet, &mut flow) {
-        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => Ok(count::PASS),
         Step::Dropped | Step::Refused => Ok(count::DROP),
     }

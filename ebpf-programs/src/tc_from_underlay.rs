@@ -43,7 +43,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(verdict);
     }
     match apart::open_service(ctx, &packet, &mut flow, origin(&packet)) {
-        Step::Translated => Ok(apart::forward(ctx, &packet, &flow)),
+        Step::Translated => Ok(apart::forward(ctx, &mut packet, &mut flow)),
         Step::Unknown => Ok(meeting::to_own(ctx, &packet, &mut flow)),
         Step::Dropped => Ok(count::DROP),
         Step::Refused => Ok(apart::refuse(ctx, &packet)),

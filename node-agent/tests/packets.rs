@@ -59,3 +59,6 @@ mod refusals;
 #[cfg(test)]
 #[path = "packets/services.rs"]
 mod services;
+#[cfg(test)]
+#[path = "packets/too_big.rs"]
+mod too_big;

@@ -28,7 +28,7 @@ pub mod tunnel;
 pub mod verdict;
 
 /// Version of the map layouts. It is part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Protocol number of TCP (IANA).
 pub const TCP: u8 = 6;

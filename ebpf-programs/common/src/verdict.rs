@@ -62,6 +62,7 @@ drop_reasons! {
     Extensions = 15, "more IPv6 extension headers than are followed";
     RefusalLimit = 16, "refused without an answer, more than the answers allowed per second";
     ServiceAddress = 17, "protocol without ports to a service address";
+    TooBig = 18, "packet larger than its way out takes";
 }
 
 /// How many answers a CPU may send in a second to tell of refusals: enough for every client that
