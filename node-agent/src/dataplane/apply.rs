@@ -53,6 +53,8 @@ const WORK: Duration = Duration::from_secs(1);
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Parts without which services are not what the cluster says.
 const PROXY: [&str; 3] = ["settings", "services", "devices"];
+/// The part that makes room for services; without it those that have some are served.
+const ROOM: &str = "room for services";
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -205,7 +207,9 @@ impl Runner {
             (true, false) => (self.retry * 2).min(RETRY.1),
             (false, false) => self.retry,
         };
-        let behind = PROXY.iter().any(|part| self.trouble.contains_key(part));
+        let is_short = self.services.is_only_short();
+        let mut parts = PROXY.iter().filter(|part| **part != "services" || !is_short);
+        let behind = parts.any(|part| self.trouble.contains_key(part));
         self.pulse.send_modify(|pulse| *pulse = pulse.after(Instant::now(), behind));
     }
 
@@ -320,11 +324,21 @@ impl Runner {
 
     fn follow_services(&mut self) -> Result<(), String> {
         let outcome = self.program_services();
-        // What had no room is written as soon as there is some.
-        if self.services.full.is_empty() || !self.make_room_for_services()? {
+        if self.services.full.is_empty() {
             return outcome;
         }
-        self.program_services()
+        // What had no room is written as soon as there is some.
+        match self.make_room_for_services() {
+            Ok(true) => {
+                self.services.forget();
+                self.program_services()
+            }
+            Ok(false) => outcome,
+            Err(words) => {
+                self.note(ROOM, Err(words));
+                outcome
+            }
+        }
     }
 
     fn program_services(&mut self) -> Result<(), String> {
@@ -353,7 +367,7 @@ impl Runner {
         self.collector.begin();
         if std::mem::take(&mut self.services.has_written) {
             let outcome = self.make_room_for_services().map(|_grown| ());
-            self.note("room for services", outcome);
+            self.note(ROOM, outcome);
         }
     }
 

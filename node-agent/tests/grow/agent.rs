@@ -1,6 +1,7 @@
 //! A running agent whose maps are too small: real connections through a service go on while they grow.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -98,7 +99,7 @@ impl Cluster {
 /// A running agent; it ends as if killed when this is dropped.
 struct Agent {
     _stop: oneshot::Sender<()>,
-    asked: std::sync::mpsc::Receiver<Report>,
+    asked: std::sync::mpsc::Receiver<(Report, bool)>,
 }
 
 impl Agent {
@@ -125,6 +126,7 @@ impl Agent {
                 let handle = dataplane::start(config, tables).unwrap();
                 while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
                     let report = handle.report().await.unwrap();
+                    let report = (report, handle.pulse.borrow().behind_since.is_some());
                     // Nobody may be asking just now.
                     let _not_asked = answer.try_send(report);
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -135,7 +137,12 @@ impl Agent {
     }
 
     fn report(&self) -> Report {
-        self.asked.recv_timeout(PATIENCE).expect("the agent answers")
+        self.asked.recv_timeout(PATIENCE).expect("the agent answers").0
+    }
+
+    /// Whether load balancers are about to be told that this node does not follow the cluster.
+    fn is_behind(&self) -> bool {
+        self.asked.recv_timeout(PATIENCE).expect("the agent answers").1
     }
 
     #[track_caller]
@@ -210,7 +217,7 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
     let pins = node.bpf.join("orlop");
     let folder = pins.clone();
     node.run(move || {
-        std::fs::create_dir_all(pins::folder(&folder)).unwrap();
+        fs::create_dir_all(pins::folder(&folder)).unwrap();
         // Rows get their memory when they are written, as in the object.
         let ranges = LpmTrie::<_, SourceRange, u32>::create(1, 1).unwrap();
         ranges.pin(pins::folder(&folder).join(names::SOURCE_RANGES)).unwrap();
@@ -230,10 +237,23 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
         5,
         "three services, and both addresses of the first limited: {shown:?}"
     );
+    // All nodes have it to the full: none may tell load balancers to go elsewhere for that.
+    assert!(!agent.is_behind());
+    // What has room is written without a look at all that is there.
+    cluster.add_service(6);
+    let report = agent.wait_for("one more", |report| report.frontends == 6);
+    let rounds = report.rounds.count;
+    pause(Duration::from_secs(3));
+    let report = agent.report();
+    assert_eq!(report.rounds.count, rounds, "nothing has changed: {}", report.status_text());
+    let text = report.status_text();
+    assert!(text.contains(words) && text.contains("not programmed: default/limited-5"), "{text}");
+    assert!(!agent.is_behind());
     // The other's room makes room for it.
     cluster.services.delete(&ObjectKey::new("default", "limited-4"));
     let report = agent.wait_for("the last", |report| report.full.is_empty());
-    assert_eq!(report.frontends, 5, "{}", report.status_text());
+    assert_eq!(report.frontends, 6, "{}", report.status_text());
+    assert!(report.trouble.is_empty(), "{}", report.status_text());
 }
 
 fn scenario(tc: Option<TcPath>) {
