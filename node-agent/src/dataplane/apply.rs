@@ -171,8 +171,13 @@ impl Runner {
                 }
                 () = time::sleep_until(again) => true,
                 _instant = work.tick() => {
+                    let was_stale = self.room.is_stale();
                     self.work();
-                    continue;
+                    if self.room.is_stale() || !was_stale {
+                        continue;
+                    }
+                    // Other maps than those that were written last.
+                    true
                 }
                 question = asked.recv() => match question {
                     Some(reply) => {
@@ -328,17 +333,10 @@ impl Runner {
             return outcome;
         }
         // What had no room is written as soon as there is some.
-        match self.make_room_for_services() {
-            Ok(true) => {
-                self.services.forget();
-                self.program_services()
-            }
-            Ok(false) => outcome,
-            Err(words) => {
-                self.note(ROOM, Err(words));
-                outcome
-            }
-        }
+        let room = self.make_room_for_services();
+        let has_grown = room == Ok(true);
+        self.note(ROOM, room.map(|_grown| ()));
+        if has_grown { self.program_services() } else { outcome }
     }
 
     fn program_services(&mut self) -> Result<(), String> {
