@@ -37,17 +37,13 @@ impl Runner {
         }
         for ip in gone {
             failed.note(ip, self.maps.delete_endpoint(ip));
-            self.collector.seek(Sought::pod(Addr::from(ip), now_s()));
-            let from_map = old.get(&ip).map(|endpoint| endpoint.ifindex);
-            if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map)
-                && !self.attached.pods.values().any(|other| *other == ifindex)
-            {
-                for hook in POD_HOOKS {
-                    self.programs.forget_tc(hook, ifindex);
-                }
-            }
+            self.end(ip, old.get(&ip));
         }
         for (ip, row) in &delta.upserts {
+            // A pod went and another one has its address, which the table tells as one change.
+            if self.device(*ip, old.get(ip)).is_some_and(|device| device != row.host_ifindex) {
+                self.end(*ip, old.get(ip));
+            }
             let outcome = self.put_endpoint(*ip, row, old.get(ip));
             failed.note(ip, outcome);
         }
@@ -56,6 +52,25 @@ impl Runner {
         self.seen.endpoints = delta.revision;
         self.programmed.send_replace(delta.revision);
         Ok(())
+    }
+
+    /// The host's end of the link of the pod that had an address so far.
+    fn device(&self, ip: IpAddr, old: Option<&Endpoint>) -> Option<u32> {
+        self.attached.pods.get(&ip).copied().or(old.map(|endpoint| endpoint.ifindex))
+    }
+
+    /// What the pod had that had an address is over: its flows, and its links unless it has another address.
+    fn end(&mut self, ip: IpAddr, old: Option<&Endpoint>) {
+        self.collector.seek(Sought::pod(Addr::from(ip), now_s()));
+        let device = self.device(ip, old);
+        self.attached.pods.remove(&ip);
+        if let Some(ifindex) = device
+            && !self.attached.pods.values().any(|other| *other == ifindex)
+        {
+            for hook in POD_HOOKS {
+                self.programs.forget_tc(hook, ifindex);
+            }
+        }
     }
 
     /// The row first, then the program: a pod may be answered before it can ask.

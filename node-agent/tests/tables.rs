@@ -1,0 +1,158 @@
+//! A running agent whose tables change in ways that are easily missed: an address passes from a pod to the next at
+//! once.
+
+#[cfg(test)]
+#[path = "support/node.rs"]
+mod node;
+#[cfg(test)]
+#[path = "support/pins.rs"]
+#[expect(dead_code, reason = "maps are the agent's own here")]
+mod pins;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use ebpf_common::addr::Addr;
+    use node_agent::{
+        dataplane::look::Look,
+        model::{
+            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
+            ServicePort, ServiceRow, TrafficPolicy,
+        },
+    };
+
+    use super::{
+        node::{
+            NAME, Node,
+            place::{ip, is_possible},
+            pod_ip,
+            space::{Space, pause},
+        },
+        pins,
+    };
+
+    const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
+    const CHECK_PORT: u16 = 32_000;
+    const CLIENT: u8 = 11;
+    const SERVER: u8 = 12;
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    /// Much less than the agent takes to read its maps back for no reason, 300 s.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[track_caller]
+    fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < PATIENCE, "{what}");
+            pause(Duration::from_millis(50));
+        }
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("default", "web")
+    }
+
+    /// A load balancer's Service that only its pods on a node answer there.
+    fn service() -> ServiceRow {
+        let port =
+            ServicePort { name: "".into(), protocol: Protocol::Tcp, port: SERVICE.1, node_port: 0 };
+        ServiceRow {
+            kind: ServiceKind::LoadBalancer,
+            cluster_ips: vec![SERVICE.0.into()],
+            ports: vec![port],
+            external_policy: TrafficPolicy::Local,
+            health_check_port: CHECK_PORT,
+            ..ServiceRow::default()
+        }
+    }
+
+    /// Pods of this node that answer the Service, and one of another node's.
+    fn slice(here: &[u8]) -> EndpointSliceRow {
+        let row = |ip: Ipv4Addr, node: &str| EndpointRow {
+            ip: ip.into(),
+            node: node.into(),
+            ..EndpointRow::default()
+        };
+        let mut endpoints: Vec<_> = here.iter().map(|last| row(pod_ip(*last), NAME)).collect();
+        endpoints.push(row(Ipv4Addr::new(10, 244, 2, 9), "node-2"));
+        EndpointSliceRow {
+            service: key(),
+            ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints,
+            ..EndpointSliceRow::default()
+        }
+    }
+
+    fn serve() {
+        let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+        let _server = thread::spawn(move || {
+            let mut open = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                open.push(stream);
+            }
+        });
+    }
+
+    /// Rows of flows from or to a pod's address.
+    fn flows_of(node: &Node, last: u8) -> usize {
+        let (pins, addr) = (node.pins(), Addr::v4(pod_ip(last).octets()));
+        let flows = node.space.run(move || Look::below(&pins).flows().unwrap());
+        let rows = flows.iter();
+        rows.filter(|(key, flow)| [key.src, key.dst, flow.src, flow.dst].contains(&addr)).count()
+    }
+
+    /// Pins of links at a device.
+    fn links(node: &Node, ifindex: u32) -> usize {
+        let (folder, end) = (pins::folder(&node.pins()).join("links"), format!("_{ifindex}"));
+        node.space.run(move || {
+            let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_str().unwrap().ends_with(&end)).count()
+        })
+    }
+
+    #[test]
+    fn an_address_that_passes_to_another_pod_at_once_takes_no_flow_along() {
+        if !is_possible() {
+            return;
+        }
+        let client = Space::new();
+        let mut node = Node::new(&client);
+        for last in [CLIENT, SERVER] {
+            node.add_pod(last);
+        }
+        node.pods[&SERVER].run(serve);
+        node.services.upsert(key(), ServiceRow { health_check_port: 0, ..service() });
+        let mut slice = slice(&[SERVER]);
+        slice.endpoints.truncate(1);
+        node.slices.upsert(key(), slice);
+        let _agent = node.start(None);
+        let connect = || TcpStream::connect_timeout(&SocketAddr::from(SERVICE), TIMEOUT).unwrap();
+        let _open = node.pods[&CLIENT].run(connect);
+        assert_eq!(flows_of(&node, SERVER), 2);
+        let address = pod_ip(SERVER).into();
+        let old = node.endpoints.row(&address).unwrap().host_ifindex;
+        let had_links = links(&node, old);
+
+        // The table knows no moment between the two.
+        node.space.run(move || {
+            let device = nix::net::if_::if_indextoname(old).unwrap();
+            ip(&format!("link del {}", device.to_str().unwrap()));
+        });
+        node.add_pod(SERVER);
+        let new = node.endpoints.row(&address).unwrap().host_ifindex;
+        assert_ne!(new, old);
+        await_that("the new pod is programmed", || links(&node, new) == had_links);
+        await_that("flows of the old one are over", || flows_of(&node, SERVER) == 0);
+        await_that("its links are forgotten", || links(&node, old) == 0);
+
+        // And the new one is asked as the old one was.
+        node.pods[&SERVER].run(serve);
+        let _open = node.pods[&CLIENT].run(connect);
+        assert_eq!(flows_of(&node, SERVER), 2);
+    }
+}
