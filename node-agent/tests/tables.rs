@@ -1,5 +1,5 @@
 //! A running agent whose tables change in ways that are easily missed: an address passes from a pod to the next at
-//! once.
+//! once, rows of an earlier agent are nobody's any more.
 
 #[cfg(test)]
 #[path = "support/node.rs"]
@@ -17,13 +17,15 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use ebpf_common::addr::Addr;
+    use ebpf_common::{addr::Addr, endpoint::Endpoint, maps as names};
     use node_agent::{
         dataplane::look::Look,
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
             ServicePort, ServiceRow, TrafficPolicy,
         },
+        sys::map::RowMap,
+        table::Table,
     };
 
     use super::{
@@ -98,6 +100,13 @@ mod tests {
         });
     }
 
+    /// Pods that are programmed.
+    fn programmed(node: &Node) -> Vec<Addr> {
+        let pin = pins::folder(&node.pins()).join(names::ENDPOINTS);
+        let rows = node.space.run(move || RowMap::<Addr, Endpoint>::open(&pin).unwrap().dump());
+        rows.unwrap().into_iter().map(|(addr, _)| addr).collect()
+    }
+
     /// Rows of flows from or to a pod's address.
     fn flows_of(node: &Node, last: u8) -> usize {
         let (pins, addr) = (node.pins(), Addr::v4(pod_ip(last).octets()));
@@ -154,5 +163,45 @@ mod tests {
         node.pods[&SERVER].run(serve);
         let _open = node.pods[&CLIENT].run(connect);
         assert_eq!(flows_of(&node, SERVER), 2);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_goes_once_the_tables_are_whole_though_rows_came_before() {
+        if !is_possible() {
+            return;
+        }
+        let client = Space::new();
+        let mut node = Node::new(&client);
+        for last in [CLIENT, SERVER] {
+            node.add_pod(last);
+        }
+        [2, 3].iter().for_each(|number| node.add_node(*number));
+        let far = |number| Ipv4Addr::new(10, 244, number, 9).into();
+        let is_known = |node: &Node, number| {
+            let pins = node.pins();
+            node.space.run(move || Look::below(&pins).is_elsewhere(far(number)).unwrap())
+        };
+        let agent = node.start(None);
+        await_that("all is programmed", || {
+            programmed(&node).len() == 2 && is_known(&node, 2) && is_known(&node, 3)
+        });
+        drop(agent);
+        node.space.settle();
+
+        // Of the next one's lists the first rows come before it is told that there are no more.
+        let kept = node.endpoints.row(&pod_ip(CLIENT).into()).unwrap();
+        (node.endpoints, node.nodes) = (Table::new(), Table::new());
+        node.endpoints.upsert(kept.ip, (*kept).clone());
+        [1, 2].iter().for_each(|number| node.add_node(*number));
+        let _agent = node.start(None);
+        pause(Duration::from_millis(500));
+        assert_eq!(programmed(&node).len(), 2, "the other may only be late");
+        assert!(is_known(&node, 2) && is_known(&node, 3));
+        node.endpoints.mark_synced();
+        node.nodes.mark_synced();
+        await_that("the pod that is nobody's goes", || programmed(&node).len() == 1);
+        await_that("and the node", || !is_known(&node, 3));
+        assert_eq!(programmed(&node), [Addr::v4(pod_ip(CLIENT).octets())]);
+        assert!(is_known(&node, 2));
     }
 }

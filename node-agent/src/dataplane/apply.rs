@@ -41,6 +41,7 @@ use super::{
 use crate::{
     model::ObjectKey,
     overlay::{OverlayDevice, chain},
+    table::Followed,
 };
 
 /// How often the maps are read back and compared although nothing changed.
@@ -80,11 +81,11 @@ pub(super) struct Runner {
     pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
 
-/// Revisions of the tables up to which the model follows them.
+/// Up to where the maps follow the tables.
 #[derive(Default)]
 pub(super) struct Seen {
-    pub(super) endpoints: u64,
-    pub(super) tunnels: u64,
+    pub(super) endpoints: Followed,
+    pub(super) tunnels: Followed,
 }
 
 /// Devices that have our programs.
@@ -165,8 +166,7 @@ impl Runner {
                 }
                 _instant = refresh.tick() => {
                     self.services.forget();
-                    self.seen.endpoints = 0;
-                    self.seen.tunnels = 0;
+                    self.seen = Seen::default();
                     true
                 }
                 () = time::sleep_until(again) => true,
@@ -305,7 +305,7 @@ impl Runner {
     }
 
     fn follow_tunnels(&mut self) -> Result<(), String> {
-        let delta = self.tables.tunnels.changes_since(self.seen.tunnels);
+        let delta = self.seen.tunnels.changes(&self.tables.tunnels);
         let mut failed = Failures::default();
         let old =
             if delta.full { self.maps.tunnels().map_err(|e| chain(&e))? } else { BTreeMap::new() };
@@ -323,7 +323,7 @@ impl Runner {
             failed.note(net, self.maps.delete_tunnel(net));
         }
         failed.outcome()?;
-        self.seen.tunnels = delta.revision;
+        self.seen.tunnels.record(&delta);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ const POD_HOOKS: [TcHook; 2] = [TcHook::FromPod, TcHook::ToPod];
 
 impl Runner {
     pub(super) fn follow_endpoints(&mut self) -> Result<(), String> {
-        let delta = self.tables.endpoints.changes_since(self.seen.endpoints);
+        let delta = self.seen.endpoints.changes(&self.tables.endpoints);
         let mut failed = Failures::default();
         let old = if delta.full {
             self.maps.endpoints().map_err(|e| chain(&e))?
@@ -49,7 +49,7 @@ impl Runner {
         }
         failed.outcome()?;
         self.change_namespaces(&delta)?;
-        self.seen.endpoints = delta.revision;
+        self.seen.endpoints.record(&delta);
         self.programmed.send_replace(delta.revision);
         Ok(())
     }
@@ -143,7 +143,7 @@ impl Runner {
         let outcome = failed.outcome();
         if outcome.is_err() {
             // What is written is not known any more: the next round reads it.
-            self.seen.endpoints = 0;
+            self.seen.endpoints.forget();
         }
         outcome
     }
