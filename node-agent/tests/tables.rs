@@ -1,5 +1,5 @@
 //! A running agent whose tables change in ways that are easily missed: an address passes from a pod to the next at
-//! once, rows of an earlier agent are nobody's any more.
+//! once, rows of an earlier agent are nobody's any more, a Service's last pod goes.
 
 #[cfg(test)]
 #[path = "support/node.rs"]
@@ -12,6 +12,7 @@ mod pins;
 #[cfg(test)]
 mod tests {
     use std::{
+        io::{Read as _, Write as _},
         net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
         thread,
         time::{Duration, Instant},
@@ -30,7 +31,7 @@ mod tests {
 
     use super::{
         node::{
-            NAME, Node,
+            NAME, NODE_IP, Node,
             place::{ip, is_possible},
             pod_ip,
             space::{Space, pause},
@@ -203,5 +204,53 @@ mod tests {
         await_that("and the node", || !is_known(&node, 3));
         assert_eq!(programmed(&node), [Addr::v4(pod_ip(CLIENT).octets())]);
         assert!(is_known(&node, 2));
+    }
+
+    /// What the node answers to a load balancer that asks after the Service; `None`: it is not there.
+    fn check(client: &Space) -> Option<String> {
+        client.run(|| {
+            let mut stream = TcpStream::connect((NODE_IP, CHECK_PORT)).ok()?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            Some(text)
+        })
+    }
+
+    #[test]
+    fn a_load_balancer_hears_how_many_pods_of_this_node_answer_a_service() {
+        if !is_possible() {
+            return;
+        }
+        let client = Space::new();
+        let node = Node::new(&client);
+        node.services.upsert(key(), service());
+        node.slices.upsert(key(), slice(&[CLIENT, SERVER]));
+        let _agent = node.start(None);
+        let is_told = |status: &str, count: u8| {
+            let (status, count) = (format!("HTTP/1.1 {status} "), count.to_string());
+            let lines = [
+                format!("X-Load-Balancing-Endpoint-Weight: {count}\r\n").to_lowercase(),
+                format!("\"localEndpoints\": {count},"),
+                "\"serviceProxyHealthy\": true".to_owned(),
+            ];
+            check(&client).is_some_and(|text| {
+                let lower = text.to_lowercase();
+                let has = |line: &String| lower.contains(&line.to_lowercase());
+                text.starts_with(&status) && lines.iter().all(has)
+            })
+        };
+        await_that("two pods are here", || is_told("200", 2));
+        node.slices.upsert(key(), slice(&[SERVER]));
+        await_that("one is left", || is_told("200", 1));
+        let mut leaving = slice(&[SERVER]);
+        (leaving.endpoints[0].ready, leaving.endpoints[0].terminating) = (false, true);
+        node.slices.upsert(key(), leaving);
+        await_that("one that drains is for nobody new", || is_told("503", 0));
+        node.slices.upsert(key(), slice(&[CLIENT]));
+        await_that("another one is ready", || is_told("200", 1));
+        // Nobody asks any more.
+        node.services.upsert(key(), ServiceRow { health_check_port: 0, ..service() });
+        await_that("the port is closed", || check(&client).is_none());
     }
 }
