@@ -12,7 +12,7 @@ use crate::{
     frame::{Frame, Sum},
     helpers, maps,
     nat::Step,
-    packet::Packet,
+    packet::{EXTENSIONS, FRAGMENT, Packet, is_extension},
     rewrite,
 };
 
@@ -94,11 +94,34 @@ fn quoted_v6<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason>
     let header: [u32; 10] = frame.load(quote.l3 as usize)?;
     quote.answer.dst = Addr::from_words([header[2], header[3], header[4], header[5]]);
     quote.answer.src = Addr::from_words([header[6], header[7], header[8], header[9]]);
-    // Extension headers are not followed here: such a packet's error is not translated.
     let [_, _, next, _] = header[1].to_ne_bytes();
     quote.answer.proto = next;
     quote.l4 = quote.l3 + IPV6_LEN as u32;
+    if is_extension(next) && !extensions(frame, quote)? {
+        return Ok(false);
+    }
     ports(frame, quote)
+}
+
+/// Steps over a quoted packet's extension headers, as its own hop would; false for one whose ports do not follow.
+#[inline(always)]
+fn extensions<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason> {
+    let mut step = 0;
+    while step < EXTENSIONS {
+        let header: [u8; 8] = frame.load(quote.l4 as usize)?;
+        let is_fragment = quote.answer.proto == FRAGMENT;
+        // A later one has no ports to go by.
+        if is_fragment && [header[2], header[3] & 0xf8] != [0; 2] {
+            return Ok(false);
+        }
+        quote.l4 += if is_fragment { 8 } else { (u32::from(header[1]) + 1) * 8 };
+        quote.answer.proto = header[0];
+        if !is_extension(header[0]) {
+            return Ok(true);
+        }
+        step += 1;
+    }
+    Ok(false)
 }
 
 /// Reads the ports; false for a packet without.

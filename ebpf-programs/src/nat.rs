@@ -12,7 +12,7 @@ use ebpf_common::{
         FLOW_FROM_POD, FLOW_LOCAL, FLOW_MASQUERADE, FLOW_TO_HOST, FORWARD, Flow, FlowKey, REVERSE,
         SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
     },
-    packet::{TCP_FIN, TCP_RST},
+    packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     service::{BackendKey, Peer, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, choose, mix},
     verdict::DropReason,
 };
@@ -90,7 +90,7 @@ impl Step {
     }
 }
 
-/// Translates a packet of a known flow, and copies out the flow's row.
+/// Translates a packet of a known flow, and copies out what its row says of the way.
 #[inline(always)]
 pub fn known<F: Frame>(frame: &F, packet: &mut Packet, flow: &mut Flow) -> Step {
     let found = try_known(frame, packet, flow);
@@ -109,7 +109,10 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
         return Ok(false);
     }
     events::touch(&key, flow, seen(packet.flags), helpers::now_s());
-    *out = *flow;
+    // What says where the packet goes. The compiler reads all that is copied before it writes any, for which the
+    // longest chain of calls has no room on the stack.
+    (out.src, out.dst, out.sport, out.dport) = (flow.src, flow.dst, flow.sport, flow.dport);
+    (out.ifindex, out.flags) = (flow.ifindex, flow.flags);
     frame.translate(packet, out)?;
     Ok(true)
 }
@@ -162,10 +165,10 @@ pub fn close(key: &FlowKey, flow: &Flow) {
     maps::remove_flow(key);
 }
 
-/// What a packet says about its flow's state.
+/// What a packet says about its flow's state. Who only asks to begin, once more, has heard nothing yet.
 #[inline(always)]
 pub const fn seen(flags: u8) -> u8 {
-    let mut seen = SEEN_REPLY;
+    let mut seen = if flags & (TCP_SYN | TCP_ACK) == TCP_SYN { 0 } else { SEEN_REPLY };
     if flags & TCP_FIN != 0 {
         seen |= SEEN_FIN;
     }

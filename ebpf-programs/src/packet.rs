@@ -36,11 +36,11 @@ const V6_TRANSPORT: usize = ETH_LEN + IPV6_LEN;
 
 /// IPv6 extension headers that are followed. Real packets have one or two; each costs every packet's
 /// path a step.
-const EXTENSIONS: u32 = 6;
+pub const EXTENSIONS: u32 = 6;
 /// Hop-by-hop options, routing, fragment, destination options (RFC 8200, section 4.1).
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 /// In the first byte of IPv4's flags and offset: "don't fragment" (RFC 791).
@@ -181,11 +181,17 @@ fn parse_v6<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), DropReason> 
     packet.kind = OTHER;
     packet.l4 = (ETH_LEN + IPV6_LEN) as u32;
     let mut next = header.next;
-    if matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+    if is_extension(next) {
         next = extensions(frame, packet, next)?;
     }
     packet.key.proto = next;
     transport(frame, packet)
+}
+
+/// Whether a header is one of those between IPv6's and the transport's.
+#[inline(always)]
+pub const fn is_extension(next: u8) -> bool {
+    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
 }
 
 /// Steps over extension headers; gives the transport's protocol.

@@ -216,6 +216,36 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     }
 }
 
+/// Up to where somebody follows a table whose rows are written to a place that may hold more: what an earlier
+/// agent left there.
+#[derive(Debug, Default)]
+pub struct Followed {
+    revision: u64,
+    /// The place was compared with the whole table when that was synced.
+    is_swept: bool,
+}
+
+impl Followed {
+    /// What is to be written now. As soon as the table is synced that is all of it, once, whatever was read
+    /// before: only then may what it lacks go.
+    #[must_use]
+    pub fn changes<K: Ord + Clone, V: PartialEq>(&self, table: &Table<K, V>) -> Delta<K, V> {
+        let is_due = table.is_synced() && !self.is_swept;
+        table.changes_since(if is_due { 0 } else { self.revision })
+    }
+
+    /// All of it is written.
+    pub const fn record<K, V>(&mut self, delta: &Delta<K, V>) {
+        self.revision = delta.revision;
+        self.is_swept |= delta.full && delta.synced;
+    }
+
+    /// It is not known any more what is written.
+    pub const fn forget(&mut self) {
+        *self = Self { revision: 0, is_swept: false };
+    }
+}
+
 impl<K: Ord + Clone, V> Inner<K, V> {
     const fn next_revision(&mut self) -> u64 {
         self.revision += 1;
@@ -269,6 +299,32 @@ mod tests {
         let second = table.changes_since(first.revision);
         assert_eq!((second.full, keys(&second)), (false, (vec![1], vec![2])));
         assert_eq!(keys(&table.changes_since(second.revision)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_follower_gets_all_rows_once_the_table_is_synced_also_those_that_it_had() {
+        let (table, mut followed) = (Table::new(), Followed::default());
+        assert!(table.upsert(1, "a"));
+        followed.record(&followed.changes(&table));
+        assert!(table.upsert(2, "b"));
+        let early = followed.changes(&table);
+        assert_eq!((early.full, early.synced, keys(&early)), (false, false, (vec![2], vec![])));
+        followed.record(&early);
+        table.mark_synced();
+        for _attempt in 0..2 {
+            let whole = followed.changes(&table);
+            assert_eq!(
+                (whole.full, whole.synced, keys(&whole)),
+                (true, true, (vec![1, 2], vec![]))
+            );
+        }
+        followed.record(&followed.changes(&table));
+        assert!(table.delete(&1));
+        let late = followed.changes(&table);
+        assert_eq!((late.full, keys(&late)), (false, (vec![], vec![1])));
+        followed.record(&late);
+        followed.forget();
+        assert_eq!(keys(&followed.changes(&table)), (vec![2], vec![]));
     }
 
     #[test]

@@ -214,7 +214,7 @@ mod tests {
         let [a, b, c, d] = number.to_be_bytes();
         let client = Addr::v4([10, a, b, c]);
         let key = FlowKey { src: client, sport: [d, 1], proto: 6, ..FlowKey::default() };
-        let seen = if number.is_multiple_of(4) { SEEN_FIN } else { 0 };
+        let seen = SEEN_REPLY | if number.is_multiple_of(4) { SEEN_FIN } else { 0 };
         let forward = Flow {
             src: client,
             sport: [d, 1],
@@ -224,7 +224,6 @@ mod tests {
             direction: FORWARD,
             ..Flow::default()
         };
-        let seen = seen | SEEN_REPLY;
         let reverse = Flow {
             src: key.dst,
             dst: client,

@@ -41,6 +41,7 @@ use super::{
 use crate::{
     model::ObjectKey,
     overlay::{OverlayDevice, chain},
+    table::Followed,
 };
 
 /// How often the maps are read back and compared although nothing changed.
@@ -53,6 +54,8 @@ const WORK: Duration = Duration::from_secs(1);
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Parts without which services are not what the cluster says.
 const PROXY: [&str; 3] = ["settings", "services", "devices"];
+/// The part that makes room for services; without it those that have some are served.
+const ROOM: &str = "room for services";
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -78,11 +81,11 @@ pub(super) struct Runner {
     pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
 
-/// Revisions of the tables up to which the model follows them.
+/// Up to where the maps follow the tables.
 #[derive(Default)]
 pub(super) struct Seen {
-    pub(super) endpoints: u64,
-    pub(super) tunnels: u64,
+    pub(super) endpoints: Followed,
+    pub(super) tunnels: Followed,
 }
 
 /// Devices that have our programs.
@@ -163,14 +166,18 @@ impl Runner {
                 }
                 _instant = refresh.tick() => {
                     self.services.forget();
-                    self.seen.endpoints = 0;
-                    self.seen.tunnels = 0;
+                    self.seen = Seen::default();
                     true
                 }
                 () = time::sleep_until(again) => true,
                 _instant = work.tick() => {
+                    let was_stale = self.room.is_stale();
                     self.work();
-                    continue;
+                    if self.room.is_stale() || !was_stale {
+                        continue;
+                    }
+                    // Other maps than those that were written last.
+                    true
                 }
                 question = asked.recv() => match question {
                     Some(reply) => {
@@ -205,7 +212,9 @@ impl Runner {
             (true, false) => (self.retry * 2).min(RETRY.1),
             (false, false) => self.retry,
         };
-        let behind = PROXY.iter().any(|part| self.trouble.contains_key(part));
+        let is_short = self.services.is_only_short();
+        let mut parts = PROXY.iter().filter(|part| **part != "services" || !is_short);
+        let behind = parts.any(|part| self.trouble.contains_key(part));
         self.pulse.send_modify(|pulse| *pulse = pulse.after(Instant::now(), behind));
     }
 
@@ -296,7 +305,7 @@ impl Runner {
     }
 
     fn follow_tunnels(&mut self) -> Result<(), String> {
-        let delta = self.tables.tunnels.changes_since(self.seen.tunnels);
+        let delta = self.seen.tunnels.changes(&self.tables.tunnels);
         let mut failed = Failures::default();
         let old =
             if delta.full { self.maps.tunnels().map_err(|e| chain(&e))? } else { BTreeMap::new() };
@@ -314,17 +323,20 @@ impl Runner {
             failed.note(net, self.maps.delete_tunnel(net));
         }
         failed.outcome()?;
-        self.seen.tunnels = delta.revision;
+        self.seen.tunnels.record(&delta);
         Ok(())
     }
 
     fn follow_services(&mut self) -> Result<(), String> {
         let outcome = self.program_services();
-        // What had no room is written as soon as there is some.
-        if self.services.full.is_empty() || !self.make_room_for_services()? {
+        if self.services.full.is_empty() {
             return outcome;
         }
-        self.program_services()
+        // What had no room is written as soon as there is some.
+        let room = self.make_room_for_services();
+        let has_grown = room == Ok(true);
+        self.note(ROOM, room.map(|_grown| ()));
+        if has_grown { self.program_services() } else { outcome }
     }
 
     fn program_services(&mut self) -> Result<(), String> {
@@ -353,7 +365,7 @@ impl Runner {
         self.collector.begin();
         if std::mem::take(&mut self.services.has_written) {
             let outcome = self.make_room_for_services().map(|_grown| ());
-            self.note("room for services", outcome);
+            self.note(ROOM, outcome);
         }
     }
 

@@ -51,6 +51,29 @@ impl Batch {
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether it takes something away that a frontend may lead to.
+    #[must_use]
+    pub const fn is_emptying(&self) -> bool {
+        match self {
+            Self::DelBlocks(_)
+            | Self::DelRanges(_)
+            | Self::DelMembers(_)
+            | Self::DelBackends(_) => true,
+            Self::PutBackends(_)
+            | Self::PutMembers(_)
+            | Self::PutRanges(_)
+            | Self::PutBlocks(_)
+            | Self::PutServices(_)
+            | Self::DelServices(_) => false,
+        }
+    }
+
+    /// Whether it makes room.
+    #[must_use]
+    pub const fn is_deleting(&self) -> bool {
+        !self.is_empty() && (self.is_emptying() || matches!(self, Self::DelServices(_)))
+    }
 }
 
 /// The writes of one round. Nothing is left to choose.

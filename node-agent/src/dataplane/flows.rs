@@ -140,8 +140,9 @@ const fn state(proto: u8, forward: u8, reverse: u8) -> &'static str {
         TCP if either & SEEN_RST != 0 => "reset",
         TCP if forward & reverse & SEEN_FIN != 0 => "closed",
         TCP if either & SEEN_FIN != 0 => "closing",
-        TCP if reverse & SEEN_REPLY == 0 => "half-open",
+        TCP if forward & reverse & SEEN_REPLY == 0 => "half-open",
         TCP => "established",
+        SCTP if forward & reverse & SEEN_REPLY == 0 => "half-open",
         _ if reverse & SEEN_REPLY == 0 => "unanswered",
         _ => "answered",
     }
@@ -252,6 +253,10 @@ mod tests {
     fn states_have_words() {
         let cases = [
             (TCP, (0, 0), "half-open"),
+            (TCP, (0, SEEN_REPLY), "half-open"),
+            (TCP, (SEEN_REPLY, SEEN_REPLY), "established"),
+            (SCTP, (0, SEEN_REPLY), "half-open"),
+            (SCTP, (SEEN_REPLY, SEEN_REPLY), "answered"),
             (TCP, (SEEN_FIN, SEEN_REPLY), "closing"),
             (TCP, (SEEN_FIN, SEEN_FIN), "closed"),
             (TCP, (0, SEEN_RST), "reset"),

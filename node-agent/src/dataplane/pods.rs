@@ -23,7 +23,7 @@ const POD_HOOKS: [TcHook; 2] = [TcHook::FromPod, TcHook::ToPod];
 
 impl Runner {
     pub(super) fn follow_endpoints(&mut self) -> Result<(), String> {
-        let delta = self.tables.endpoints.changes_since(self.seen.endpoints);
+        let delta = self.seen.endpoints.changes(&self.tables.endpoints);
         let mut failed = Failures::default();
         let old = if delta.full {
             self.maps.endpoints().map_err(|e| chain(&e))?
@@ -37,25 +37,40 @@ impl Runner {
         }
         for ip in gone {
             failed.note(ip, self.maps.delete_endpoint(ip));
-            self.collector.seek(Sought::pod(Addr::from(ip), now_s()));
-            let from_map = old.get(&ip).map(|endpoint| endpoint.ifindex);
-            if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map)
-                && !self.attached.pods.values().any(|other| *other == ifindex)
-            {
-                for hook in POD_HOOKS {
-                    self.programs.forget_tc(hook, ifindex);
-                }
-            }
+            self.end(ip, old.get(&ip));
         }
         for (ip, row) in &delta.upserts {
+            // A pod went and another one has its address, which the table tells as one change.
+            if self.device(*ip, old.get(ip)).is_some_and(|device| device != row.host_ifindex) {
+                self.end(*ip, old.get(ip));
+            }
             let outcome = self.put_endpoint(*ip, row, old.get(ip));
             failed.note(ip, outcome);
         }
         failed.outcome()?;
         self.change_namespaces(&delta)?;
-        self.seen.endpoints = delta.revision;
+        self.seen.endpoints.record(&delta);
         self.programmed.send_replace(delta.revision);
         Ok(())
+    }
+
+    /// The host's end of the link of the pod that had an address so far.
+    fn device(&self, ip: IpAddr, old: Option<&Endpoint>) -> Option<u32> {
+        self.attached.pods.get(&ip).copied().or(old.map(|endpoint| endpoint.ifindex))
+    }
+
+    /// What the pod had that had an address is over: its flows, and its links unless it has another address.
+    fn end(&mut self, ip: IpAddr, old: Option<&Endpoint>) {
+        self.collector.seek(Sought::pod(Addr::from(ip), now_s()));
+        let device = self.device(ip, old);
+        self.attached.pods.remove(&ip);
+        if let Some(ifindex) = device
+            && !self.attached.pods.values().any(|other| *other == ifindex)
+        {
+            for hook in POD_HOOKS {
+                self.programs.forget_tc(hook, ifindex);
+            }
+        }
     }
 
     /// The row first, then the program: a pod may be answered before it can ask.
@@ -128,7 +143,7 @@ impl Runner {
         let outcome = failed.outcome();
         if outcome.is_err() {
             // What is written is not known any more: the next round reads it.
-            self.seen.endpoints = 0;
+            self.seen.endpoints.forget();
         }
         outcome
     }

@@ -36,26 +36,32 @@ pub(super) struct Room {
     overflows: bool,
 }
 
+impl Room {
+    /// Whether it is still to come that programs and maps are those of the present pins.
+    pub(super) const fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+}
+
 impl Runner {
     /// Gives maps of services room for what they have, and for rows that were refused. Says whether any
     /// got some.
     pub(super) fn make_room_for_services(&mut self) -> Result<bool, String> {
         let Some(folder) = self.programs.pins.clone() else { return Ok(false) };
         let maps = self.maps.services();
-        let mut grown = Vec::new();
+        let mut has_grown = false;
         for (map, rows, max) in maps.fill().map_err(|error| chain(&error))? {
             let wanted = rows + self.services.full.get(map).copied().unwrap_or(0);
             let Some(room) = self.programs.sizes.grown(map, wanted, max) else { continue };
             maps.enlarge(&folder, map, room).map_err(|error| format!("map {map}: {error}"))?;
+            // Also when the next one fails: what is pinned now is a copy, which nobody writes.
+            (self.room.is_stale, has_grown) = (true, true);
             tracing::info!(map, from = max, to = room, rows, "a map grows");
-            grown.push(map);
         }
-        if grown.is_empty() {
-            return Ok(false);
+        if has_grown {
+            self.renew()?;
         }
-        self.room.is_stale = true;
-        self.renew()?;
-        Ok(true)
+        Ok(has_grown)
     }
 
     /// Goes on with a larger connection table, if there is to be one.
@@ -131,6 +137,8 @@ impl Runner {
     /// Loads the programs over the pins as they are and puts them everywhere.
     fn renew(&mut self) -> Result<(), String> {
         self.maps = self.programs.load_anew().map_err(|error| chain(&error))?;
+        // Their copies lack what was written since they were made, if this is not the first attempt.
+        self.services.forget();
         self.programs.swap().map_err(|error| chain(&error))?;
         self.xdp.renew(&mut self.programs).map_err(|error| chain(&error))?;
         self.room.is_stale = false;

@@ -52,24 +52,34 @@ impl WriteError {
         // A hash map says the first, a trie the second.
         matches!(self.error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
     }
+
+    /// Words for a map that has no room for so many rows.
+    #[must_use]
+    pub fn no_room(map: &str, rows: u64) -> String {
+        format!("map {map} is full: {rows} rows are not written")
+    }
 }
 
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { map, rows, error } = self;
-        if self.is_full() {
-            return write!(f, "map {map} is full: {rows} rows are not written");
-        }
         write!(f, "map {map}: {rows} rows are not written: {error}")
     }
 }
 
-/// What failed before, so that nothing is built on it.
-#[derive(Default)]
-struct Broken {
-    sets: BTreeSet<u32>,
-    services: BTreeSet<u32>,
-    frontends: BTreeSet<ServiceKey>,
+/// What a round's writes left undone.
+#[derive(Debug, Default)]
+pub struct Undone {
+    /// One entry for a batch.
+    pub failures: Vec<WriteError>,
+    /// Sets that are not whole.
+    pub sets: BTreeSet<u32>,
+    /// Service ports ([`Service::service`]) whose source ranges are not.
+    pub services: BTreeSet<u32>,
+    /// Frontends that are not written, or not exposed for want of what they lead to.
+    pub frontends: BTreeSet<ServiceKey>,
+    /// Rows that nothing is to lead to any more were left, since it is not known that nothing does.
+    pub is_unemptied: bool,
 }
 
 impl ServiceMaps {
@@ -159,48 +169,49 @@ impl ServiceMaps {
 
     /// Does the writes of a round. Returns what failed, one entry for a batch.
     pub fn write(&self, batches: &[Batch]) -> Vec<WriteError> {
-        self.write_telling(batches).0
+        self.write_telling(batches).failures
     }
 
-    /// The same; tells the frontends too that are not written, or not exposed for want of what they lead
-    /// to.
-    pub fn write_telling(&self, batches: &[Batch]) -> (Vec<WriteError>, BTreeSet<ServiceKey>) {
-        let (mut failures, mut broken) = (Vec::new(), Broken::default());
+    /// The same; tells too what that leaves undone.
+    pub fn write_telling(&self, batches: &[Batch]) -> Undone {
+        let mut undone = Undone::default();
         for batch in batches {
             // A frontend that nobody has may always go. What it led to stays until it is known that
             // nothing else leads there.
-            if !failures.is_empty() && is_emptying(batch) {
+            if !undone.failures.is_empty() && batch.is_emptying() {
+                undone.is_unemptied |= !batch.is_empty();
                 continue;
             }
-            failures.extend(self.write_one(batch, &mut broken));
+            let failure = self.write_one(batch, &mut undone);
+            undone.failures.extend(failure);
         }
-        (failures, broken.frontends)
+        undone
     }
 
-    fn write_one(&self, batch: &Batch, broken: &mut Broken) -> Option<WriteError> {
+    fn write_one(&self, batch: &Batch, undone: &mut Undone) -> Option<WriteError> {
         let (map, failed) = match batch {
             Batch::PutBackends(rows) => {
                 let failed = self.backends.update(rows);
-                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                undone.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
                 (names::BACKENDS, failed)
             }
             Batch::PutMembers(rows) => {
                 let failed = self.members.update(rows);
-                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                undone.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
                 (names::MEMBERS, failed)
             }
             Batch::PutRanges(rows) => {
                 let trie: Vec<_> = rows.iter().map(|range| (key(range), 1)).collect();
                 let failed = self.ranges.update(&trie);
-                broken.services.extend(failed.iter().map(|(at, _)| rows[*at].1.service));
+                undone.services.extend(failed.iter().map(|(at, _)| rows[*at].1.service));
                 (names::SOURCE_RANGES, failed)
             }
             Batch::PutBlocks(rows) => {
                 let failed = self.blocks.update(rows);
-                broken.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
+                undone.sets.extend(failed.iter().map(|(at, _)| rows[*at].0.set));
                 (names::MAGLEV, failed)
             }
-            Batch::PutServices(rows) => (names::SERVICES, self.expose(rows, broken)),
+            Batch::PutServices(rows) => (names::SERVICES, self.expose(rows, undone)),
             Batch::DelServices(keys) => (names::SERVICES, self.services.delete(keys)),
             Batch::DelBlocks(keys) => (names::MAGLEV, self.blocks.delete(keys)),
             Batch::DelRanges(keys) => {
@@ -216,37 +227,21 @@ impl ServiceMaps {
     }
 
     /// Writes frontends, those apart whose set or ranges are not whole.
-    fn expose(&self, rows: &[(ServiceKey, Service)], broken: &mut Broken) -> Vec<Failed> {
-        if broken.sets.is_empty() && broken.services.is_empty() {
+    fn expose(&self, rows: &[(ServiceKey, Service)], undone: &mut Undone) -> Vec<Failed> {
+        if undone.sets.is_empty() && undone.services.is_empty() {
             let failed = self.services.update(rows);
-            broken.frontends.extend(failed.iter().map(|(at, _)| rows[*at].0));
+            undone.frontends.extend(failed.iter().map(|(at, _)| rows[*at].0));
             return failed;
         }
         let is_whole = |row: &Service| {
-            !broken.sets.contains(&row.set) && !broken.services.contains(&row.service)
+            !undone.sets.contains(&row.set) && !undone.services.contains(&row.service)
         };
         let (whole, held): (Vec<_>, Vec<_>) =
             rows.iter().copied().partition(|(_, row)| is_whole(row));
         let failed = self.services.update(&whole);
-        broken.frontends.extend(held.iter().map(|(key, _)| *key));
-        broken.frontends.extend(failed.iter().map(|(at, _)| whole[*at].0));
+        undone.frontends.extend(held.iter().map(|(key, _)| *key));
+        undone.frontends.extend(failed.iter().map(|(at, _)| whole[*at].0));
         failed
-    }
-}
-
-/// Whether a batch takes something away that a frontend may lead to.
-const fn is_emptying(batch: &Batch) -> bool {
-    match batch {
-        Batch::DelBlocks(_)
-        | Batch::DelRanges(_)
-        | Batch::DelMembers(_)
-        | Batch::DelBackends(_) => true,
-        Batch::PutBackends(_)
-        | Batch::PutMembers(_)
-        | Batch::PutRanges(_)
-        | Batch::PutBlocks(_)
-        | Batch::PutServices(_)
-        | Batch::DelServices(_) => false,
     }
 }
 

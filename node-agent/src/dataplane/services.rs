@@ -4,12 +4,15 @@
 //! node-local snapshot brought, or a list that is not whole), nothing is deleted and what an earlier
 //! agent programmed is left as it is: that is newer than any snapshot. Only what the maps lack is
 //! added.
+//!
+//! A map that is full is no reason to read it back: what it lacks is known, and so is all else. Its services
+//! are left alone until one of them changes or rows have gone; whatever other services need is written as ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ebpf_common::service::ServiceKey;
@@ -21,10 +24,10 @@ use super::{
     host_ports,
     metrics::Rounds,
     model::{Model, NodeLocalService, Problems},
-    plan::{Observed, Plan},
+    plan::{Batch, Observed, Plan, Programmed},
     seek::Sought,
     select::Place,
-    service_maps::ServiceMaps,
+    service_maps::{ServiceMaps, Undone, WriteError},
     status::{self, ServiceReport},
 };
 use crate::{
@@ -36,6 +39,8 @@ use crate::{
 
 /// A round that looks through more services or writes more rows than this took megabytes that are not needed again.
 const GIVE_BACK: usize = 10_000;
+/// The least time between two attempts to write what had no room, each of which reads all maps back.
+const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Up to where the maps say what the tables say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +81,8 @@ pub(super) struct Services {
     hoped: Option<Observed>,
     /// Frontends that it lacks.
     missing: BTreeSet<ServiceKey>,
+    /// What there was no room for since the maps were read.
+    short: Short,
     /// Services that were left to what an earlier agent programmed, until the sources are synced.
     left: BTreeSet<ObjectKey>,
     /// Every service was planned from synced sources since the maps were read.
@@ -96,6 +103,19 @@ pub(super) struct Services {
     ports: Option<(u64, BTreeSet<IpAddr>)>,
 }
 
+/// Of full maps, what follows from it.
+#[derive(Debug, Default)]
+struct Short {
+    /// Services that are not whole: what there is of them has to be read before they are planned again.
+    services: BTreeSet<ObjectKey>,
+    /// Rows have gone, so there may be room.
+    has_room: bool,
+    /// When rows were last refused.
+    since: Option<Instant>,
+    /// Nothing else keeps the maps from what the tables say.
+    is_all: bool,
+}
+
 impl Services {
     pub(super) fn new(node_local: Option<NodeLocalService>, outlets: Outlets) -> Self {
         Self {
@@ -103,6 +123,7 @@ impl Services {
             observed: None,
             hoped: None,
             missing: BTreeSet::new(),
+            short: Short::default(),
             left: BTreeSet::new(),
             is_swept: false,
             settled: Settled::default(),
@@ -127,7 +148,14 @@ impl Services {
         observed.map_or_else(Default::default, |observed| status::services(observed, &self.missing))
     }
 
-    /// Follows the tables. Errors are words for the report; the next round starts from the maps.
+    /// Whether full maps are all that keeps them from what the tables say. Every node has them then, and the other
+    /// services are served: no reason to tell load balancers that this node is behind.
+    pub(super) const fn is_only_short(&self) -> bool {
+        self.short.is_all
+    }
+
+    /// Follows the tables. Errors are words for the report; unless it is only room that is short, the next
+    /// round starts from the maps.
     pub(super) fn round(
         &mut self,
         tables: &Tables,
@@ -145,9 +173,12 @@ impl Services {
         let mut dirty = self.model.set_place(here.place);
         dirty.extend(self.follow_ports(&tables.endpoints, here.addresses));
         dirty.extend(self.model.update(services, slices));
+        if self.short.has_room && self.short.since.is_none_or(|since| since.elapsed() >= ATTEMPT) {
+            self.forget();
+        }
         let is_idle = dirty.is_empty() && self.observed.is_some();
         if is_idle && (self.is_swept || !is_synced) {
-            return Ok(());
+            return self.outcome(Vec::new());
         }
         if self.observed.is_none() && !is_synced && self.model.services().next().is_none() {
             return Ok(());
@@ -190,13 +221,18 @@ impl Services {
     ) -> Result<(), String> {
         let mut batches = Vec::new();
         self.hoped = None;
-        let mut observed = match self.observed.take() {
+        self.short.is_all = false;
+        let is_whole = |key| !self.short.services.contains(key);
+        let known = self.observed.take().filter(|_| dirty.iter().all(is_whole));
+        let mut observed = match known {
             Some(observed) => observed,
             None => {
                 let rows = maps.read().map_err(|error| chain(&error))?;
                 let (observed, unreachable) = Observed::from_rows(rows);
                 batches.extend(unreachable.into_batches());
                 self.is_swept = false;
+                (self.short, self.missing) = Default::default();
+                self.full.clear();
                 dirty.extend(self.model.services().cloned());
                 observed
             }
@@ -221,9 +257,10 @@ impl Services {
         let touched = dirty.len();
         drop(dirty);
         batches.extend(plan.into_batches());
-        let rows: usize = batches.iter().map(super::plan::Batch::len).sum();
+        let rows: usize = batches.iter().map(Batch::len).sum();
         self.settled.writes += u64::try_from(rows).unwrap_or(0);
-        let (failures, frontends) = maps.write_telling(&batches);
+        let undone = maps.write_telling(&batches);
+        self.short.has_room |= !self.full.is_empty() && batches.iter().any(Batch::is_deleting);
         drop(batches);
         if rows.max(touched) > GIVE_BACK {
             observed.compact();
@@ -231,20 +268,39 @@ impl Services {
             memory::give_back();
         }
         self.has_written |= rows > 0;
-        self.full.clear();
-        for failure in failures.iter().filter(|one| one.is_full()) {
+        self.record(observed, undone)
+    }
+
+    /// Takes over what a round's writes have come to.
+    fn record(&mut self, observed: Observed, undone: Undone) -> Result<(), String> {
+        let (full, failures): (Vec<_>, Vec<_>) =
+            undone.failures.iter().partition(|failure| failure.is_full());
+        for failure in &full {
             let missing = u64::try_from(failure.rows).unwrap_or(u64::MAX);
             *self.full.entry(failure.map).or_default() += missing;
         }
-        self.missing = frontends;
-        if failures.is_empty() {
-            (self.observed, self.hoped) = (Some(observed), None);
-            return Ok(());
+        if !undone.failures.is_empty() {
+            self.short.services.extend(not_whole(&observed, &undone));
+            self.short.since = Some(Instant::now());
         }
-        let mut words: Vec<String> = failures.iter().map(ToString::to_string).collect();
-        words.extend(not_programmed(&observed, &self.missing));
-        self.hoped = Some(observed);
-        Err(words.join("; "))
+        self.short.is_all = failures.is_empty();
+        let words = failures.into_iter().map(ToString::to_string).collect();
+        self.missing.extend(undone.frontends);
+        // What is left for nobody would be anybody's who gets its identifiers.
+        if self.short.is_all && !undone.is_unemptied {
+            self.observed = Some(observed);
+        } else {
+            self.hoped = Some(observed);
+        }
+        self.outcome(words)
+    }
+
+    /// What keeps the maps from what the tables say: these words, and room.
+    fn outcome(&self, mut words: Vec<String>) -> Result<(), String> {
+        let full = self.full.iter();
+        words.extend(full.map(|(map, rows)| WriteError::no_room(map, *rows)));
+        words.extend(not_programmed(&self.short.services));
+        if words.is_empty() { Ok(()) } else { Err(words.join("; ")) }
     }
 
     /// Plans the end of what nobody has any more, once, and notes whose flows end with it.
@@ -273,7 +329,7 @@ impl Services {
 
     fn tell(&mut self, is_whole: bool) {
         self.settled.is_whole = is_whole;
-        if self.observed.is_some() {
+        if self.observed.is_some() && self.full.is_empty() {
             self.outlets.settled.send_replace(self.settled);
         }
         self.outlets.problems.send_if_modified(|told| {
@@ -289,13 +345,20 @@ impl Services {
 /// Services named at most in words about what is not written.
 const NAMED: usize = 8;
 
-/// Which services lack a frontend, or a change of it.
-fn not_programmed(observed: &Observed, frontends: &BTreeSet<ServiceKey>) -> Option<String> {
-    let lacks = observed
-        .ports()
-        .filter(|(_, port)| port.frontends.iter().any(|(key, _)| frontends.contains(key)));
-    let mut services: Vec<&ObjectKey> = lacks.map(|(service, _)| service).collect();
-    services.dedup();
+/// Services of which something is not written.
+fn not_whole<'a>(
+    observed: &'a Observed,
+    undone: &'a Undone,
+) -> impl Iterator<Item = ObjectKey> + 'a {
+    let is_short = |port: &Programmed| {
+        port.frontends.iter().any(|(key, _)| undone.frontends.contains(key))
+            || port.sets.iter().any(|set| undone.sets.contains(set))
+            || undone.services.contains(&port.service)
+    };
+    observed.ports().filter(move |(_, port)| is_short(port)).map(|(service, _)| service.clone())
+}
+
+fn not_programmed(services: &BTreeSet<ObjectKey>) -> Option<String> {
     let first: Vec<String> = services.iter().take(NAMED).map(ToString::to_string).collect();
     let more = services.len().saturating_sub(NAMED);
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };

@@ -1,8 +1,10 @@
 //! A running agent whose maps are too small: real connections through a service go on while they grow.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -24,7 +26,7 @@ use node_agent::{
         EndpointPort, EndpointRow, EndpointSliceRow, LocalEndpoint, ObjectKey, Protocol,
         ServicePort, ServiceRow,
     },
-    sys::{map::RowMap, netns::NetNs},
+    sys::{bpf, map::RowMap, netns::NetNs},
     table::Table,
 };
 use tokio::sync::{oneshot, watch};
@@ -67,6 +69,12 @@ impl Cluster {
             .upsert(key, ServiceRow { cluster_ips, ports: vec![port], ..Default::default() });
     }
 
+    fn remove_service(&self, number: u8) {
+        let key = ObjectKey::new("default", &format!("web-{number}"));
+        self.services.delete(&key);
+        self.slices.delete(&key);
+    }
+
     fn add_pod(&self, node: &Space, address: Ipv4Addr) -> Space {
         let pod = Space::new();
         let name = address.to_string();
@@ -98,7 +106,7 @@ impl Cluster {
 /// A running agent; it ends as if killed when this is dropped.
 struct Agent {
     _stop: oneshot::Sender<()>,
-    asked: std::sync::mpsc::Receiver<Report>,
+    asked: std::sync::mpsc::Receiver<(Report, bool)>,
 }
 
 impl Agent {
@@ -125,6 +133,7 @@ impl Agent {
                 let handle = dataplane::start(config, tables).unwrap();
                 while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
                     let report = handle.report().await.unwrap();
+                    let report = (report, handle.pulse.borrow().behind_since.is_some());
                     // Nobody may be asking just now.
                     let _not_asked = answer.try_send(report);
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -135,7 +144,12 @@ impl Agent {
     }
 
     fn report(&self) -> Report {
-        self.asked.recv_timeout(PATIENCE).expect("the agent answers")
+        self.asked.recv_timeout(PATIENCE).expect("the agent answers").0
+    }
+
+    /// Whether load balancers are about to be told that this node does not follow the cluster.
+    fn is_behind(&self) -> bool {
+        self.asked.recv_timeout(PATIENCE).expect("the agent answers").1
     }
 
     #[track_caller]
@@ -210,7 +224,7 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
     let pins = node.bpf.join("orlop");
     let folder = pins.clone();
     node.run(move || {
-        std::fs::create_dir_all(pins::folder(&folder)).unwrap();
+        fs::create_dir_all(pins::folder(&folder)).unwrap();
         // Rows get their memory when they are written, as in the object.
         let ranges = LpmTrie::<_, SourceRange, u32>::create(1, 1).unwrap();
         ranges.pin(pins::folder(&folder).join(names::SOURCE_RANGES)).unwrap();
@@ -230,10 +244,107 @@ fn a_map_that_may_not_grow_is_told_with_the_service_that_lacks_it() {
         5,
         "three services, and both addresses of the first limited: {shown:?}"
     );
+    // All nodes have it to the full: none may tell load balancers to go elsewhere for that.
+    assert!(!agent.is_behind());
+    // What has room is written without a look at all that is there.
+    cluster.add_service(6);
+    let report = agent.wait_for("one more", |report| report.frontends == 6);
+    let rounds = report.rounds.count;
+    pause(Duration::from_secs(3));
+    let report = agent.report();
+    assert_eq!(report.rounds.count, rounds, "nothing has changed: {}", report.status_text());
+    let text = report.status_text();
+    assert!(text.contains(words) && text.contains("not programmed: default/limited-5"), "{text}");
+    assert!(!agent.is_behind());
     // The other's room makes room for it.
     cluster.services.delete(&ObjectKey::new("default", "limited-4"));
     let report = agent.wait_for("the last", |report| report.full.is_empty());
-    assert_eq!(report.frontends, 5, "{}", report.status_text());
+    assert_eq!(report.frontends, 6, "{}", report.status_text());
+    assert!(report.trouble.is_empty(), "{}", report.status_text());
+}
+
+/// What keeps maps from growing after the first has its larger copy in its place.
+#[derive(Clone, Copy, Debug)]
+enum Obstacle {
+    /// The next one cannot be put into its place.
+    SecondCopy,
+    /// The programs cannot be loaded over them.
+    Load,
+}
+
+impl Obstacle {
+    fn put(self, folder: &Path) {
+        let pin = |map: &RowMap<u32, u32>, name: &str| {
+            bpf::pin(map.as_fd(), &folder.join(name)).unwrap();
+        };
+        let map = RowMap::create(1).unwrap();
+        match self {
+            Self::SecondCopy => pin(&map, "BACKENDS_new"),
+            Self::Load => {
+                fs::rename(folder.join(names::MEMBERS), folder.join("kept")).unwrap();
+                pin(&map, names::MEMBERS);
+            }
+        }
+    }
+
+    fn take_away(self, folder: &Path) {
+        match self {
+            Self::SecondCopy => fs::remove_file(folder.join("BACKENDS_new")).unwrap(),
+            Self::Load => fs::rename(folder.join("kept"), folder.join(names::MEMBERS)).unwrap(),
+        }
+    }
+}
+
+/// The last bytes of the addresses in the map of services that is pinned now.
+fn pinned_services(node: &Space, pins: &Path) -> Vec<u8> {
+    let pin = pins::folder(pins).join(names::SERVICES);
+    let rows = node.run(move || RowMap::<ServiceKey, Service>::open(&pin).unwrap().dump().unwrap());
+    let mut last: Vec<u8> = rows.iter().map(|(key, _)| key.addr.octets()[15]).collect();
+    last.sort_unstable();
+    last
+}
+
+#[test]
+fn growth_that_is_cut_short_loses_no_change_of_the_meantime() {
+    if !is_possible() {
+        return;
+    }
+    for obstacle in [Obstacle::SecondCopy, Obstacle::Load] {
+        cut_short(obstacle);
+    }
+}
+
+fn cut_short(obstacle: Obstacle) {
+    let node = Space::new();
+    let cluster = Cluster::default();
+    (1..=2).for_each(|number| cluster.add_service(number));
+    cluster.sync();
+    let pins = node.bpf.join("orlop");
+    let agent = start_on_small_maps(&node, &cluster, &pins, None);
+    agent.wait_for("two services", |report| report.frontends == 2 && report.trouble.is_empty());
+    let folder = pins::folder(&pins);
+    let blocked = folder.clone();
+    node.run(move || obstacle.put(&blocked));
+    (3..=5).for_each(|number| cluster.add_service(number));
+    let is_told = |report: &Report| report.trouble.iter().any(|(part, _)| part.contains("room"));
+    agent.wait_for("no growth", |report| {
+        let [_, _, services, _] = pinned(&node, &pins);
+        services > 4 && is_told(report)
+    });
+    // Now all that is left has room.
+    (3..=5).for_each(|number| cluster.remove_service(number));
+    agent.wait_for("two services again", |report| report.frontends == 2 && report.full.is_empty());
+    node.run(move || obstacle.take_away(&folder));
+    let report = agent.wait_for("growth", |report| report.trouble.is_empty());
+    let start = Instant::now();
+    while pinned_services(&node, &pins) != [1, 2] {
+        assert!(start.elapsed() < PATIENCE, "{obstacle:?}: {}", report.status_text());
+        pause(Duration::from_millis(50));
+    }
+    // Whoever looks at what is pinned sees what is written from now on.
+    cluster.add_service(6);
+    agent.wait_for("one more", |report| report.frontends == 3);
+    assert_eq!(pinned_services(&node, &pins), [1, 2, 6], "{obstacle:?}");
 }
 
 fn scenario(tc: Option<TcPath>) {

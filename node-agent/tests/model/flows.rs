@@ -94,7 +94,8 @@ pub(crate) struct Life {
     pub(crate) finished: [bool; 2],
     /// Either has broken it off.
     pub(crate) reset: bool,
-    pub(crate) answered: bool,
+    /// Which directions have sent more than requests to begin, the one that began it aside.
+    pub(crate) went_on: [bool; 2],
     /// The second of the last packet.
     pub(crate) last: u64,
 }
@@ -107,17 +108,17 @@ impl Life {
 
     /// Seconds without a packet after which nobody speaks any more: RFC 5382, section 5 (TCP), RFC 4787,
     /// section 4.3 (UDP), RFC 9260 (seven heartbeats of SCTP); sooner where both ends have agreed that it is
-    /// over, or where nobody has answered yet.
+    /// over, where nobody has answered yet, or where who asked has not gone on from the answer.
     const fn limit(&self, proto: u8) -> u64 {
         const HOURS: u64 = 3_600;
-        match (proto, self.finished, self.answered) {
+        match (proto, self.finished, self.went_on) {
             (TCP | SCTP, ..) if self.reset => 10,
             (TCP, [true, true], _) => 30,
             (TCP, [true, _] | [_, true], _) => 240,
-            (TCP, _, true) => 2 * HOURS + 240,
-            (TCP | SCTP, _, false) => 60,
-            (SCTP, ..) => 210,
-            (UDP, _, true) => 180,
+            (TCP, _, [true, true]) => 2 * HOURS + 240,
+            (SCTP, _, [true, true]) => 210,
+            (TCP | SCTP, ..) => 60,
+            (UDP, _, [_, true]) => 180,
             // And echoes.
             _ => 30,
         }

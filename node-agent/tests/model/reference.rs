@@ -209,11 +209,11 @@ impl Reference {
     fn note(&mut self, frame: &Frame, number: usize, direction: Direction) {
         let flags = if frame.proto == TCP && has_transport(frame) { frame.flags } else { 0 };
         let Some(life) = self.flows.life(number) else { return };
-        let is_answer = direction == Direction::Reverse;
+        let from = usize::from(direction == Direction::Reverse);
         life.last = self.now;
-        life.answered |= is_answer;
+        life.went_on[from] |= !is_syn(frame) && !is_init(frame);
         life.reset |= flags & RST != 0;
-        life.finished[usize::from(is_answer)] |= flags & FIN != 0;
+        life.finished[from] |= flags & FIN != 0;
     }
 
     /// Whether a packet begins something new although its flow is known: a client that uses its port
@@ -262,8 +262,7 @@ impl Reference {
         let may_begin = match frame.proto {
             UDP => has_transport(frame),
             TCP => is_syn(frame) && is_whole,
-            // All of ours are INITs.
-            SCTP => is_whole,
+            SCTP => is_init(frame) && is_whole,
             _ => false,
         };
         let (number, flow, direction) = self.flows.find(&Tuple::of(frame).reversed())?;
@@ -467,6 +466,11 @@ fn is_flow(frame: &Frame) -> bool {
 
 fn is_syn(frame: &Frame) -> bool {
     frame.proto == TCP && has_transport(frame) && frame.flags & (SYN | ACK) == SYN
+}
+
+/// SCTP's request to begin.
+fn is_init(frame: &Frame) -> bool {
+    frame.proto == SCTP && has_transport(frame) && frame.flags & ACK == 0
 }
 
 fn is_reset(frame: &Frame) -> bool {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{
     asking::Question,
     flows::{Direction, Flow, From, Kind, Tuple},
-    frame::{ACK, Frame, ICMP, ICMPV6, TCP, UDP},
+    frame::{ACK, Frame, ICMP, ICMPV6, SCTP, TCP, UDP},
     loaded::UPLINK_MAC,
     world::{Endpoint, GATEWAY, HostPort, Service, World, is},
 };
@@ -141,8 +141,10 @@ pub(crate) enum Step {
 /// The packet of a known flow, and where it meets a program.
 pub(crate) fn again(world: &World, flow: &Flow, direction: Direction, flags: u8) -> (Hook, Frame) {
     let mut frame = frame(flow.looks_like(direction));
-    if frame.proto == TCP {
-        frame.flags = flags;
+    match frame.proto {
+        TCP => frame.flags = flags,
+        SCTP => frame.flags = flags & ACK,
+        _ => {}
     }
     if matches!(frame.proto, ICMP | ICMPV6) && direction == Direction::Reverse {
         frame.flags = if frame.proto == ICMP { 0 } else { 129 };

@@ -70,6 +70,43 @@ mod tests {
     }
 
     #[test]
+    fn a_quoted_packet_may_have_extension_headers_and_be_a_fragment() {
+        with_kernel(|kernel, at| {
+            if at.pod.contains('.') {
+                return;
+            }
+            for proto in [TCP, UDP] {
+                kernel.serve(proto, (at.service, 53), &[(at.far_pod, 5353)]);
+                let plain = Frame::new(proto, (at.pod, 40_000), (at.service, 53));
+                let sent = redirected(&plain, (at.far_pod, 5353));
+                kernel.check("tc_from_pod", &plain, REDIRECT, Some(&hop(&sent)));
+                let first = Some((0, 24, true));
+                for (extensions, fragment) in [
+                    (vec![0], None),
+                    (vec![0, 43, 60], None),
+                    (vec![], first),
+                    (vec![60, 43], first),
+                ] {
+                    let like = |frame: &Frame| Frame {
+                        extensions: extensions.clone(),
+                        fragment,
+                        ..frame.clone()
+                    };
+                    for quoted in [48 + 8 * extensions.len() + 8, 500] {
+                        let error = Frame::error(at.router, &like(&sent), quoted);
+                        let told = delivered(&Frame::error(at.router, &like(&plain), quoted));
+                        kernel.check("tc_from_overlay", &error, REDIRECT, Some(&told));
+                    }
+                }
+                // A later one shows no ports.
+                let later = Frame { fragment: Some((16, 100, false)), ..sent.clone() };
+                let error = Frame::error(at.router, &later, 500);
+                kernel.check("tc_from_overlay", &error, REDIRECT, Some(&delivered(&error)));
+            }
+        });
+    }
+
+    #[test]
     fn a_client_outside_tells_the_backend() {
         with_kernel(|kernel, at| {
             kernel.serve(UDP, (at.external, 53), &[(at.far_pod, 5353)]);

@@ -4,13 +4,17 @@
 mod tests {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-    use ebpf_common::verdict::DropReason;
+    use ebpf_common::{
+        conntrack::{Flow, FlowKey, SNAT_FIRST, SNAT_LAST},
+        maps as names,
+        verdict::DropReason,
+    };
 
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, config, connecting, delivered, delivered2, hop, masked,
-            port_of, to_host, with_kernel,
+            Kernel, PASS, REDIRECT, V4, addr, config, connecting, delivered, delivered2, hop,
+            masked, port_of, to_host, with_kernel,
         },
     };
 
@@ -64,6 +68,39 @@ mod tests {
             let _first = kernel.run("tc_from_pod", &asked.bytes());
             let second = masked(&asked, (at.pod2, 40_000)).bytes();
             kernel.drops_for("tc_from_pod", &second, DropReason::PortsExhausted);
+        });
+    }
+
+    #[test]
+    fn a_port_is_found_where_nine_of_ten_are_taken() {
+        with_kernel(|kernel, at| {
+            // A pod that reaches itself does so under the gateway's address.
+            kernel.serve(TCP, (at.service, 80), &[(at.pod, 8080)]);
+            let answers = FlowKey {
+                src: addr(at.pod),
+                sport: 8080_u16.to_be_bytes(),
+                dst: addr(at.gateway),
+                proto: TCP,
+                ..FlowKey::default()
+            };
+            // Without a pattern that the order of the tries could have too.
+            let is_free = |port: u16| (u32::from(port).wrapping_mul(2_654_435_761) >> 16) % 10 == 0;
+            for port in (SNAT_FIRST..=SNAT_LAST).filter(|port| !is_free(*port)) {
+                let key = FlowKey { dport: port.to_be_bytes(), ..answers };
+                kernel.put(names::CONNTRACK, key, Flow::default());
+            }
+            let (drops, mut found) = (kernel.drops(), 0);
+            for port in 40_000..40_100 {
+                let asked = Frame::tcp((at.pod, port), (at.service, 80));
+                let (verdict, out) = kernel.run("tc_from_pod", &asked.bytes());
+                assert!(verdict != REDIRECT || is_free(port_of(&out, &asked)), "{port}");
+                found += u64::from(verdict == REDIRECT);
+            }
+            // Chance leaves more than three without one in one run of a hundred thousand.
+            assert!(found >= 97, "{found} of 100");
+            let exhausted = (DropReason::PortsExhausted, 100 - found);
+            let expected: Vec<_> = (found < 100).then_some(exhausted).into_iter().collect();
+            assert_eq!(kernel.drops_since(&drops), expected);
         });
     }
 

@@ -4,13 +4,13 @@
 mod tests {
     use ebpf_common::{
         addr::Addr,
-        conntrack::{FORWARD, REVERSE},
+        conntrack::{FORWARD, Flow, REVERSE, idle_limit_s},
         service::{Backend, BackendKey, SOURCE_RANGES, Service},
         verdict::DropReason,
     };
 
     use crate::{
-        frame::{ACK, FIN, Frame, RST, SCTP, TCP, UDP},
+        frame::{ACK, FIN, Frame, RST, SCTP, SYN, TCP, UDP},
         kernel::{
             Kernel, PASS, REDIRECT, addr, any, delivered, delivered2, hop, masked, redirected,
             to_host, with_kernel,
@@ -38,6 +38,30 @@ mod tests {
             assert_eq!(flows.values().filter(|flow| flow.direction == FORWARD).count(), 3);
             for (key, flow) in flows.iter().filter(|(_, flow)| flow.direction == REVERSE) {
                 assert_eq!(flows[&flow.opposite(key.proto)].opposite(key.proto), *key);
+            }
+        });
+    }
+
+    #[test]
+    fn a_connection_has_begun_when_its_client_goes_on_from_the_answer() {
+        with_kernel(|kernel, at| {
+            for (proto, port, begun) in [(TCP, 8080, 7_440), (SCTP, 80, 210)] {
+                kernel.serve(proto, (at.service, 80), &[(at.pod2, port)]);
+                let asked = Frame::new(proto, (at.pod, 40_000), (at.service, 80));
+                let flags = if proto == TCP { SYN | ACK } else { ACK };
+                let answer = Frame { flags, ..redirected(&asked, (at.pod2, port)).answer() };
+                let more = Frame { flags: ACK, ..asked.clone() };
+                let steps = [(&asked, 60), (&answer, 60), (&asked, 60), (&more, begun)];
+                for (step, (frame, limit)) in steps.into_iter().enumerate() {
+                    assert_eq!(kernel.run("tc_from_pod", &frame.bytes()).0, REDIRECT);
+                    let flows = kernel.flows();
+                    let is_forward = |flow: &Flow| flow.direction == FORWARD;
+                    let mut flows_of = flows.iter().filter(|(key, _)| key.proto == proto);
+                    let (_, forward) = flows_of.find(|(_, flow)| is_forward(flow)).unwrap();
+                    let reverse = flows[&forward.opposite(proto)];
+                    let found = idle_limit_s(proto, forward.seen, reverse.seen);
+                    assert_eq!(found, limit, "{proto} {step}");
+                }
             }
         });
     }

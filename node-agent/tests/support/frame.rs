@@ -199,8 +199,11 @@ impl Frame {
                 let length = u16::try_from(8 + self.payload.len()).unwrap().to_be_bytes();
                 ([&ports[..], &length, &[0, 0]].concat(), 6)
             }
-            // Verification tag, checksum (of its own kind, not looked at), and an INIT chunk.
-            SCTP => ([&ports[..], &[0; 4], &[7; 4], &[1, 0, 0, 4]].concat(), 0),
+            // Verification tag, checksum (of its own kind, not looked at), and a chunk: INIT, or SACK.
+            SCTP => {
+                let chunk = if self.flags & ACK == 0 { 1 } else { 3 };
+                ([&ports[..], &[0; 4], &[7; 4], &[chunk, 0, 0, 4]].concat(), 0)
+            }
             // Its payload begins with the code and the checksum's place.
             ICMP | ICMPV6 if self.is_error() => (vec![self.flags], 2),
             ICMP | ICMPV6 => {

@@ -39,7 +39,8 @@ pub(crate) struct Node {
     pub(crate) pods: BTreeMap<u8, Space>,
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
-    endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
+    pub(crate) nodes: Table<ObjectKey, NodeRow>,
 }
 
 /// A running agent; it stops as if killed when this is dropped.
@@ -72,15 +73,30 @@ impl Node {
             services: Table::new(),
             slices: Table::new(),
             endpoints: Table::new(),
+            nodes: Table::new(),
         };
+        node.add_node(1);
         node.services.mark_synced();
         node.slices.mark_synced();
         node.endpoints.mark_synced();
+        node.nodes.mark_synced();
         node
     }
 
     pub(crate) fn pins(&self) -> PathBuf {
         self.space.bpf.join("orlop")
+    }
+
+    /// A node of the cluster; this one is number 1.
+    pub(crate) fn add_node(&self, number: u8) {
+        let row = NodeRow {
+            internal_ips: vec![Ipv4Addr::new(192, 168, 0, number).into()],
+            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+            ready: true,
+            leaving: false,
+            labels: BTreeMap::new(),
+        };
+        self.nodes.upsert(ObjectKey::new("", &format!("node-{number}")), row);
     }
 
     pub(crate) fn add_pod(&mut self, last: u8) {
@@ -103,7 +119,7 @@ impl Node {
         let followed = Followed {
             services: self.services.clone(),
             slices: self.slices.clone(),
-            nodes: nodes(),
+            nodes: self.nodes.clone(),
             endpoints: self.endpoints.clone(),
             cni: None,
         };
@@ -128,18 +144,4 @@ impl Node {
             pause(Duration::from_millis(10));
         }
     }
-}
-
-fn nodes() -> Table<ObjectKey, NodeRow> {
-    let nodes = Table::new();
-    let row = NodeRow {
-        internal_ips: vec![NODE_IP.into()],
-        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-        ready: true,
-        leaving: false,
-        labels: BTreeMap::new(),
-    };
-    nodes.upsert(ObjectKey::new("", NAME), row);
-    nodes.mark_synced();
-    nodes
 }

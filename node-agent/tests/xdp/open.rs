@@ -87,6 +87,10 @@ mod tests {
                 let action = if pod == family.local_pod { PASS } else { REDIRECT };
                 kernel.check(&first.bytes(), action, &out.bytes());
                 let by_xdp = kernel.take_flows();
+                if proto == TCP {
+                    // The client has not gone on from an answer.
+                    assert!(by_xdp.values().all(|flow| flow.seen == 0), "{by_xdp:?}");
+                }
                 kernel.run_tc(&first);
                 assert_eq!(lasting(by_xdp), lasting(kernel.take_flows()));
             }
