@@ -90,6 +90,10 @@ pub(super) struct Seen {
 pub(super) struct Attached {
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
+    /// Names of those of the underlay that have none, as their packets have no Ethernet header.
+    pub(super) headless: BTreeSet<String>,
+    /// Other devices, from which what an earlier agent may have put there was taken.
+    pub(super) left: BTreeSet<u32>,
     /// The node's addresses.
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) overlay: Option<u32>,
@@ -389,6 +393,7 @@ impl Runner {
             hooks: self.programs.hooks(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
+            headless: self.attached.headless.iter().cloned().collect(),
             pins: self.config.pins.clone(),
             frontends,
             services,

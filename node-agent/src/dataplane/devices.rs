@@ -13,7 +13,10 @@ use ebpf_common::{
     device::{Device, XDP},
 };
 
-use super::{apply::Runner, load::TcHook};
+use super::{
+    apply::Runner,
+    load::{LoadError, TcHook},
+};
 use crate::{
     overlay::chain,
     sys::netlink::{Link, Netlink},
@@ -32,6 +35,7 @@ impl Runner {
         let gateways = overlay.map_or([None; 2], |device| device.gateways);
         let host = overlay.map_or(0, |device| device.host_ifindex);
         let mut present = BTreeSet::new();
+        let (mut others, mut headless) = (BTreeSet::new(), BTreeSet::new());
         for link in netlink.links().map_err(|error| chain(&error))? {
             if link.index == host {
                 let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
@@ -41,6 +45,14 @@ impl Runner {
             let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
             let found: Vec<IpAddr> = found.into_iter().map(|(ip, _)| ip).collect();
             if !self.is_underlay(&link, &found) {
+                others.insert(link.index);
+                continue;
+            }
+            if !link.is_ethernet {
+                // The node's addresses nevertheless: pods and the node itself ask it by them.
+                addresses.extend(found);
+                headless.insert(link.name);
+                others.insert(link.index);
                 continue;
             }
             let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
@@ -62,13 +74,32 @@ impl Runner {
             }
         }
         self.xdp.keep(|ifindex| present.contains(&ifindex));
+        self.leave(others).map_err(|error| chain(&error))?;
         self.attached.underlay = present;
+        self.attached.headless = headless;
         self.attached.addresses.clone_from(&addresses);
         self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
         self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
         self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
     }
 
+    /// Takes off what an earlier agent, whose choice was another, left on devices; once for each.
+    fn leave(&mut self, others: BTreeSet<u32>) -> Result<(), LoadError> {
+        for ifindex in others.difference(&self.attached.left) {
+            for hook in UNDERLAY_HOOKS {
+                self.programs.leave_tc(hook, *ifindex)?;
+            }
+            self.xdp.leave(*ifindex);
+        }
+        // Before the first program is attached it is not known where filters would be.
+        if self.programs.tc_path().is_some() {
+            self.attached.left = others;
+        }
+        Ok(())
+    }
+
+    /// Whether it connects the node to others. Only what has Ethernet's header there gets programs: they look
+    /// for the IP header behind it.
     fn is_underlay(&self, link: &Link, addresses: &[IpAddr]) -> bool {
         let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
         let chosen = self.config.devices.is_empty() || self.config.devices.contains(&link.name);
@@ -113,6 +144,7 @@ mod tests {
             mtu: 1500,
             up: true,
             kind: LinkKind::Veth,
+            is_ethernet: true,
             peer: None,
         };
         let ips = ["fe80::1", "169.254.1.1", "192.0.2.1", "192.0.2.2", "2001:db8::1"];

@@ -307,6 +307,23 @@ impl Programs {
         }
     }
 
+    /// Takes a program off a device that is there, whichever agent put it there.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Attach`].
+    pub fn leave_tc(&mut self, hook: TcHook, ifindex: u32) -> Result<(), LoadError> {
+        self.forget_tc(hook, ifindex);
+        if self.tc_path != Some(TcPath::Clsact) {
+            return Ok(());
+        }
+        tc::detach(ifindex, hook.direction(), hook.program()).map_err(|source| LoadError::Attach {
+            name: hook.program(),
+            target: format!("no more to device {ifindex}"),
+            source,
+        })
+    }
+
     /// Runs a tc program on a packet (`BPF_PROG_TEST_RUN`) and returns its verdict and the packet as
     /// it left it. Redirections are not carried out, map rows are written as by a real packet.
     ///

@@ -38,6 +38,8 @@ pub struct Report {
     pub tc: Option<TcPath>,
     /// What carries service traffic from outside, by device.
     pub xdp: BTreeMap<String, XdpPath>,
+    /// Devices of the node's without programs, as their packets have no Ethernet header.
+    pub headless: Vec<String>,
     pub pins: Option<PathBuf>,
     /// The first [`LISTED`] of them.
     pub services: Vec<ServiceReport>,
@@ -196,6 +198,14 @@ impl Report {
             },
             format!("pods, tunnels, node ports {}", tc_words(self.tc)),
             format!("services from outside     {}", xdp::words(&self.xdp)),
+        ];
+        lines.extend(self.headless.iter().map(|name| {
+            format!(
+                "not translated            device {name}: its packets have no Ethernet header; no service \
+                 answers clients there, and pods' packets leave by it under the pods' own addresses"
+            )
+        }));
+        lines.extend([
             match &self.pins {
                 Some(path) => {
                     format!("restart                   invisible (pinned below {})", path.display())
@@ -211,7 +221,7 @@ impl Report {
                 self.tunnels.len(),
                 self.flows
             ),
-        ];
+        ]);
         lines.extend(self.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| {
             format!("dropped                   {count} × {}", reason.words())
         }));
@@ -306,6 +316,7 @@ impl Report {
                 "sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins,
                 "xdp": self.xdp.iter().map(|(name, path)| (name.clone(), path.to_string()))
                     .collect::<BTreeMap<_, _>>(),
+                "without_ethernet": self.headless,
             },
             "frontends": self.frontends,
             "services": services,
@@ -381,6 +392,7 @@ mod tests {
             hooks: vec!["cg_connect4"],
             tc: Some(TcPath::Clsact),
             xdp: BTreeMap::from([("eth0".to_owned(), XdpPath::Native)]),
+            headless: vec!["tun0".to_owned()],
             pins: None,
             services: vec![ServiceReport {
                 service: ObjectKey::new("default", "web"),
@@ -423,6 +435,7 @@ mod tests {
             "service a/d and 1 more: no room in map MAGLEV",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
+            "device tun0: its packets have no Ethernet header",
         ] {
             assert!(text.contains(words), "{words} not in\n{text}");
         }

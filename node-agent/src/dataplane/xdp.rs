@@ -281,10 +281,15 @@ impl Xdp {
         let gone: Vec<u32> =
             self.attached.keys().copied().filter(|ifindex| !present(*ifindex)).collect();
         for ifindex in gone {
-            self.attached.remove(&ifindex);
-            for place in [Place::Native, Place::Generic] {
-                self.unpin(ifindex, place);
-            }
+            self.leave(ifindex);
+        }
+    }
+
+    /// Takes the program off a device, whichever agent put it there.
+    pub fn leave(&mut self, ifindex: u32) {
+        self.attached.remove(&ifindex);
+        for place in [Place::Native, Place::Generic] {
+            self.unpin(ifindex, place);
         }
     }
 

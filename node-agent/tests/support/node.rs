@@ -8,12 +8,12 @@ use std::{
 };
 
 use node_agent::{
-    dataplane::{DataplaneConfig, Handle, Settled},
+    dataplane::{DataplaneConfig, Handle, Report, Settled},
     model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) mod agent;
 pub(crate) mod place;
@@ -40,12 +40,23 @@ pub(crate) struct Node {
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
     endpoints: Table<IpAddr, LocalEndpoint>,
+    /// What the next agent's dataplane is to have else.
+    pub(crate) configure: fn(&mut DataplaneConfig),
 }
 
 /// A running agent; it stops as if killed when this is dropped.
 pub(crate) struct Agent {
     pub(crate) settled: watch::Receiver<Settled>,
+    questions: mpsc::Sender<oneshot::Sender<Report>>,
     _stop: oneshot::Sender<()>,
+}
+
+impl Agent {
+    pub(crate) fn report(&self) -> Report {
+        let (reply, answer) = oneshot::channel();
+        self.questions.blocking_send(reply).unwrap();
+        answer.blocking_recv().expect("the agent runs")
+    }
 }
 
 impl Node {
@@ -68,6 +79,7 @@ impl Node {
             services: Table::new(),
             slices: Table::new(),
             endpoints: Table::new(),
+            configure: |_usual| (),
         };
         node.services.mark_synced();
         node.slices.mark_synced();
@@ -90,12 +102,13 @@ impl Node {
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
         let overlay =
             OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
-        let dataplane = DataplaneConfig {
+        let mut dataplane = DataplaneConfig {
             cgroup,
             pins: Some(self.pins()),
             node_name: NAME.into(),
             ..DataplaneConfig::new(NODE_IP.into())
         };
+        (self.configure)(&mut dataplane);
         let followed = Followed {
             services: self.services.clone(),
             slices: self.slices.clone(),
@@ -103,9 +116,9 @@ impl Node {
             endpoints: self.endpoints.clone(),
             cni: None,
         };
-        let is_up = async |handle: &Handle| Some(handle.settled.clone());
-        let (stop, settled) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        let agent = Agent { settled, _stop: stop };
+        let is_up = async |handle: &Handle| Some((handle.settled.clone(), handle.reporter()));
+        let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
+        let agent = Agent { settled: up.0, questions: up.1, _stop: stop };
         self.settle(&agent);
         agent
     }
@@ -120,7 +133,11 @@ impl Node {
             if is_whole && services >= wanted.0 && slices >= wanted.1 {
                 return;
             }
-            assert!(start.elapsed() < START, "{wanted:?} {services} {slices} {is_whole}");
+            assert!(
+                start.elapsed() < START,
+                "{wanted:?} {services} {slices} {is_whole}\n{}",
+                agent.report().status_text()
+            );
             pause(Duration::from_millis(10));
         }
     }

@@ -1,0 +1,144 @@
+//! The node's network devices and what the agent has on them, from outside: which get programs, what becomes of
+//! the others, and what comes back when somebody takes it away.
+
+#[cfg(test)]
+#[path = "support/node.rs"]
+mod node;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        thread,
+        time::Duration,
+    };
+
+    use ebpf_common::verdict::DropReason;
+    use node_agent::{
+        dataplane::TcPath,
+        model::{
+            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
+            ServicePort, ServiceRow,
+        },
+    };
+
+    use super::node::{
+        Agent, CLIENT_IP, NODE_IP, Node,
+        place::{ip, is_possible},
+        pod_ip,
+        space::Space,
+    };
+
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    const NODE_PORT: u16 = 30_080;
+    const POD: u8 = 11;
+    /// Both ends of the tunnel.
+    const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+    const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+
+    /// A node with a pod behind a node port, and a client on its wire.
+    struct World {
+        node: Node,
+        client: Space,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let client = Space::new();
+            let mut node = Node::new(&client);
+            node.add_pod(POD);
+            node.pods[&POD].run(|| serve(pod_ip(POD), 8080, POD));
+            let key = ObjectKey::new("default", "web");
+            let port = ServicePort {
+                name: "".into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: NODE_PORT,
+            };
+            let row = ServiceRow {
+                kind: ServiceKind::NodePort,
+                cluster_ips: vec![Ipv4Addr::new(10, 96, 0, 1).into()],
+                ports: vec![port],
+                ..ServiceRow::default()
+            };
+            let slice = EndpointSliceRow {
+                service: key.clone(),
+                ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+                endpoints: vec![EndpointRow { ip: pod_ip(POD).into(), ..EndpointRow::default() }],
+                ..EndpointSliceRow::default()
+            };
+            node.services.upsert(key.clone(), row);
+            node.slices.upsert(key, slice);
+            Self { node, client }
+        }
+
+        /// Who answers the client at the node's port.
+        fn asked(&self) -> Option<u8> {
+            self.client.run(|| ask((NODE_IP, NODE_PORT)))
+        }
+    }
+
+    /// A server that says a number.
+    fn serve(at: Ipv4Addr, port: u16, number: u8) {
+        let listener = TcpListener::bind((at, port)).unwrap();
+        let _server = thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                // The far end may have gone.
+                let _gone = stream.write_all(&[number]);
+            }
+        });
+    }
+
+    /// The number that is said there, if somebody answers.
+    fn ask(at: impl Into<SocketAddr>) -> Option<u8> {
+        let mut stream = TcpStream::connect_timeout(&at.into(), TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut number = [0];
+        stream.read_exact(&mut number).ok()?;
+        Some(number[0])
+    }
+
+    fn dropped(agent: &Agent, reason: DropReason) -> u64 {
+        agent.report().drops.iter().find(|(one, _)| *one == reason).unwrap().1
+    }
+
+    /// Both ends of a tunnel whose device has no header of its own, as tun, WireGuard and ppp have none.
+    fn add_tunnel(world: &World) {
+        for (space, here, (near, far)) in [
+            (&world.node.space, CLIENT_IP, (NEAR, FAR)),
+            (&world.client, NODE_IP, (FAR, NEAR)),
+        ] {
+            space.run(move || {
+                ip("link add tun0 type vxlan gpe external dstport 4790");
+                ip(&format!("addr add {near}/32 dev tun0"));
+                ip("link set tun0 up");
+                ip(&format!("route add {far}/32 encap ip id 7 dst {here} dev tun0 src {near}"));
+            });
+        }
+    }
+
+    #[test]
+    fn a_device_without_ethernets_header_keeps_its_traffic_and_is_named() {
+        if !is_possible() {
+            return;
+        }
+        for tc in [None, Some(TcPath::Clsact)] {
+            let mut world = World::new();
+            add_tunnel(&world);
+            world.client.run(|| serve(FAR, 9000, 2));
+            world.node.space.run(|| serve(NEAR, 9000, 1));
+            world.node.configure =
+                if tc.is_some() { |config| config.tc = Some(TcPath::Clsact) } else { |_usual| () };
+            let agent = world.node.start(None);
+            assert_eq!(world.asked(), Some(POD), "by the other device");
+            assert_eq!(world.client.run(|| ask((NEAR, 9000))), Some(1));
+            assert_eq!(world.node.space.run(|| ask((FAR, 9000))), Some(2));
+            assert_eq!(dropped(&agent, DropReason::Malformed), 0);
+            let status = agent.report().status_text();
+            assert!(status.contains("device tun0: its packets have no Ethernet header"), "{status}");
+            // A pod asks the node by that address as by any other.
+            assert_eq!(world.node.pods[&POD].run(|| ask((NEAR, 9000))), Some(1));
+        }
+    }
+}
