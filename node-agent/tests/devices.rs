@@ -8,13 +8,15 @@ mod node;
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         io::{Read as _, Write as _},
         net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        path::PathBuf,
         thread,
-        time::Duration,
+        time::{Duration, Instant},
     };
 
-    use ebpf_common::verdict::DropReason;
+    use ebpf_common::{ABI_VERSION, verdict::DropReason};
     use node_agent::{
         dataplane::TcPath,
         model::{
@@ -22,17 +24,21 @@ mod tests {
             ServicePort, ServiceRow,
         },
     };
+    use nix::net::if_::if_nametoindex;
 
     use super::node::{
         Agent, CLIENT_IP, NODE_IP, Node,
         place::{ip, is_possible},
         pod_ip,
-        space::Space,
+        space::{Space, pause},
     };
 
     const TIMEOUT: Duration = Duration::from_secs(3);
+    /// For what an agent does in the next half second, on an emulated processor too.
+    const PATIENCE: Duration = Duration::from_secs(30);
     const NODE_PORT: u16 = 30_080;
     const POD: u8 = 11;
+    const OTHER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
     /// Both ends of the tunnel.
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
     const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -71,6 +77,11 @@ mod tests {
             node.services.upsert(key.clone(), row);
             node.slices.upsert(key, slice);
             Self { node, client }
+        }
+
+        /// Where links are pinned, seen from inside the node.
+        fn links(&self) -> PathBuf {
+            self.node.pins().join(format!("v{ABI_VERSION}/links"))
         }
 
         /// Who answers the client at the node's port.
@@ -140,5 +151,42 @@ mod tests {
             // A pod asks the node by that address as by any other.
             assert_eq!(world.node.pods[&POD].run(|| ask((NEAR, 9000))), Some(1));
         }
+    }
+
+    /// Waits for what the agent does by itself.
+    fn await_that(agent: &Agent, what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < PATIENCE, "{what}\n{}", agent.report().status_text());
+            pause(Duration::from_millis(50));
+        }
+    }
+
+    #[test]
+    fn a_device_that_refuses_a_program_is_told_and_stops_no_other() {
+        if !is_possible() {
+            return;
+        }
+        let mut world = World::new();
+        world.node.configure = |config| config.refresh = Duration::from_millis(500);
+        let agent = world.node.start(None);
+        if agent.report().tc == Some(TcPath::Clsact) {
+            // Nothing is pinned there, where something else could be in the way.
+            return;
+        }
+        let links = world.links();
+        world.node.space.run(move || {
+            ip("link add bad0 type veth peer name bad1");
+            let ifindex = if_nametoindex("bad0").unwrap();
+            fs::create_dir(links.join(format!("tc_from_underlay_{ifindex}"))).unwrap();
+            ip("addr add 198.51.100.1/24 dev bad0");
+            ip(&format!("addr add {OTHER_IP}/24 dev eth0"));
+        });
+        world.client.run(|| ip(&format!("route add {OTHER_IP}/32 dev wire0")));
+        await_that(&agent, "another address of the node", || {
+            world.client.run(|| ask((OTHER_IP, NODE_PORT))) == Some(POD)
+        });
+        let trouble = agent.report().trouble;
+        assert!(matches!(&trouble[..], [("devices", words)] if words.starts_with("bad0: ")), "{trouble:?}");
     }
 }

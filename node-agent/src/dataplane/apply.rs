@@ -43,8 +43,6 @@ use crate::{
     overlay::{OverlayDevice, chain},
 };
 
-/// How often the maps are read back and compared although nothing changed.
-const REFRESH: Duration = Duration::from_secs(300);
 /// How often devices are looked up and a walk for finished flows begins.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// How often a part of a long work is done.
@@ -143,10 +141,11 @@ impl Runner {
         let mut hub_lives = true;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
+        let period = self.config.refresh;
+        let mut refresh = time::interval_at(Instant::now() + period, period);
         let mut work = time::interval(WORK);
         work.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut again = Instant::now() + REFRESH;
+        let mut again = Instant::now() + period;
         loop {
             let alive = tokio::select! {
                 changed = services.changed() => changed.is_ok(),
@@ -166,9 +165,7 @@ impl Runner {
                     true
                 }
                 _instant = refresh.tick() => {
-                    self.services.forget();
-                    self.seen.endpoints = 0;
-                    self.seen.tunnels = 0;
+                    self.forget();
                     true
                 }
                 () = time::sleep_until(again) => true,
@@ -189,8 +186,17 @@ impl Runner {
                 return;
             }
             self.round();
-            again = Instant::now() + if self.trouble.is_empty() { REFRESH } else { self.retry };
+            again = Instant::now() + if self.trouble.is_empty() { period } else { self.retry };
         }
+    }
+
+    /// Reads everything back in the next round, to repair what others have changed.
+    fn forget(&mut self) {
+        self.services.forget();
+        self.seen.endpoints = 0;
+        self.seen.tunnels = 0;
+        let outcome = self.devices();
+        self.note("devices", outcome);
     }
 
     fn round(&mut self) {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
 };
 
@@ -14,7 +15,7 @@ use ebpf_common::{
 };
 
 use super::{
-    apply::Runner,
+    apply::{Failures, Runner},
     load::{LoadError, TcHook},
 };
 use crate::{
@@ -25,77 +26,113 @@ use crate::{
 /// Where a device of the underlay has programs.
 const UNDERLAY_HOOKS: [TcHook; 2] = [TcHook::FromUnderlay, TcHook::ToUnderlay];
 
+/// What a look at the node's devices showed.
+#[derive(Default)]
+struct Found {
+    rows: BTreeMap<u32, Device>,
+    addresses: BTreeSet<IpAddr>,
+    macs: BTreeSet<[u8; 6]>,
+    /// Devices that are to have our programs, and those of them that have.
+    underlay: BTreeSet<u32>,
+    attached: BTreeSet<u32>,
+    /// Devices that are to have none; names of those that get none although they connect the node.
+    others: BTreeSet<u32>,
+    headless: BTreeSet<String>,
+}
+
 impl Runner {
-    /// Node addresses and MACs as they are now, and our programs on every device that has one.
+    /// Node addresses and MACs as they are now, and our programs on every device that has one. A device that
+    /// fails is told; all others are served.
     pub(super) fn devices(&mut self) -> Result<(), String> {
-        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
-        let mut rows = BTreeMap::new();
-        let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
-        let overlay = *self.tables.overlay.borrow();
-        let gateways = overlay.map_or([None; 2], |device| device.gateways);
-        let host = overlay.map_or(0, |device| device.host_ifindex);
-        let mut present = BTreeSet::new();
-        let (mut others, mut headless) = (BTreeSet::new(), BTreeSet::new());
-        for link in netlink.links().map_err(|error| chain(&error))? {
-            if link.index == host {
-                let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
-                rows.insert(link.index, device(&link, &gateways));
-                continue;
-            }
-            let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
-            let found: Vec<IpAddr> = found.into_iter().map(|(ip, _)| ip).collect();
-            if !self.is_underlay(&link, &found) {
-                others.insert(link.index);
-                continue;
-            }
-            if !link.is_ethernet {
-                // The node's addresses nevertheless: pods and the node itself ask it by them.
-                addresses.extend(found);
-                headless.insert(link.name);
-                others.insert(link.index);
-                continue;
-            }
-            let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
-            rows.insert(link.index, Device { flags, ..device(&link, &found) });
-            addresses.extend(found);
-            macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
-            present.insert(link.index);
-            if !self.attached.underlay.contains(&link.index) {
-                for hook in UNDERLAY_HOOKS {
-                    self.programs.attach_tc(hook, link.index).map_err(|error| chain(&error))?;
-                }
-            }
-        }
-        addresses.extend(&self.config.node_ips);
-        addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
-        for lost in self.attached.underlay.difference(&present) {
+        let mut failed = Failures::default();
+        let found = self.look(&mut failed).map_err(|error| chain(&error))?;
+        for lost in self.attached.underlay.difference(&found.underlay) {
             for hook in UNDERLAY_HOOKS {
                 self.programs.forget_tc(hook, *lost);
             }
         }
-        self.xdp.keep(|ifindex| present.contains(&ifindex));
-        self.leave(others).map_err(|error| chain(&error))?;
-        self.attached.underlay = present;
-        self.attached.headless = headless;
-        self.attached.addresses.clone_from(&addresses);
-        self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
-        self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
-        self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
+        self.xdp.keep(|ifindex| found.underlay.contains(&ifindex));
+        self.leave(&found.others, &mut failed);
+        self.attached.underlay = found.attached;
+        self.attached.headless = found.headless;
+        self.attached.addresses.clone_from(&found.addresses);
+        failed.note("map DEVICES", self.maps.set_devices(&found.rows));
+        failed.note("map NODE_ADDRS", self.maps.set_node_addresses(&found.addresses));
+        failed.note("map LOCAL_MACS", self.maps.set_local_macs(&found.macs));
+        failed.outcome()
+    }
+
+    /// Looks at each device, and attaches where programs are to be and are not.
+    fn look(&mut self, failed: &mut Failures) -> io::Result<Found> {
+        let mut found = Found::default();
+        let mut netlink = Netlink::open()?;
+        let overlay = *self.tables.overlay.borrow();
+        let gateways = overlay.map_or([None; 2], |device| device.gateways);
+        let host = overlay.map_or(0, |device| device.host_ifindex);
+        let links = netlink.links()?;
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for (ifindex, ip, _prefix_len) in netlink.all_addresses()? {
+            addresses.entry(ifindex).or_default().push(ip);
+        }
+        for link in links {
+            if link.index == host {
+                let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
+                found.rows.insert(link.index, device(&link, &gateways));
+                continue;
+            }
+            let ips = addresses.remove(&link.index).unwrap_or_default();
+            if !self.is_underlay(&link, &ips) {
+                found.others.insert(link.index);
+                continue;
+            }
+            found.addresses.extend(&ips);
+            if !link.is_ethernet {
+                // Its addresses are the node's all the same: pods and the node itself ask by them.
+                found.others.insert(link.index);
+                found.headless.insert(link.name);
+                continue;
+            }
+            let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
+            found.rows.insert(link.index, Device { flags, ..device(&link, &ips) });
+            found.macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
+            found.underlay.insert(link.index);
+            match self.serve(link.index) {
+                Ok(()) => drop(found.attached.insert(link.index)),
+                // It went meanwhile.
+                Err(error) if error.is_missing_device() => {}
+                Err(error) => failed.note(&link.name, Err(io::Error::other(chain(&error)))),
+            }
+        }
+        found.addresses.extend(&self.config.node_ips);
+        found.addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
+        Ok(found)
+    }
+
+    /// Puts our programs on a device of the underlay that has not got them.
+    fn serve(&mut self, ifindex: u32) -> Result<(), LoadError> {
+        if self.attached.underlay.contains(&ifindex) {
+            return Ok(());
+        }
+        UNDERLAY_HOOKS.into_iter().try_for_each(|hook| self.programs.attach_tc(hook, ifindex))
     }
 
     /// Takes off what an earlier agent, whose choice was another, left on devices; once for each.
-    fn leave(&mut self, others: BTreeSet<u32>) -> Result<(), LoadError> {
+    fn leave(&mut self, others: &BTreeSet<u32>, failed: &mut Failures) {
+        let mut left: BTreeSet<u32> = self.attached.left.intersection(others).copied().collect();
         for ifindex in others.difference(&self.attached.left) {
-            for hook in UNDERLAY_HOOKS {
-                self.programs.leave_tc(hook, *ifindex)?;
-            }
             self.xdp.leave(*ifindex);
+            let mut outcomes =
+                UNDERLAY_HOOKS.into_iter().map(|hook| self.programs.leave_tc(hook, *ifindex));
+            match outcomes.try_for_each(|outcome| outcome) {
+                Ok(()) => drop(left.insert(*ifindex)),
+                Err(error) => failed
+                    .note(format_args!("device {ifindex}"), Err(io::Error::other(chain(&error)))),
+            }
         }
         // Before the first program is attached it is not known where filters would be.
         if self.programs.tc_path().is_some() {
-            self.attached.left = others;
+            self.attached.left = left;
         }
-        Ok(())
     }
 
     /// Whether it connects the node to others. Only what has Ethernet's header there gets programs: they look

@@ -43,6 +43,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -98,7 +99,13 @@ pub struct DataplaneConfig {
     pub tc: Option<TcPath>,
     /// On which devices service traffic is carried before the kernel's stack.
     pub xdp: XdpMode,
+    /// How often what is in the kernel is compared and repaired although nothing changed.
+    pub refresh: Duration,
 }
+
+/// [`DataplaneConfig::refresh`] as usual: what others break is whole again after some minutes, and reading tens of
+/// thousands of rows back that often takes no time to speak of.
+const REFRESH: Duration = Duration::from_secs(300);
 
 impl DataplaneConfig {
     /// The usual places and ranges: cgroup root `/sys/fs/cgroup`, pins below `/sys/fs/bpf/orlop`,
@@ -123,6 +130,7 @@ impl DataplaneConfig {
             waits_for_pods: false,
             tc: None,
             xdp: XdpMode::default(),
+            refresh: REFRESH,
         }
     }
 }
