@@ -11,18 +11,30 @@ mod tests {
         fs,
         io::{Read as _, Write as _},
         net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        os::fd::AsFd as _,
         path::PathBuf,
+        process::Command,
         thread,
         time::{Duration, Instant},
     };
 
-    use ebpf_common::{ABI_VERSION, verdict::DropReason};
+    use aya::Pod;
+    use ebpf_common::{
+        ABI_VERSION,
+        addr::Addr,
+        device::Device,
+        endpoint::Endpoint,
+        maps as names,
+        service::{Backend, BackendKey, Service, ServiceKey},
+        verdict::DropReason,
+    };
     use node_agent::{
         dataplane::TcPath,
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
             ServicePort, ServiceRow,
         },
+        sys::{bpf, map::RowMap, netlink::Netlink},
     };
     use nix::net::if_::if_nametoindex;
 
@@ -34,8 +46,10 @@ mod tests {
     };
 
     const TIMEOUT: Duration = Duration::from_secs(3);
-    /// For what an agent does in the next half second, on an emulated processor too.
+    const REFRESH: Duration = Duration::from_millis(500);
+    /// For what an agent does at its next refresh, on an emulated processor too.
     const PATIENCE: Duration = Duration::from_secs(30);
+    const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
     const NODE_PORT: u16 = 30_080;
     const POD: u8 = 11;
     const OTHER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
@@ -59,12 +73,12 @@ mod tests {
             let port = ServicePort {
                 name: "".into(),
                 protocol: Protocol::Tcp,
-                port: 80,
+                port: SERVICE.1,
                 node_port: NODE_PORT,
             };
             let row = ServiceRow {
                 kind: ServiceKind::NodePort,
-                cluster_ips: vec![Ipv4Addr::new(10, 96, 0, 1).into()],
+                cluster_ips: vec![SERVICE.0.into()],
                 ports: vec![port],
                 ..ServiceRow::default()
             };
@@ -139,8 +153,10 @@ mod tests {
             add_tunnel(&world);
             world.client.run(|| serve(FAR, 9000, 2));
             world.node.space.run(|| serve(NEAR, 9000, 1));
-            world.node.configure =
-                if tc.is_some() { |config| config.tc = Some(TcPath::Clsact) } else { |_usual| () };
+            world.node.configure = match tc {
+                Some(_) => |_overlay, dataplane| dataplane.tc = Some(TcPath::Clsact),
+                None => |_overlay, _dataplane| (),
+            };
             let agent = world.node.start(None);
             assert_eq!(world.asked(), Some(POD), "by the other device");
             assert_eq!(world.client.run(|| ask((NEAR, 9000))), Some(1));
@@ -168,7 +184,7 @@ mod tests {
             return;
         }
         let mut world = World::new();
-        world.node.configure = |config| config.refresh = Duration::from_millis(500);
+        world.node.configure = |_overlay, dataplane| dataplane.refresh = REFRESH;
         let agent = world.node.start(None);
         if agent.report().tc == Some(TcPath::Clsact) {
             // Nothing is pinned there, where something else could be in the way.
@@ -188,5 +204,103 @@ mod tests {
         });
         let trouble = agent.report().trouble;
         assert!(matches!(&trouble[..], [("devices", words)] if words.starts_with("bad0: ")), "{trouble:?}");
+    }
+
+    /// Takes programs off a device behind the agent's back.
+    fn detach(world: &World, tc: TcPath, programs: [&'static str; 2], device: String) {
+        let links = world.links();
+        world.node.space.run(move || match tc {
+            TcPath::Clsact => {
+                let mut tc = Command::new("tc");
+                tc.args(["qdisc", "delete", "dev", &device, "clsact"]);
+                assert!(tc.status().unwrap().success());
+            }
+            TcPath::Tcx => {
+                let ifindex = if_nametoindex(&*device).unwrap();
+                for program in programs {
+                    let pin = links.join(format!("{program}_{ifindex}"));
+                    bpf::link_detach(bpf::open_pin(&pin).unwrap().as_fd()).unwrap();
+                }
+            }
+        });
+    }
+
+    /// Deletes all rows of a map, and gives how many there were.
+    fn empty<K: Pod, V: Pod>(world: &World, name: &'static str) -> usize {
+        let pin = world.node.pins().join(format!("v{ABI_VERSION}/{name}"));
+        world.node.space.run(move || {
+            let map: RowMap<K, V> = RowMap::open(&pin).unwrap();
+            let keys: Vec<K> = map.dump().unwrap().into_iter().map(|(key, _)| key).collect();
+            assert!(map.delete(&keys).is_empty());
+            keys.len()
+        })
+    }
+
+    fn rows<K: Pod, V: Pod>(world: &World, name: &'static str) -> usize {
+        let pin = world.node.pins().join(format!("v{ABI_VERSION}/{name}"));
+        world.node.space.run(move || RowMap::<K, V>::open(&pin).unwrap().dump().unwrap().len())
+    }
+
+    fn comes_back<K: Pod, V: Pod>((world, agent): (&World, &Agent), name: &'static str) {
+        let count = empty::<K, V>(world, name);
+        assert_ne!(count, 0, "{name}");
+        await_that(agent, name, || rows::<K, V>(world, name) == count);
+    }
+
+    #[test]
+    fn what_others_take_away_comes_back() {
+        if !is_possible() {
+            return;
+        }
+        for tc in [None, Some(TcPath::Clsact)] {
+            let mut world = World::new();
+            world.node.configure = match tc {
+                Some(_) => |overlay, dataplane| {
+                    (overlay.refresh, dataplane.refresh) = (REFRESH, REFRESH);
+                    dataplane.tc = Some(TcPath::Clsact);
+                },
+                None => |overlay, dataplane| {
+                    (overlay.refresh, dataplane.refresh) = (REFRESH, REFRESH);
+                },
+            };
+            let agent = world.node.start(None);
+            let path = agent.report().tc.unwrap();
+            assert_eq!(world.asked(), Some(POD));
+            let by_pod = || world.node.pods[&POD].run(|| ask(SERVICE));
+            assert_eq!(by_pod(), Some(POD));
+
+            detach(&world, path, ["tc_from_underlay", "tc_to_underlay"], "eth0".to_owned());
+            await_that(&agent, "the underlay's programs", || world.asked() == Some(POD));
+            let veth = world.node.space.run(host_veth);
+            detach(&world, path, ["tc_from_pod", "tc_to_pod"], veth);
+            await_that(&agent, "a pod's programs", || by_pod() == Some(POD));
+
+            let at = (&world, &agent);
+            comes_back::<ServiceKey, Service>(at, names::SERVICES);
+            comes_back::<BackendKey, Backend>(at, names::BACKENDS);
+            comes_back::<Addr, Endpoint>(at, names::ENDPOINTS);
+            comes_back::<u32, Device>(at, names::DEVICES);
+            assert_eq!((world.asked(), by_pod()), (Some(POD), Some(POD)));
+
+            let route = || world.node.space.run(|| shows("route show 10.96.0.0/16"));
+            assert!(route());
+            world.node.space.run(|| ip("route delete 10.96.0.0/16"));
+            await_that(&agent, "the route of services", route);
+            assert!(agent.report().trouble.is_empty(), "{}", agent.report().status_text());
+        }
+    }
+
+    /// Whether `ip` has something to say.
+    fn shows(arguments: &str) -> bool {
+        let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{arguments}");
+        !output.stdout.is_empty()
+    }
+
+    /// The node's end of the pod's link.
+    fn host_veth() -> String {
+        let links = Netlink::open().unwrap().links().unwrap();
+        let names = links.into_iter().map(|link| link.name);
+        names.into_iter().find(|name| name.starts_with("orl") && !name.contains('.')).unwrap()
     }
 }

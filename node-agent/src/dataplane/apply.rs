@@ -27,7 +27,7 @@ use super::{
     events::Teller,
     health::Pulse,
     host_ports,
-    load::{Programs, TcHook},
+    load::{LoadError, Programs, TcHook},
     maps::Maps,
     model::Problems,
     pods::Namespaces,
@@ -50,7 +50,7 @@ const WORK: Duration = Duration::from_secs(1);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Parts without which services are not what the cluster says.
-const PROXY: [&str; 3] = ["settings", "services", "devices"];
+const PROXY: [&str; 4] = ["sockets", "settings", "services", "devices"];
 /// First and longest pause after a failed round.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -86,6 +86,10 @@ pub(super) struct Seen {
 /// Devices that have our programs.
 #[derive(Default)]
 pub(super) struct Attached {
+    /// Those on which all programs were put, or found, since the last refresh.
+    pub(super) sure: BTreeSet<u32>,
+    /// The programs at the sockets are, in the same sense.
+    sockets: bool,
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
     /// Names of those of the underlay that have none, as their packets have no Ethernet header.
@@ -190,11 +194,14 @@ impl Runner {
         }
     }
 
-    /// Reads everything back in the next round, to repair what others have changed.
+    /// Reads everything back in the next round and attaches everything anew, to repair what others have changed.
     fn forget(&mut self) {
         self.services.forget();
         self.seen.endpoints = 0;
         self.seen.tunnels = 0;
+        self.attached.sure.clear();
+        self.attached.sockets = false;
+        self.xdp.doubt();
         let outcome = self.devices();
         self.note("devices", outcome);
     }
@@ -202,6 +209,8 @@ impl Runner {
     fn round(&mut self) {
         let device = *self.tables.overlay.borrow();
         let had_trouble = !self.trouble.is_empty();
+        let outcome = self.sockets();
+        self.note("sockets", outcome);
         let outcome = self.settings(device);
         self.note("settings", outcome);
         let outcome = self.follow_endpoints();
@@ -232,26 +241,37 @@ impl Runner {
         }
     }
 
-    fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {
-        if let Some(device) = device
-            && device.ifindex != 0
-            && self.attached.overlay != Some(device.ifindex)
+    fn sockets(&mut self) -> Result<(), String> {
+        if let Some(cgroup) = &self.config.cgroup
+            && !self.attached.sockets
         {
-            for hook in [TcHook::ToOverlay, TcHook::FromOverlay] {
-                self.programs.attach_tc(hook, device.ifindex).map_err(|error| chain(&error))?;
-            }
+            self.programs.attach_cgroup(cgroup).map_err(|error| chain(&error))?;
+            self.attached.sockets = true;
+        }
+        Ok(())
+    }
+
+    /// Programs on the overlay's device and on the host device's peer.
+    fn serve_overlay(&mut self, device: OverlayDevice) -> Result<(), LoadError> {
+        if device.ifindex != 0 {
+            self.serve(&[TcHook::ToOverlay, TcHook::FromOverlay], device.ifindex)?;
             self.attached.overlay = Some(device.ifindex);
         }
-        if let Some(device) = device
-            && device.host_peer_ifindex != 0
-            && self.attached.host != Some(device.host_peer_ifindex)
-        {
+        if device.host_peer_ifindex != 0 {
+            self.serve(&[TcHook::FromHost], device.host_peer_ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {
+        if let Some(device) = device {
+            self.serve_overlay(device).map_err(|error| chain(&error))?;
             let host = device.host_peer_ifindex;
-            self.programs.attach_tc(TcHook::FromHost, host).map_err(|error| chain(&error))?;
-            self.attached.host = Some(host);
-            // The device and its addresses have rows of their own.
-            self.devices()?;
-            self.follow_namespaces()?;
+            if host != 0 && self.attached.host.replace(host) != Some(host) {
+                // The device and its addresses have rows of their own.
+                self.devices()?;
+                self.follow_namespaces()?;
+            }
         }
         let mut services = [Net::default(); 2];
         for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {

@@ -32,9 +32,8 @@ struct Found {
     rows: BTreeMap<u32, Device>,
     addresses: BTreeSet<IpAddr>,
     macs: BTreeSet<[u8; 6]>,
-    /// Devices that are to have our programs, and those of them that have.
+    /// Devices that are to have our programs.
     underlay: BTreeSet<u32>,
-    attached: BTreeSet<u32>,
     /// Devices that are to have none; names of those that get none although they connect the node.
     others: BTreeSet<u32>,
     headless: BTreeSet<String>,
@@ -47,13 +46,14 @@ impl Runner {
         let mut failed = Failures::default();
         let found = self.look(&mut failed).map_err(|error| chain(&error))?;
         for lost in self.attached.underlay.difference(&found.underlay) {
+            self.attached.sure.remove(lost);
             for hook in UNDERLAY_HOOKS {
                 self.programs.forget_tc(hook, *lost);
             }
         }
         self.xdp.keep(|ifindex| found.underlay.contains(&ifindex));
         self.leave(&found.others, &mut failed);
-        self.attached.underlay = found.attached;
+        self.attached.underlay = found.underlay;
         self.attached.headless = found.headless;
         self.attached.addresses.clone_from(&found.addresses);
         failed.note("map DEVICES", self.maps.set_devices(&found.rows));
@@ -96,8 +96,8 @@ impl Runner {
             found.rows.insert(link.index, Device { flags, ..device(&link, &ips) });
             found.macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
             found.underlay.insert(link.index);
-            match self.serve(link.index) {
-                Ok(()) => drop(found.attached.insert(link.index)),
+            match self.serve(&UNDERLAY_HOOKS, link.index) {
+                Ok(()) => {}
                 // It went meanwhile.
                 Err(error) if error.is_missing_device() => {}
                 Err(error) => failed.note(&link.name, Err(io::Error::other(chain(&error)))),
@@ -108,12 +108,14 @@ impl Runner {
         Ok(found)
     }
 
-    /// Puts our programs on a device of the underlay that has not got them.
-    fn serve(&mut self, ifindex: u32) -> Result<(), LoadError> {
-        if self.attached.underlay.contains(&ifindex) {
+    /// Puts programs on a device that has not got them, or may have lost them.
+    pub(super) fn serve(&mut self, hooks: &[TcHook], ifindex: u32) -> Result<(), LoadError> {
+        if self.attached.sure.contains(&ifindex) {
             return Ok(());
         }
-        UNDERLAY_HOOKS.into_iter().try_for_each(|hook| self.programs.attach_tc(hook, ifindex))
+        hooks.iter().try_for_each(|hook| self.programs.attach_tc(*hook, ifindex))?;
+        self.attached.sure.insert(ifindex);
+        Ok(())
     }
 
     /// Takes off what an earlier agent, whose choice was another, left on devices; once for each.

@@ -42,6 +42,7 @@ impl Runner {
             if let Some(ifindex) = self.attached.pods.remove(&ip).or(from_map)
                 && !self.attached.pods.values().any(|other| *other == ifindex)
             {
+                self.attached.sure.remove(&ifindex);
                 for hook in POD_HOOKS {
                     self.programs.forget_tc(hook, ifindex);
                 }
@@ -74,12 +75,7 @@ impl Runner {
         if old.map(|old| Endpoint { flags: 0, ..*old }) != Some(endpoint) {
             self.maps.put_endpoint(ip, &endpoint)?;
         }
-        if self.attached.pods.get(&ip) == Some(&row.host_ifindex) {
-            return Ok(());
-        }
-        let mut attached =
-            POD_HOOKS.into_iter().map(|hook| self.programs.attach_tc(hook, row.host_ifindex));
-        match attached.try_for_each(|outcome| outcome) {
+        match self.serve(&POD_HOOKS, row.host_ifindex) {
             Ok(()) => {
                 self.attached.pods.insert(ip, row.host_ifindex);
                 Ok(())

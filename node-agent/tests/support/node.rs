@@ -40,8 +40,8 @@ pub(crate) struct Node {
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
     endpoints: Table<IpAddr, LocalEndpoint>,
-    /// What the next agent's dataplane is to have else.
-    pub(crate) configure: fn(&mut DataplaneConfig),
+    /// What the next agent is to have else.
+    pub(crate) configure: fn(&mut OverlayConfig, &mut DataplaneConfig),
 }
 
 /// A running agent; it stops as if killed when this is dropped.
@@ -79,7 +79,7 @@ impl Node {
             services: Table::new(),
             slices: Table::new(),
             endpoints: Table::new(),
-            configure: |_usual| (),
+            configure: |_overlay, _dataplane| (),
         };
         node.services.mark_synced();
         node.slices.mark_synced();
@@ -100,7 +100,7 @@ impl Node {
     /// Starts the agent and waits until it has programmed what there is. Without a cgroup every service is
     /// asked in the packets' path.
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
-        let overlay =
+        let mut overlay =
             OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
         let mut dataplane = DataplaneConfig {
             cgroup,
@@ -108,7 +108,7 @@ impl Node {
             node_name: NAME.into(),
             ..DataplaneConfig::new(NODE_IP.into())
         };
-        (self.configure)(&mut dataplane);
+        (self.configure)(&mut overlay, &mut dataplane);
         let followed = Followed {
             services: self.services.clone(),
             slices: self.slices.clone(),
