@@ -4,6 +4,9 @@
 #[cfg(test)]
 #[path = "support/node.rs"]
 mod node;
+#[cfg(test)]
+#[path = "support/rows.rs"]
+mod rows;
 
 #[cfg(test)]
 mod tests {
@@ -20,8 +23,9 @@ mod tests {
 
     use aya::Pod;
     use ebpf_common::{
-        ABI_VERSION,
+        ABI_VERSION, TCP,
         addr::Addr,
+        config::Config,
         device::Device,
         endpoint::Endpoint,
         maps as names,
@@ -29,20 +33,28 @@ mod tests {
         verdict::DropReason,
     };
     use node_agent::{
-        dataplane::TcPath,
+        dataplane::{
+            TcPath,
+            load::{Programs, TcHook},
+        },
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
             ServicePort, ServiceRow,
         },
         sys::{bpf, map::RowMap, netlink::Netlink},
+        table::Table,
     };
     use nix::net::if_::if_nametoindex;
 
-    use super::node::{
-        Agent, CLIENT_IP, NODE_IP, Node,
-        place::{ip, is_possible},
-        pod_ip,
-        space::{Space, pause},
+    use super::{
+        node::{
+            Agent, CLIENT_IP, NODE_IP, Node,
+            agent::START,
+            place::{ip, is_possible},
+            pod_ip,
+            space::{Space, pause},
+        },
+        rows::Rows,
     };
 
     const TIMEOUT: Duration = Duration::from_secs(3);
@@ -236,9 +248,13 @@ mod tests {
         })
     }
 
+    /// How many rows a map has; none while there is no map.
     fn rows<K: Pod, V: Pod>(world: &World, name: &'static str) -> usize {
         let pin = world.node.pins().join(format!("v{ABI_VERSION}/{name}"));
-        world.node.space.run(move || RowMap::<K, V>::open(&pin).unwrap().dump().unwrap().len())
+        world.node.space.run(move || {
+            let map: Option<RowMap<K, V>> = pin.exists().then(|| RowMap::open(&pin).unwrap());
+            map.map_or(0, |map| map.dump().unwrap().len())
+        })
     }
 
     fn comes_back<K: Pod, V: Pod>((world, agent): (&World, &Agent), name: &'static str) {
@@ -302,5 +318,65 @@ mod tests {
         let links = Netlink::open().unwrap().links().unwrap();
         let names = links.into_iter().map(|link| link.name);
         names.into_iter().find(|name| name.starts_with("orl") && !name.contains('.')).unwrap()
+    }
+
+    /// What an agent of another version has left: programs on the uplink that refuse whom they are asked for.
+    fn leave_another_version(world: &World) {
+        let (pins, bpf) = (world.node.pins(), world.node.space.bpf.clone());
+        world.node.space.run(move || {
+            let theirs = bpf.join("theirs");
+            let (mut programs, _maps) = Programs::load(Some(&theirs)).unwrap();
+            let uplink = if_nametoindex("eth0").unwrap();
+            for hook in [TcHook::FromUnderlay, TcHook::ToUnderlay] {
+                programs.attach_tc(hook, uplink).unwrap();
+            }
+            let rows = Rows::below(&theirs);
+            rows.set_config(Config {
+                node_port_first: NODE_PORT,
+                node_port_last: NODE_PORT,
+                ..Config::default()
+            });
+            rows.put_node_address(&NODE_IP.to_string());
+            rows.put_service(&format!("0.0.0.0:{NODE_PORT}"), TCP, Service::default(), &[]);
+            fs::create_dir(&pins).unwrap();
+            fs::rename(theirs.join(format!("v{ABI_VERSION}")), pins.join("v2")).unwrap();
+        });
+    }
+
+    #[test]
+    fn programs_of_another_version_serve_until_this_one_can_and_then_go() {
+        if !is_possible() {
+            return;
+        }
+        let mut world = World::new();
+        leave_another_version(&world);
+        world.node.configure = |overlay, dataplane| {
+            (overlay.refresh, dataplane.refresh) = (REFRESH, REFRESH);
+        };
+        // The server has not said that this is all.
+        let (key, row) = world.node.services.changes_since(0).upserts.remove(0);
+        world.node.services = Table::new();
+        world.node.services.upsert(key, (*row).clone());
+        let other = world.node.pins().join("v2");
+        let is_there = || {
+            let other = other.clone();
+            world.node.space.run(move || other.exists())
+        };
+        thread::scope(|scope| {
+            let starting = scope.spawn(|| world.node.start(None));
+            let start = Instant::now();
+            let is_programmed = || rows::<ServiceKey, Service>(&world, names::SERVICES) > 0;
+            while !is_programmed() {
+                assert!(start.elapsed() < START, "services of the snapshot");
+                pause(Duration::from_millis(50));
+            }
+            pause(REFRESH * 3);
+            assert!(is_there(), "it knows more");
+            world.node.services.mark_synced();
+            let agent = starting.join().unwrap();
+            await_that(&agent, "the other version's end", || !is_there());
+            await_that(&agent, "the node port", || world.asked() == Some(POD));
+            assert!(agent.report().trouble.is_empty(), "{}", agent.report().status_text());
+        });
     }
 }

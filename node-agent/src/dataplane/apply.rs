@@ -27,7 +27,7 @@ use super::{
     events::Teller,
     health::Pulse,
     host_ports,
-    load::{LoadError, Programs, TcHook},
+    load::Programs,
     maps::Maps,
     model::Problems,
     pods::Namespaces,
@@ -72,6 +72,8 @@ pub(super) struct Runner {
     pub(super) retry: Duration,
     pub(super) pulse: watch::Sender<Pulse>,
     pub(super) teller: Teller,
+    /// What agents of other versions left is gone.
+    pub(super) is_alone: bool,
     /// Health checks that are not served.
     pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
@@ -89,7 +91,7 @@ pub(super) struct Attached {
     /// Those on which all programs were put, or found, since the last refresh.
     pub(super) sure: BTreeSet<u32>,
     /// The programs at the sockets are, in the same sense.
-    sockets: bool,
+    pub(super) sockets: bool,
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
     /// Names of those of the underlay that have none, as their packets have no Ethernet header.
@@ -130,6 +132,7 @@ impl Runner {
             retry: RETRY.0,
             pulse,
             teller,
+            is_alone: false,
             unserved,
         }
     }
@@ -219,6 +222,7 @@ impl Runner {
         self.note("tunnels", outcome);
         let outcome = self.follow_services();
         self.note("services", outcome);
+        self.remove_other_versions();
         self.retry = match (had_trouble, self.trouble.is_empty()) {
             (_, true) => RETRY.0,
             (true, false) => (self.retry * 2).min(RETRY.1),
@@ -229,7 +233,7 @@ impl Runner {
     }
 
     /// Records how a part went; logs only what changed.
-    fn note(&mut self, part: &'static str, outcome: Result<(), String>) {
+    pub(super) fn note(&mut self, part: &'static str, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => drop(self.trouble.remove(part)),
             Err(words) => {
@@ -239,28 +243,6 @@ impl Runner {
                 self.trouble.insert(part, words);
             }
         }
-    }
-
-    fn sockets(&mut self) -> Result<(), String> {
-        if let Some(cgroup) = &self.config.cgroup
-            && !self.attached.sockets
-        {
-            self.programs.attach_cgroup(cgroup).map_err(|error| chain(&error))?;
-            self.attached.sockets = true;
-        }
-        Ok(())
-    }
-
-    /// Programs on the overlay's device and on the host device's peer.
-    fn serve_overlay(&mut self, device: OverlayDevice) -> Result<(), LoadError> {
-        if device.ifindex != 0 {
-            self.serve(&[TcHook::ToOverlay, TcHook::FromOverlay], device.ifindex)?;
-            self.attached.overlay = Some(device.ifindex);
-        }
-        if device.host_peer_ifindex != 0 {
-            self.serve(&[TcHook::FromHost], device.host_peer_ifindex)?;
-        }
-        Ok(())
     }
 
     fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {

@@ -19,7 +19,7 @@ use super::{
     load::{LoadError, TcHook},
 };
 use crate::{
-    overlay::chain,
+    overlay::{OverlayDevice, chain},
     sys::netlink::{Link, Netlink},
 };
 
@@ -115,6 +115,29 @@ impl Runner {
         }
         hooks.iter().try_for_each(|hook| self.programs.attach_tc(*hook, ifindex))?;
         self.attached.sure.insert(ifindex);
+        Ok(())
+    }
+
+    /// Programs at the sockets.
+    pub(super) fn sockets(&mut self) -> Result<(), String> {
+        if let Some(cgroup) = &self.config.cgroup
+            && !self.attached.sockets
+        {
+            self.programs.attach_cgroup(cgroup).map_err(|error| chain(&error))?;
+            self.attached.sockets = true;
+        }
+        Ok(())
+    }
+
+    /// Programs on the overlay's device and on the host device's peer.
+    pub(super) fn serve_overlay(&mut self, device: OverlayDevice) -> Result<(), LoadError> {
+        if device.ifindex != 0 {
+            self.serve(&[TcHook::ToOverlay, TcHook::FromOverlay], device.ifindex)?;
+            self.attached.overlay = Some(device.ifindex);
+        }
+        if device.host_peer_ifindex != 0 {
+            self.serve(&[TcHook::FromHost], device.host_peer_ifindex)?;
+        }
         Ok(())
     }
 

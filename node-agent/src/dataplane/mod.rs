@@ -37,6 +37,7 @@ pub mod size;
 pub mod status;
 pub mod trace;
 pub mod tracer;
+mod versions;
 pub mod xdp;
 
 use std::{
