@@ -350,6 +350,7 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             node_ips: base.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade,
+            localhost_node_ports: config.localhost_nodeports,
             xdp: config.xdp,
             node_name: (&*config.node_name).into(),
             waits_for_pods: has(Component::Cni),

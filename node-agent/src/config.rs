@@ -108,6 +108,10 @@ pub struct RunArgs {
     /// Whether traffic of pods to the outside gets this node's address [default: true].
     #[arg(long)]
     pub masquerade: Option<bool>,
+    /// Whether node ports answer the node's own processes at 127.0.0.1 and ::1 too, which needs the programs at the
+    /// sockets; kube-proxy's `--iptables-localhost-nodeports` [default: false].
+    #[arg(long)]
+    pub localhost_nodeports: Option<bool>,
     /// Parts to run, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
     pub components: Option<Vec<String>>,
@@ -155,6 +159,7 @@ pub struct Config {
     pub node_ips: [Option<IpAddr>; 2],
     pub service_cidrs: Vec<IpNet>,
     pub masquerade: bool,
+    pub localhost_nodeports: bool,
     pub components: BTreeSet<Component>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -209,6 +214,7 @@ impl RunArgs {
             node_ip: self.node_ip.or(file.node_ip),
             service_cidr: self.service_cidr.or(file.service_cidr),
             masquerade: self.masquerade.or(file.masquerade),
+            localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
             components: self.components.or(file.components),
             state_dir: self.state_dir.or(file.state_dir),
             run_dir: self.run_dir.or(file.run_dir),
@@ -255,6 +261,7 @@ impl RunArgs {
             node_ips: by_family("--node-ip", self.node_ip.unwrap_or_default(), IpAddr::is_ipv6)?,
             service_cidrs: service_cidrs(self.service_cidr)?,
             masquerade: self.masquerade.unwrap_or(true),
+            localhost_nodeports: self.localhost_nodeports.unwrap_or(false),
             components,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/orlop")),
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("/run/orlop")),
@@ -353,6 +360,7 @@ impl fmt::Display for Config {
         let cidrs = self.service_cidrs.iter().map(ToString::to_string);
         writeln!(f, "service_cidr: [{}]", list(cidrs.collect()))?;
         writeln!(f, "masquerade: {}", self.masquerade)?;
+        writeln!(f, "localhost_nodeports: {}", self.localhost_nodeports)?;
         let names = self.components.iter().map(|component| component.name().to_owned());
         writeln!(f, "components: [{}]", list(names.collect()))?;
         writeln!(f, "state_dir: {}", self.state_dir.display())?;

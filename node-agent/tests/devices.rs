@@ -2,6 +2,9 @@
 //! the others, and what comes back when somebody takes it away.
 
 #[cfg(test)]
+#[path = "support/cgroup.rs"]
+mod cgroup;
+#[cfg(test)]
 #[path = "support/node.rs"]
 mod node;
 #[cfg(test)]
@@ -17,6 +20,7 @@ mod tests {
         os::fd::AsFd as _,
         path::PathBuf,
         process::Command,
+        sync::{Mutex, MutexGuard, PoisonError},
         thread,
         time::{Duration, Instant},
     };
@@ -47,6 +51,7 @@ mod tests {
     use nix::net::if_::if_nametoindex;
 
     use super::{
+        cgroup::TestCgroup,
         node::{
             Agent, CLIENT_IP, NODE_IP, Node,
             agent::START,
@@ -160,6 +165,7 @@ mod tests {
         if !is_possible() {
             return;
         }
+        let _turn = turn();
         for tc in [None, Some(TcPath::Clsact)] {
             let mut world = World::new();
             add_tunnel(&world);
@@ -195,6 +201,7 @@ mod tests {
         if !is_possible() {
             return;
         }
+        let _turn = turn();
         let mut world = World::new();
         world.node.configure = |_overlay, dataplane| dataplane.refresh = REFRESH;
         let agent = world.node.start(None);
@@ -268,6 +275,7 @@ mod tests {
         if !is_possible() {
             return;
         }
+        let _turn = turn();
         for tc in [None, Some(TcPath::Clsact)] {
             let mut world = World::new();
             world.node.configure = match tc {
@@ -348,6 +356,7 @@ mod tests {
         if !is_possible() {
             return;
         }
+        let _turn = turn();
         let mut world = World::new();
         leave_another_version(&world);
         world.node.configure = |overlay, dataplane| {
@@ -378,5 +387,45 @@ mod tests {
             await_that(&agent, "the node port", || world.asked() == Some(POD));
             assert!(agent.report().trouble.is_empty(), "{}", agent.report().status_text());
         });
+    }
+
+    #[test]
+    fn node_ports_answer_at_loopback_where_asked_for() {
+        if !is_possible() {
+            return;
+        }
+        let _turn = turn();
+        let cgroup = TestCgroup::enter("devices");
+        let mut world = World::new();
+        let at_loopback = || world.node.space.run(|| ask((Ipv4Addr::LOCALHOST, NODE_PORT)));
+        let agent = world.node.start(Some(cgroup.path.clone()));
+        assert_eq!(at_loopback(), None);
+        let addresses = rows::<Addr, u32>(&world, names::NODE_ADDRS);
+        drop(agent);
+        world.node.space.settle();
+
+        world.node.configure = |overlay, dataplane| {
+            (overlay.refresh, dataplane.refresh) = (REFRESH, REFRESH);
+            dataplane.localhost_node_ports = true;
+        };
+        let agent = world.node.start(Some(cgroup.path.clone()));
+        let at_loopback = || world.node.space.run(|| ask((Ipv4Addr::LOCALHOST, NODE_PORT)));
+        await_that(&agent, "the node port at loopback", || at_loopback() == Some(POD));
+        assert_eq!(rows::<Addr, u32>(&world, names::NODE_ADDRS), addresses + 2, "of both families");
+        let by_pod = world.node.pods[&POD].run(|| ask((Ipv4Addr::LOCALHOST, NODE_PORT)));
+        assert_eq!(by_pod, None, "a pod's loopback is its own");
+
+        // Who detaches the program at the sockets has it back.
+        let pin = world.links().join("cg_connect4");
+        world.node.space.run(move || {
+            bpf::link_detach(bpf::open_pin(&pin).unwrap().as_fd()).unwrap();
+        });
+        await_that(&agent, "the program at the sockets", || at_loopback() == Some(POD));
+    }
+
+    /// Holds the tests apart: what one has at the sockets of this process, all would ask by.
+    fn turn() -> MutexGuard<'static, ()> {
+        static TURN: Mutex<()> = Mutex::new(());
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ebpf_common::{
@@ -57,7 +57,12 @@ impl Runner {
         self.attached.headless = found.headless;
         self.attached.addresses.clone_from(&found.addresses);
         failed.note("map DEVICES", self.maps.set_devices(&found.rows));
-        failed.note("map NODE_ADDRS", self.maps.set_node_addresses(&found.addresses));
+        let mut asked_by = found.addresses;
+        if self.config.localhost_node_ports {
+            // Only programs at sockets look there for them; a packet with such an address never leaves a host.
+            asked_by.extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+        }
+        failed.note("map NODE_ADDRS", self.maps.set_node_addresses(&asked_by));
         failed.note("map LOCAL_MACS", self.maps.set_local_macs(&found.macs));
         failed.outcome()
     }

@@ -89,6 +89,8 @@ pub struct DataplaneConfig {
     pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
     pub node_ports: (u16, u16),
+    /// Node ports answer the node itself at 127.0.0.1 and ::1 too, TCP and UDP that a program at the socket sees.
+    pub localhost_node_ports: bool,
     /// The service that answers on every node itself, that is cluster DNS.
     pub node_local: Option<NodeLocalService>,
     /// Pods' traffic to the outside gets the node's address.
@@ -123,6 +125,7 @@ impl DataplaneConfig {
             devices: Vec::new(),
             service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16).into()],
             node_ports: (30_000, 32_767),
+            localhost_node_ports: false,
             node_local: Some(NodeLocalService {
                 service: ObjectKey::new("kube-system", "kube-dns"),
                 address: Ipv4Addr::new(169, 254, 20, 10).into(),
