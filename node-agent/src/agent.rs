@@ -350,6 +350,8 @@ fn start_network(base: &Base) -> Result<Network, AgentError> {
             node_ips: base.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade,
+            node_ports: config.node_ports,
+            devices: config.devices.clone(),
             localhost_node_ports: config.localhost_nodeports,
             xdp: config.xdp,
             node_name: (&*config.node_name).into(),

@@ -113,7 +113,8 @@ impl Runner {
         (programmed, outlets): (watch::Sender<u64>, Outlets),
         (pulse, unserved, teller): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>, Teller),
     ) -> Self {
-        let services = Services::new(config.node_local.clone(), outlets);
+        let mut services = Services::new(config.node_local.clone(), outlets);
+        services.model.set_node_ports(config.node_ports);
         let xdp = Xdp::new(&mut programs, config.xdp);
         Self {
             config,
