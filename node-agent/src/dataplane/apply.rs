@@ -30,6 +30,7 @@ use super::{
     load::Programs,
     maps::Maps,
     model::Problems,
+    paths::Untranslated,
     pods::Namespaces,
     room::Room,
     seek::Sought,
@@ -94,8 +95,8 @@ pub(super) struct Attached {
     pub(super) sockets: bool,
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
-    /// Names of those of the underlay that have none, as their packets have no Ethernet header.
-    pub(super) headless: BTreeSet<String>,
+    /// Names of those of the underlay that have none.
+    pub(super) untranslated: BTreeMap<String, Untranslated>,
     /// Other devices, from which what an earlier agent may have put there was taken.
     pub(super) left: BTreeSet<u32>,
     /// The node's addresses.
@@ -400,9 +401,11 @@ impl Runner {
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
+            missing: self.programs.missing_hooks().iter().copied().collect(),
+            has_host: self.attached.host.is_some(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
-            headless: self.attached.headless.iter().cloned().collect(),
+            untranslated: self.attached.untranslated.clone(),
             pins: self.config.pins.clone(),
             frontends,
             services,

@@ -17,6 +17,7 @@ use ebpf_common::{
 use super::{
     apply::{Failures, Runner},
     load::{LoadError, TcHook},
+    paths::Untranslated,
 };
 use crate::{
     overlay::{OverlayDevice, chain},
@@ -36,7 +37,7 @@ struct Found {
     underlay: BTreeSet<u32>,
     /// Devices that are to have none; names of those that get none although they connect the node.
     others: BTreeSet<u32>,
-    headless: BTreeSet<String>,
+    untranslated: BTreeMap<String, Untranslated>,
 }
 
 impl Runner {
@@ -54,7 +55,7 @@ impl Runner {
         self.xdp.keep(|ifindex| found.underlay.contains(&ifindex));
         self.leave(&found.others, &mut failed);
         self.attached.underlay = found.underlay;
-        self.attached.headless = found.headless;
+        self.attached.untranslated = found.untranslated;
         self.attached.addresses.clone_from(&found.addresses);
         failed.note("map DEVICES", self.maps.set_devices(&found.rows));
         let mut asked_by = found.addresses;
@@ -79,6 +80,7 @@ impl Runner {
         for (ifindex, ip, _prefix_len) in netlink.all_addresses()? {
             addresses.entry(ifindex).or_default().push(ip);
         }
+        let mut chosen: BTreeSet<String> = self.config.devices.iter().cloned().collect();
         for link in links {
             if link.index == host {
                 let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
@@ -86,27 +88,34 @@ impl Runner {
                 continue;
             }
             let ips = addresses.remove(&link.index).unwrap_or_default();
-            if !self.is_underlay(&link, &ips) {
-                found.others.insert(link.index);
-                continue;
+            let (is_chosen, connects) = (self.is_chosen(&link.name), self.connects(&link, &ips));
+            if connects && is_chosen {
+                // Also of one without programs: pods and the node itself ask by them.
+                found.addresses.extend(&ips);
             }
-            found.addresses.extend(&ips);
-            if !link.is_ethernet {
-                // Its addresses are the node's all the same: pods and the node itself ask by them.
+            if !connects || !is_chosen || !link.is_ethernet {
                 found.others.insert(link.index);
-                found.headless.insert(link.name);
+                let why =
+                    if is_chosen { Untranslated::NoEthernet } else { Untranslated::NotChosen };
+                if connects {
+                    found.untranslated.insert(link.name, why);
+                }
                 continue;
             }
             let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
             found.rows.insert(link.index, Device { flags, ..device(&link, &ips) });
             found.macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
             found.underlay.insert(link.index);
+            chosen.remove(&link.name);
             match self.serve(&UNDERLAY_HOOKS, link.index) {
                 Ok(()) => {}
                 // It went meanwhile.
                 Err(error) if error.is_missing_device() => {}
                 Err(error) => failed.note(&link.name, Err(io::Error::other(chain(&error)))),
             }
+        }
+        for name in chosen {
+            found.untranslated.entry(name).or_insert(Untranslated::NotThere);
         }
         found.addresses.extend(&self.config.node_ips);
         found.addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
@@ -165,12 +174,14 @@ impl Runner {
         }
     }
 
-    /// Whether it connects the node to others. Only what has Ethernet's header there gets programs: they look
-    /// for the IP header behind it.
-    fn is_underlay(&self, link: &Link, addresses: &[IpAddr]) -> bool {
+    /// Whether it connects the node to others.
+    fn connects(&self, link: &Link, addresses: &[IpAddr]) -> bool {
         let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
-        let chosen = self.config.devices.is_empty() || self.config.devices.contains(&link.name);
-        !ours && chosen && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+        !ours && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+    }
+
+    fn is_chosen(&self, name: &String) -> bool {
+        self.config.devices.is_empty() || self.config.devices.contains(name)
     }
 }
 

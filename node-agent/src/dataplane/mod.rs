@@ -26,6 +26,7 @@ pub mod maps;
 pub mod metrics;
 pub mod model;
 mod object;
+pub mod paths;
 pub mod plan;
 mod pods;
 mod room;
