@@ -36,6 +36,7 @@ mod tests {
         service::{Backend, BackendKey, Service, ServiceKey},
         verdict::DropReason,
     };
+    use nix::net::if_::if_nametoindex;
     use node_agent::{
         dataplane::{
             TcPath,
@@ -48,7 +49,6 @@ mod tests {
         sys::{bpf, map::RowMap, netlink::Netlink},
         table::Table,
     };
-    use nix::net::if_::if_nametoindex;
 
     use super::{
         cgroup::TestCgroup,
@@ -147,10 +147,9 @@ mod tests {
 
     /// Both ends of a tunnel whose device has no header of its own, as tun, WireGuard and ppp have none.
     fn add_tunnel(world: &World) {
-        for (space, here, (near, far)) in [
-            (&world.node.space, CLIENT_IP, (NEAR, FAR)),
-            (&world.client, NODE_IP, (FAR, NEAR)),
-        ] {
+        for (space, here, (near, far)) in
+            [(&world.node.space, CLIENT_IP, (NEAR, FAR)), (&world.client, NODE_IP, (FAR, NEAR))]
+        {
             space.run(move || {
                 ip("link add tun0 type vxlan gpe external dstport 4790");
                 ip(&format!("addr add {near}/32 dev tun0"));
@@ -181,7 +180,10 @@ mod tests {
             assert_eq!(world.node.space.run(|| ask((FAR, 9000))), Some(2));
             assert_eq!(dropped(&agent, DropReason::Malformed), 0);
             let status = agent.report().status_text();
-            assert!(status.contains("device tun0: its packets have no Ethernet header"), "{status}");
+            assert!(
+                status.contains("device tun0: its packets have no Ethernet header"),
+                "{status}"
+            );
             // A pod asks the node by that address as by any other.
             assert_eq!(world.node.pods[&POD].run(|| ask((NEAR, 9000))), Some(1));
         }
@@ -222,7 +224,10 @@ mod tests {
             world.client.run(|| ask((OTHER_IP, NODE_PORT))) == Some(POD)
         });
         let trouble = agent.report().trouble;
-        assert!(matches!(&trouble[..], [("devices", words)] if words.starts_with("bad0: ")), "{trouble:?}");
+        assert!(
+            matches!(&trouble[..], [("devices", words)] if words.starts_with("bad0: ")),
+            "{trouble:?}"
+        );
     }
 
     /// Takes programs off a device behind the agent's back.
@@ -386,6 +391,23 @@ mod tests {
             await_that(&agent, "the other version's end", || !is_there());
             await_that(&agent, "the node port", || world.asked() == Some(POD));
             assert!(agent.report().trouble.is_empty(), "{}", agent.report().status_text());
+        });
+    }
+
+    #[test]
+    fn a_program_that_is_not_pinned_is_attached_once_however_often() {
+        if !is_possible() {
+            return;
+        }
+        let space = Space::new();
+        space.run(|| {
+            ip("link add e0 type veth peer name e1");
+            let ifindex = if_nametoindex("e0").unwrap();
+            let (mut programs, _maps) = Programs::load(None).unwrap();
+            for _ in 0..2 {
+                // The kernel takes a program only once.
+                programs.attach_tc(TcHook::FromUnderlay, ifindex).unwrap();
+            }
         });
     }
 
