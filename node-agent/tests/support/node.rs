@@ -8,7 +8,7 @@ use std::{
 };
 
 use node_agent::{
-    dataplane::{DataplaneConfig, Handle, Report, Settled},
+    dataplane::{DataplaneConfig, Handle, Report, Settled, TcPath},
     model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
@@ -40,7 +40,9 @@ pub(crate) struct Node {
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
     endpoints: Table<IpAddr, LocalEndpoint>,
-    /// What the next agent is to have else.
+    /// How the next agent attaches programs at tc; `None`: by what the kernel has.
+    pub(crate) tc: Option<TcPath>,
+    /// What it is to have else.
     pub(crate) configure: fn(&mut OverlayConfig, &mut DataplaneConfig),
 }
 
@@ -79,6 +81,7 @@ impl Node {
             services: Table::new(),
             slices: Table::new(),
             endpoints: Table::new(),
+            tc: None,
             configure: |_overlay, _dataplane| (),
         };
         node.services.mark_synced();
@@ -106,6 +109,7 @@ impl Node {
             cgroup,
             pins: Some(self.pins()),
             node_name: NAME.into(),
+            tc: self.tc,
             ..DataplaneConfig::new(NODE_IP.into())
         };
         (self.configure)(&mut overlay, &mut dataplane);
