@@ -108,6 +108,18 @@ pub struct RunArgs {
     /// Whether traffic of pods to the outside gets this node's address [default: true].
     #[arg(long)]
     pub masquerade: Option<bool>,
+    /// The range of the server's node ports [default: 30000-32767, kube-apiserver's].
+    #[arg(long)]
+    pub service_node_port_range: Option<String>,
+    /// Network devices on which services answer clients outside and by which pods' traffic leaves under this node's
+    /// address, separated by commas [default: every device with an address that others can reach].
+    #[arg(long, value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_several")]
+    pub devices: Option<Vec<String>>,
+    /// Whether node ports answer the node's own processes at 127.0.0.1 and ::1 too, which needs the programs at the
+    /// sockets; kube-proxy's `--iptables-localhost-nodeports` [default: false].
+    #[arg(long)]
+    pub localhost_nodeports: Option<bool>,
     /// Parts to run, separated by commas [default: all].
     #[arg(long, value_delimiter = ',')]
     pub components: Option<Vec<String>>,
@@ -155,6 +167,11 @@ pub struct Config {
     pub node_ips: [Option<IpAddr>; 2],
     pub service_cidrs: Vec<IpNet>,
     pub masquerade: bool,
+    /// First and last.
+    pub node_ports: (u16, u16),
+    /// None: all that connect the node.
+    pub devices: Vec<String>,
+    pub localhost_nodeports: bool,
     pub components: BTreeSet<Component>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -209,6 +226,9 @@ impl RunArgs {
             node_ip: self.node_ip.or(file.node_ip),
             service_cidr: self.service_cidr.or(file.service_cidr),
             masquerade: self.masquerade.or(file.masquerade),
+            service_node_port_range: self.service_node_port_range.or(file.service_node_port_range),
+            devices: self.devices.or(file.devices),
+            localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
             components: self.components.or(file.components),
             state_dir: self.state_dir.or(file.state_dir),
             run_dir: self.run_dir.or(file.run_dir),
@@ -255,6 +275,9 @@ impl RunArgs {
             node_ips: by_family("--node-ip", self.node_ip.unwrap_or_default(), IpAddr::is_ipv6)?,
             service_cidrs: service_cidrs(self.service_cidr)?,
             masquerade: self.masquerade.unwrap_or(true),
+            node_ports: node_ports(self.service_node_port_range)?,
+            devices: self.devices.unwrap_or_default(),
+            localhost_nodeports: self.localhost_nodeports.unwrap_or(false),
             components,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/orlop")),
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("/run/orlop")),
@@ -318,6 +341,18 @@ fn service_cidrs(said: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError> {
     Ok(sorted.into_iter().flatten().collect())
 }
 
+/// A range as kube-apiserver has it: `first-last`, both of them in it.
+fn node_ports(said: Option<String>) -> Result<(u16, u16), ConfigError> {
+    let Some(said) = said else { return Ok((30_000, 32_767)) };
+    let parsed = said.split_once('-').and_then(|(first, last)| {
+        let range: (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        Some(range).filter(|(first, last)| *first > 0 && first <= last)
+    });
+    let wrong =
+        || format!("--service-node-port-range {said}: want FIRST-LAST, such as 30000-32767");
+    parsed.ok_or_else(|| ConfigError::Value(wrong()))
+}
+
 fn parse_server(server: String) -> Result<String, ConfigError> {
     let uri: Option<http::Uri> = server.parse().ok();
     let good = uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some());
@@ -353,6 +388,10 @@ impl fmt::Display for Config {
         let cidrs = self.service_cidrs.iter().map(ToString::to_string);
         writeln!(f, "service_cidr: [{}]", list(cidrs.collect()))?;
         writeln!(f, "masquerade: {}", self.masquerade)?;
+        let (first, last) = self.node_ports;
+        writeln!(f, "service_node_port_range: {first}-{last}")?;
+        writeln!(f, "devices: [{}]", list(self.devices.clone()))?;
+        writeln!(f, "localhost_nodeports: {}", self.localhost_nodeports)?;
         let names = self.components.iter().map(|component| component.name().to_owned());
         writeln!(f, "components: [{}]", list(names.collect()))?;
         writeln!(f, "state_dir: {}", self.state_dir.display())?;
@@ -374,65 +413,5 @@ impl fmt::Display for Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args() -> RunArgs {
-        RunArgs { kubeconfig: Some("/k".into()), ..RunArgs::default() }
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file: RunArgs =
-            serde_yaml_ng::from_str("node_name: f\ncluster_domain: d\n").expect("keys");
-        let flags = RunArgs { node_name: Some("n".to_owned()), ..args() };
-        let config = flags.over(file).parse("host").expect("a configuration");
-        assert_eq!((&*config.node_name, config.cluster_domain.as_str()), ("n", "d"));
-        assert_eq!(config.components.len(), Component::ALL.len());
-        assert_eq!(args().parse("Host1").expect("a configuration").node_name, "host1".into());
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_in_one_line() {
-        let with = |change: fn(&mut RunArgs)| {
-            let mut args = args();
-            change(&mut args);
-            args.parse("host").expect_err("wrong").to_string()
-        };
-        type Case = (fn(&mut RunArgs), &'static str);
-        let table: [Case; 6] = [
-            (
-                |args| args.kubeconfig = None,
-                "--kubeconfig FILE is needed (it is written by a join with --server and --token)",
-            ),
-            (
-                |args| args.components = Some(vec!["policy".to_owned()]),
-                "unknown component \"policy\"; there are overlay, dataplane, cni, dns, kubelet",
-            ),
-            (
-                |args| args.server = Some("https://h:1".to_owned()),
-                "--server and --token go together",
-            ),
-            (
-                |args| {
-                    args.server = Some("http://h:1".to_owned());
-                    args.token = Some("a.b.c".to_owned());
-                },
-                "--server http://h:1: want https://HOST:PORT",
-            ),
-            (
-                |args| args.node_name = Some("A_b".to_owned()),
-                "--node-name A_b: want lower-case letters, digits, '-' and '.'",
-            ),
-            (
-                |args| args.overlay = Some("x".to_owned()),
-                "unknown overlay \"x\"; there are vxlan, l3, auto",
-            ),
-        ];
-        for (change, message) in table {
-            assert_eq!(with(change), message);
-        }
-        let unknown = serde_yaml_ng::from_str::<RunArgs>("colour: red").expect_err("unknown");
-        assert!(unknown.to_string().contains("colour"), "{unknown}");
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ mod place;
 #[cfg(test)]
 mod tests {
     use std::{
+        os::fd::AsFd as _,
         path::PathBuf,
         thread,
         time::{Duration, Instant},
@@ -21,6 +22,7 @@ mod tests {
             xdp::{Why, Xdp, XdpPath},
         },
         sys::{
+            bpf,
             ethtool::{self, Offload},
             netdev,
             netlink::Netlink,
@@ -170,6 +172,32 @@ mod tests {
             // The others are none the worse for it.
             assert!(xdp.attach(&mut netlink, ifindex, "e0"));
         });
+    }
+
+    #[test]
+    fn a_link_that_somebody_detached_is_made_anew_once_it_is_doubted() {
+        for is_pinned in [true, false] {
+            with_device(|bpf, ifindex| {
+                let mut netlink = Netlink::open().unwrap();
+                let (mut programs, _maps) =
+                    Programs::load(is_pinned.then_some(bpf.as_path())).unwrap();
+                let mut xdp = Xdp::new(&mut programs, XdpMode::Native);
+                assert!(xdp.attach(&mut netlink, ifindex, "e0"));
+                let first = program(ifindex).unwrap();
+                xdp.doubt();
+                assert!(xdp.attach(&mut netlink, ifindex, "e0"), "{}", path(&xdp));
+                assert_eq!(program(ifindex), Some(first), "what runs is left alone");
+                if is_pinned {
+                    let links = bpf.join(format!("v{}/links", ebpf_common::ABI_VERSION));
+                    let pin = links.join(format!("xdp_entry_native_{ifindex}"));
+                    bpf::link_detach(bpf::open_pin(&pin).unwrap().as_fd()).unwrap();
+                    assert_eq!(program(ifindex), None);
+                    xdp.doubt();
+                    assert!(xdp.attach(&mut netlink, ifindex, "e0"));
+                    assert_eq!(program(ifindex), Some(first));
+                }
+            });
+        }
     }
 
     #[test]

@@ -27,9 +27,10 @@ use super::{
     events::Teller,
     health::Pulse,
     host_ports,
-    load::{Programs, TcHook},
+    load::Programs,
     maps::Maps,
     model::Problems,
+    paths::Untranslated,
     pods::Namespaces,
     room::Room,
     seek::Sought,
@@ -44,8 +45,6 @@ use crate::{
     table::Followed,
 };
 
-/// How often the maps are read back and compared although nothing changed.
-const REFRESH: Duration = Duration::from_secs(300);
 /// How often devices are looked up and a walk for finished flows begins.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// How often a part of a long work is done.
@@ -53,7 +52,7 @@ const WORK: Duration = Duration::from_secs(1);
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Parts without which services are not what the cluster says.
-const PROXY: [&str; 3] = ["settings", "services", "devices"];
+const PROXY: [&str; 4] = ["sockets", "settings", "services", "devices"];
 /// The part that makes room for services; without it those that have some are served.
 const ROOM: &str = "room for services";
 /// First and longest pause after a failed round.
@@ -77,6 +76,8 @@ pub(super) struct Runner {
     pub(super) retry: Duration,
     pub(super) pulse: watch::Sender<Pulse>,
     pub(super) teller: Teller,
+    /// What agents of other versions left is gone.
+    pub(super) is_alone: bool,
     /// Health checks that are not served.
     pub(super) unserved: watch::Receiver<Arc<Problems>>,
 }
@@ -91,8 +92,16 @@ pub(super) struct Seen {
 /// Devices that have our programs.
 #[derive(Default)]
 pub(super) struct Attached {
+    /// Those on which all programs were put, or found, since the last refresh.
+    pub(super) sure: BTreeSet<u32>,
+    /// The programs at the sockets are, in the same sense.
+    pub(super) sockets: bool,
     pub(super) pods: BTreeMap<IpAddr, u32>,
     pub(super) underlay: BTreeSet<u32>,
+    /// Names of those of the underlay that have none.
+    pub(super) untranslated: BTreeMap<String, Untranslated>,
+    /// Other devices, from which what an earlier agent may have put there was taken.
+    pub(super) left: BTreeSet<u32>,
     /// The node's addresses.
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) overlay: Option<u32>,
@@ -108,7 +117,8 @@ impl Runner {
         (programmed, outlets): (watch::Sender<u64>, Outlets),
         (pulse, unserved, teller): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>, Teller),
     ) -> Self {
-        let services = Services::new(config.node_local.clone(), outlets);
+        let mut services = Services::new(config.node_local.clone(), outlets);
+        services.model.set_node_ports(config.node_ports);
         let xdp = Xdp::new(&mut programs, config.xdp);
         Self {
             config,
@@ -127,6 +137,7 @@ impl Runner {
             retry: RETRY.0,
             pulse,
             teller,
+            is_alone: false,
             unserved,
         }
     }
@@ -142,10 +153,11 @@ impl Runner {
         let mut hub_lives = true;
         let mut housekeeping = time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut refresh = time::interval_at(Instant::now() + REFRESH, REFRESH);
+        let period = self.config.refresh;
+        let mut refresh = time::interval_at(Instant::now() + period, period);
         let mut work = time::interval(WORK);
         work.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut again = Instant::now() + REFRESH;
+        let mut again = Instant::now() + period;
         loop {
             let alive = tokio::select! {
                 changed = services.changed() => changed.is_ok(),
@@ -165,18 +177,14 @@ impl Runner {
                     true
                 }
                 _instant = refresh.tick() => {
-                    self.services.forget();
-                    self.seen = Seen::default();
+                    self.forget();
                     true
                 }
                 () = time::sleep_until(again) => true,
                 _instant = work.tick() => {
-                    let was_stale = self.room.is_stale();
-                    self.work();
-                    if self.room.is_stale() || !was_stale {
+                    if !self.work() {
                         continue;
                     }
-                    // Other maps than those that were written last.
                     true
                 }
                 question = asked.recv() => match question {
@@ -192,13 +200,26 @@ impl Runner {
                 return;
             }
             self.round();
-            again = Instant::now() + if self.trouble.is_empty() { REFRESH } else { self.retry };
+            again = Instant::now() + if self.trouble.is_empty() { period } else { self.retry };
         }
+    }
+
+    /// Reads everything back in the next round and attaches everything anew, to repair what others have changed.
+    fn forget(&mut self) {
+        self.services.forget();
+        self.seen = Seen::default();
+        self.attached.sure.clear();
+        self.attached.sockets = false;
+        self.xdp.doubt();
+        let outcome = self.devices();
+        self.note("devices", outcome);
     }
 
     fn round(&mut self) {
         let device = *self.tables.overlay.borrow();
         let had_trouble = !self.trouble.is_empty();
+        let outcome = self.sockets();
+        self.note("sockets", outcome);
         let outcome = self.settings(device);
         self.note("settings", outcome);
         let outcome = self.follow_endpoints();
@@ -207,6 +228,7 @@ impl Runner {
         self.note("tunnels", outcome);
         let outcome = self.follow_services();
         self.note("services", outcome);
+        self.remove_other_versions();
         self.retry = match (had_trouble, self.trouble.is_empty()) {
             (_, true) => RETRY.0,
             (true, false) => (self.retry * 2).min(RETRY.1),
@@ -219,7 +241,7 @@ impl Runner {
     }
 
     /// Records how a part went; logs only what changed.
-    fn note(&mut self, part: &'static str, outcome: Result<(), String>) {
+    pub(super) fn note(&mut self, part: &'static str, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => drop(self.trouble.remove(part)),
             Err(words) => {
@@ -232,25 +254,14 @@ impl Runner {
     }
 
     fn settings(&mut self, device: Option<OverlayDevice>) -> Result<(), String> {
-        if let Some(device) = device
-            && device.ifindex != 0
-            && self.attached.overlay != Some(device.ifindex)
-        {
-            for hook in [TcHook::ToOverlay, TcHook::FromOverlay] {
-                self.programs.attach_tc(hook, device.ifindex).map_err(|error| chain(&error))?;
-            }
-            self.attached.overlay = Some(device.ifindex);
-        }
-        if let Some(device) = device
-            && device.host_peer_ifindex != 0
-            && self.attached.host != Some(device.host_peer_ifindex)
-        {
+        if let Some(device) = device {
+            self.serve_overlay(device).map_err(|error| chain(&error))?;
             let host = device.host_peer_ifindex;
-            self.programs.attach_tc(TcHook::FromHost, host).map_err(|error| chain(&error))?;
-            self.attached.host = Some(host);
-            // The device and its addresses have rows of their own.
-            self.devices()?;
-            self.follow_namespaces()?;
+            if host != 0 && self.attached.host.replace(host) != Some(host) {
+                // The device and its addresses have rows of their own.
+                self.devices()?;
+                self.follow_namespaces()?;
+            }
         }
         let mut services = [Net::default(); 2];
         for (row, cidr) in services.iter_mut().zip(&self.config.service_cidrs) {
@@ -369,8 +380,10 @@ impl Runner {
         }
     }
 
-    /// A part of what is too long to be done at once.
-    fn work(&mut self) {
+    /// A part of what is too long to be done at once. Says whether a round is to follow, as the maps are other ones than
+    /// those that were written last.
+    fn work(&mut self) -> bool {
+        let was_stale = self.room.is_stale();
         if self.collector.is_walking() {
             let (table, old) = (self.maps.connections(), self.maps.old_connections());
             let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -383,6 +396,7 @@ impl Runner {
         }
         let outcome = self.make_room_for_connections();
         self.note("room for connections", outcome);
+        was_stale && !self.room.is_stale()
     }
 
     /// What is wrong with services, and which health checks are not served.
@@ -399,8 +413,11 @@ impl Runner {
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
+            missing: self.programs.missing_hooks().iter().copied().collect(),
+            has_host: self.attached.host.is_some(),
             tc: self.programs.tc_path(),
             xdp: self.xdp.paths(),
+            untranslated: self.attached.untranslated.clone(),
             pins: self.config.pins.clone(),
             frontends,
             services,

@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ebpf_common::{
@@ -13,66 +14,174 @@ use ebpf_common::{
     device::{Device, XDP},
 };
 
-use super::{apply::Runner, load::TcHook};
+use super::{
+    apply::{Failures, Runner},
+    load::{LoadError, TcHook},
+    paths::Untranslated,
+};
 use crate::{
-    overlay::chain,
+    overlay::{OverlayDevice, chain},
     sys::netlink::{Link, Netlink},
 };
 
 /// Where a device of the underlay has programs.
 const UNDERLAY_HOOKS: [TcHook; 2] = [TcHook::FromUnderlay, TcHook::ToUnderlay];
 
+/// What a look at the node's devices showed.
+#[derive(Default)]
+struct Found {
+    rows: BTreeMap<u32, Device>,
+    addresses: BTreeSet<IpAddr>,
+    macs: BTreeSet<[u8; 6]>,
+    /// Devices that are to have our programs.
+    underlay: BTreeSet<u32>,
+    /// Devices that are to have none; names of those that get none although they connect the node.
+    others: BTreeSet<u32>,
+    untranslated: BTreeMap<String, Untranslated>,
+}
+
 impl Runner {
-    /// Node addresses and MACs as they are now, and our programs on every device that has one.
+    /// Node addresses and MACs as they are now, and our programs on every device that has one. A device that
+    /// fails is told; all others are served.
     pub(super) fn devices(&mut self) -> Result<(), String> {
-        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
-        let mut rows = BTreeMap::new();
-        let mut netlink = Netlink::open().map_err(|error| chain(&error))?;
-        let overlay = *self.tables.overlay.borrow();
-        let gateways = overlay.map_or([None; 2], |device| device.gateways);
-        let host = overlay.map_or(0, |device| device.host_ifindex);
-        let mut present = BTreeSet::new();
-        for link in netlink.links().map_err(|error| chain(&error))? {
-            if link.index == host {
-                let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
-                rows.insert(link.index, device(&link, &gateways));
-                continue;
-            }
-            let found = netlink.addresses(link.index).map_err(|error| chain(&error))?;
-            let found: Vec<IpAddr> = found.into_iter().map(|(ip, _)| ip).collect();
-            if !self.is_underlay(&link, &found) {
-                continue;
-            }
-            let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
-            rows.insert(link.index, Device { flags, ..device(&link, &found) });
-            addresses.extend(found);
-            macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
-            present.insert(link.index);
-            if !self.attached.underlay.contains(&link.index) {
-                for hook in UNDERLAY_HOOKS {
-                    self.programs.attach_tc(hook, link.index).map_err(|error| chain(&error))?;
-                }
-            }
-        }
-        addresses.extend(&self.config.node_ips);
-        addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
-        for lost in self.attached.underlay.difference(&present) {
+        let mut failed = Failures::default();
+        let found = self.look(&mut failed).map_err(|error| chain(&error))?;
+        for lost in self.attached.underlay.difference(&found.underlay) {
+            self.attached.sure.remove(lost);
             for hook in UNDERLAY_HOOKS {
                 self.programs.forget_tc(hook, *lost);
             }
         }
-        self.xdp.keep(|ifindex| present.contains(&ifindex));
-        self.attached.underlay = present;
-        self.attached.addresses.clone_from(&addresses);
-        self.maps.set_devices(&rows).map_err(|error| chain(&error))?;
-        self.maps.set_node_addresses(&addresses).map_err(|error| chain(&error))?;
-        self.maps.set_local_macs(&macs).map_err(|error| chain(&error))
+        self.xdp.keep(|ifindex| found.underlay.contains(&ifindex));
+        self.leave(&found.others, &mut failed);
+        self.attached.underlay = found.underlay;
+        self.attached.untranslated = found.untranslated;
+        self.attached.addresses.clone_from(&found.addresses);
+        failed.note("map DEVICES", self.maps.set_devices(&found.rows));
+        let mut asked_by = found.addresses;
+        if self.config.localhost_node_ports {
+            // Only programs at sockets look there for them; a packet with such an address never leaves a host.
+            asked_by.extend([IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+        }
+        failed.note("map NODE_ADDRS", self.maps.set_node_addresses(&asked_by));
+        failed.note("map LOCAL_MACS", self.maps.set_local_macs(&found.macs));
+        failed.outcome()
     }
 
-    fn is_underlay(&self, link: &Link, addresses: &[IpAddr]) -> bool {
+    /// Looks at each device, and attaches where programs are to be and are not.
+    fn look(&mut self, failed: &mut Failures) -> io::Result<Found> {
+        let mut found = Found::default();
+        let mut netlink = Netlink::open()?;
+        let overlay = *self.tables.overlay.borrow();
+        let gateways = overlay.map_or([None; 2], |device| device.gateways);
+        let host = overlay.map_or(0, |device| device.host_ifindex);
+        let links = netlink.links()?;
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for (ifindex, ip, _prefix_len) in netlink.all_addresses()? {
+            addresses.entry(ifindex).or_default().push(ip);
+        }
+        let mut chosen: BTreeSet<String> = self.config.devices.iter().cloned().collect();
+        for link in links {
+            if link.index == host {
+                let gateways: Vec<IpAddr> = gateways.into_iter().flatten().collect();
+                found.rows.insert(link.index, device(&link, &gateways));
+                continue;
+            }
+            let ips = addresses.remove(&link.index).unwrap_or_default();
+            let (is_chosen, connects) = (self.is_chosen(&link.name), self.connects(&link, &ips));
+            if connects && is_chosen {
+                // Also of one without programs: pods and the node itself ask by them.
+                found.addresses.extend(&ips);
+            }
+            if !connects || !is_chosen || !link.is_ethernet {
+                found.others.insert(link.index);
+                let why =
+                    if is_chosen { Untranslated::NoEthernet } else { Untranslated::NotChosen };
+                if connects {
+                    found.untranslated.insert(link.name, why);
+                }
+                continue;
+            }
+            let flags = if self.xdp.attach(&mut netlink, link.index, &link.name) { XDP } else { 0 };
+            found.rows.insert(link.index, Device { flags, ..device(&link, &ips) });
+            found.macs.extend(link.mac.filter(|mac| *mac != [0; 6]));
+            found.underlay.insert(link.index);
+            chosen.remove(&link.name);
+            match self.serve(&UNDERLAY_HOOKS, link.index) {
+                Ok(()) => {}
+                // It went meanwhile.
+                Err(error) if error.is_missing_device() => {}
+                Err(error) => failed.note(&link.name, Err(io::Error::other(chain(&error)))),
+            }
+        }
+        for name in chosen {
+            found.untranslated.entry(name).or_insert(Untranslated::NotThere);
+        }
+        found.addresses.extend(&self.config.node_ips);
+        found.addresses.retain(|ip| !is_link_only(ip) && !gateways.contains(&Some(*ip)));
+        Ok(found)
+    }
+
+    /// Puts programs on a device that has not got them, or may have lost them.
+    pub(super) fn serve(&mut self, hooks: &[TcHook], ifindex: u32) -> Result<(), LoadError> {
+        if self.attached.sure.contains(&ifindex) {
+            return Ok(());
+        }
+        hooks.iter().try_for_each(|hook| self.programs.attach_tc(*hook, ifindex))?;
+        self.attached.sure.insert(ifindex);
+        Ok(())
+    }
+
+    /// Programs at the sockets.
+    pub(super) fn sockets(&mut self) -> Result<(), String> {
+        if let Some(cgroup) = &self.config.cgroup
+            && !self.attached.sockets
+        {
+            self.programs.attach_cgroup(cgroup).map_err(|error| chain(&error))?;
+            self.attached.sockets = true;
+        }
+        Ok(())
+    }
+
+    /// Programs on the overlay's device and on the host device's peer.
+    pub(super) fn serve_overlay(&mut self, device: OverlayDevice) -> Result<(), LoadError> {
+        if device.ifindex != 0 {
+            self.serve(&[TcHook::ToOverlay, TcHook::FromOverlay], device.ifindex)?;
+            self.attached.overlay = Some(device.ifindex);
+        }
+        if device.host_peer_ifindex != 0 {
+            self.serve(&[TcHook::FromHost], device.host_peer_ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// Takes off what an earlier agent, whose choice was another, left on devices; once for each.
+    fn leave(&mut self, others: &BTreeSet<u32>, failed: &mut Failures) {
+        let mut left: BTreeSet<u32> = self.attached.left.intersection(others).copied().collect();
+        for ifindex in others.difference(&self.attached.left) {
+            self.xdp.leave(*ifindex);
+            let mut outcomes =
+                UNDERLAY_HOOKS.into_iter().map(|hook| self.programs.leave_tc(hook, *ifindex));
+            match outcomes.try_for_each(|outcome| outcome) {
+                Ok(()) => drop(left.insert(*ifindex)),
+                Err(error) => failed
+                    .note(format_args!("device {ifindex}"), Err(io::Error::other(chain(&error)))),
+            }
+        }
+        // Before the first program is attached it is not known where filters would be.
+        if self.programs.tc_path().is_some() {
+            self.attached.left = left;
+        }
+    }
+
+    /// Whether it connects the node to others.
+    fn connects(&self, link: &Link, addresses: &[IpAddr]) -> bool {
         let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
-        let chosen = self.config.devices.is_empty() || self.config.devices.contains(&link.name);
-        !ours && chosen && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+        !ours && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+    }
+
+    fn is_chosen(&self, name: &String) -> bool {
+        self.config.devices.is_empty() || self.config.devices.contains(name)
     }
 }
 
@@ -113,6 +222,7 @@ mod tests {
             mtu: 1500,
             up: true,
             kind: LinkKind::Veth,
+            is_ethernet: true,
             peer: None,
         };
         let ips = ["fe80::1", "169.254.1.1", "192.0.2.1", "192.0.2.2", "2001:db8::1"];

@@ -78,6 +78,8 @@ pub struct Node<'a> {
     pub place: &'a Place,
     /// The address that answers for this service on this node itself.
     pub answers: Option<IpAddr>,
+    /// First and last node port that the programs look for.
+    pub node_ports: (u16, u16),
 }
 
 /// Everything that should be programmed for a service. `owns` says whether a frontend is this
@@ -101,9 +103,19 @@ pub fn desired(
         }
     }
     let mut seen = Vec::new();
+    let (first, last) = node.node_ports;
     for (index, port) in row.ports.iter().enumerate() {
+        let number = port.node_port;
+        let is_outside = number != 0 && !(first..=last).contains(&number);
+        if is_outside {
+            desired.problems.push(format!(
+                "spec.ports[{index}].nodePort: {number} is not in this node's --service-node-port-range \
+                 {first}-{last} and does not answer here"
+            ));
+        }
         for family in &families {
             let mut frontends = frontends(row, port, *family);
+            frontends.retain(|one| !(is_outside && is_node_port(&one.key)));
             let all = frontends.len();
             frontends.retain(|frontend| !seen.contains(&frontend.key));
             if frontends.len() < all {
@@ -119,6 +131,11 @@ pub fn desired(
         }
     }
     desired
+}
+
+/// Whether a frontend stands for all addresses of the node.
+fn is_node_port(key: &ServiceKey) -> bool {
+    [Addr::ANY_V4, Addr::ANY_V6].contains(&key.addr)
 }
 
 /// Brings frontends and backends of a port together, as far as they fit.

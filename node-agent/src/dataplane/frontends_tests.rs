@@ -52,7 +52,11 @@ fn slices(port: u16) -> [Arc<EndpointSliceRow>; 2] {
 
 fn desire(row: &ServiceRow, slices: &[Arc<EndpointSliceRow>]) -> Desired {
     let place = Place { node: "here".into(), zone: "".into() };
-    desired(row, slices, Node { place: &place, answers: None }, |_| true)
+    desired(row, slices, here(&place), |_| true)
+}
+
+const fn here(place: &Place) -> Node<'_> {
+    Node { place, answers: None, node_ports: (30_000, 32_767) }
 }
 
 /// `address:port/scope set flags consistent` of every row, the set by its last bytes.
@@ -68,6 +72,27 @@ fn rows(desired: &Desired) -> Vec<String> {
         })
     });
     rows.collect()
+}
+
+#[test]
+fn a_node_port_that_no_program_looks_for_has_no_row_and_is_named() {
+    let mut row = service();
+    assert!(rows(&desire(&row, &slices(8080))).iter().any(|row| row.starts_with("0.0.0.0 30080 ")));
+    row.ports[0].node_port = 20_080;
+    let desired = desire(&row, &slices(8080));
+    assert_eq!(
+        desired.problems,
+        [
+            "spec.ports[0].nodePort: 20080 is not in this node's --service-node-port-range 30000-32767 and does not \
+             answer here"
+        ]
+    );
+    let rows = rows(&desired);
+    assert!(
+        rows.iter().any(|row| row.starts_with("10.96.0.1 80 ")),
+        "all else is served: {rows:?}"
+    );
+    assert!(!rows.iter().any(|row| row.contains(" 20080 ")), "{rows:?}");
 }
 
 #[test]
@@ -238,7 +263,7 @@ fn ten_thousand_endpoints_are_programmed_and_more_are_told() {
 #[test]
 fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
     let place = Place::default();
-    let node = Node { place: &place, answers: Some(ip("169.254.20.10")) };
+    let node = Node { answers: Some(ip("169.254.20.10")), ..here(&place) };
     let row = ServiceRow {
         kind: ServiceKind::ClusterIp,
         external_ips: vec![].into(),

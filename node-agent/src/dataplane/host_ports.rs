@@ -167,7 +167,7 @@ mod tests {
             assert!(
                 is_pods(&key) && pods.iter().any(|one| Some(&one.pod) == super::pod(&key).as_ref())
             );
-            let here = Node { place: &place, answers: None };
+            let here = Node { place: &place, answers: None, node_ports: (30_000, 32_767) };
             let desired = desired(&ports.row, &ports.slices, here, |_claim| true);
             assert_eq!(desired.problems, Vec::<String>::new());
             for one in &desired.ports {

@@ -5,11 +5,11 @@
 //! packet and no connection ever meets a node without programs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -132,6 +132,9 @@ pub(super) const MAPS: [&str; 20] = [
     names::EVENTS_LOST,
 ];
 
+/// A program's name and the interface index of its device; 0 for the cgroup.
+type Attachment = (&'static str, u32);
+
 /// The loaded programs. Dropping it leaves everything that is pinned in place.
 pub struct Programs {
     pub(super) object: Ebpf,
@@ -139,7 +142,7 @@ pub struct Programs {
     /// How large maps are made and may become.
     pub(super) sizes: Sizes,
     /// Links that are not pinned, held open by us.
-    links: Vec<std::os::fd::OwnedFd>,
+    held: BTreeMap<Attachment, OwnedFd>,
     /// Where our clsact filters are: they cannot be pinned.
     pub(super) filters: BTreeSet<(TcHook, u32)>,
     tc_path: Option<TcPath>,
@@ -178,7 +181,7 @@ impl Programs {
             object,
             pins,
             sizes,
-            links: Vec::new(),
+            held: BTreeMap::new(),
             filters: BTreeSet::new(),
             tc_path: None,
             missing,
@@ -264,7 +267,8 @@ impl Programs {
         self.tc_path = Some(path);
     }
 
-    /// Translates connections of every process below a cgroup (of version 2).
+    /// Translates connections of every process below a cgroup (of version 2). May be called again, to put back what
+    /// somebody has detached; it has to be the same cgroup.
     ///
     /// # Errors
     ///
@@ -283,7 +287,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Puts a program on a device, or in the place of the one that an earlier agent put there.
+    /// Puts a program on a device, or in the place of the one that is there: an earlier agent's, or this one's
+    /// own. May be called again, to put back what somebody has detached.
     ///
     /// # Errors
     ///
@@ -299,12 +304,30 @@ impl Programs {
     /// Removes the pin of a device that is gone. The kernel has taken the program off with it.
     pub fn forget_tc(&mut self, hook: TcHook, ifindex: u32) {
         self.filters.remove(&(hook, ifindex));
-        if let Some(pin) = self.tc_pin(hook, ifindex)
+        self.held.remove(&(hook.program(), ifindex));
+        if let Some(pin) = self.pin((hook.program(), ifindex))
             && let Err(error) = fs::remove_file(&pin)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(pin = %pin.display(), %error, "cannot remove a link's pin");
         }
+    }
+
+    /// Takes a program off a device that is there, whichever agent put it there.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Attach`].
+    pub fn leave_tc(&mut self, hook: TcHook, ifindex: u32) -> Result<(), LoadError> {
+        self.forget_tc(hook, ifindex);
+        if self.tc_path != Some(TcPath::Clsact) {
+            return Ok(());
+        }
+        tc::detach(ifindex, hook.direction(), hook.program()).map_err(|source| LoadError::Attach {
+            name: hook.program(),
+            target: format!("no more to device {ifindex}"),
+            source,
+        })
     }
 
     /// Runs a tc program on a packet (`BPF_PROG_TEST_RUN`) and returns its verdict and the packet as
@@ -339,22 +362,21 @@ impl Programs {
         name: &'static str,
         attach: AttachType,
     ) -> io::Result<()> {
-        let pin = self.pins.as_ref().map(|folder| folder.join("links").join(name));
         let program = self.sock_addr(name).map_err(io::Error::other)?;
         let program =
             program.fd().map_err(io::Error::other)?.try_clone().map_err(io::Error::other)?;
         let folder = File::open(cgroup)?;
         let target = folder.as_raw_fd().cast_unsigned();
-        self.link(program.as_fd(), pin.as_deref(), target, attach)
+        self.link(program.as_fd(), (name, 0), target, attach)
     }
 
     fn attach_one_tc(&mut self, hook: TcHook, ifindex: u32) -> io::Result<()> {
         if self.tc_path != Some(TcPath::Clsact) {
-            let pin = self.tc_pin(hook, ifindex);
             let program = self.classifier(hook.program()).map_err(io::Error::other)?;
             let program =
                 program.fd().map_err(io::Error::other)?.try_clone().map_err(io::Error::other)?;
-            match self.link(program.as_fd(), pin.as_deref(), ifindex, hook.tcx()) {
+            let place = (hook.program(), ifindex);
+            match self.link(program.as_fd(), place, ifindex, hook.tcx()) {
                 Ok(()) => {
                     self.tc_path = Some(TcPath::Tcx);
                     return Ok(());
@@ -377,32 +399,45 @@ impl Programs {
         tc::attach(program, ifindex, hook.direction())
     }
 
-    /// Swaps the program inside the pinned link, or makes and pins a new one.
+    /// Swaps the program inside the link that is there, or makes a new one and pins or holds it.
     fn link(
         &mut self,
         program: BorrowedFd<'_>,
-        pin: Option<&Path>,
+        place: Attachment,
         target: u32,
         attach: AttachType,
     ) -> io::Result<()> {
-        let Some(pin) = pin else {
-            self.links.push(bpf::link_create(program, target, attach)?);
-            return Ok(());
+        let pin = self.pin(place);
+        let old = match &pin {
+            Some(pin) => bpf::open_pin(pin),
+            None => match self.held.get(&place) {
+                Some(link) => link.try_clone(),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
         };
-        match bpf::open_pin(pin).and_then(|link| bpf::link_update(link.as_fd(), program)) {
+        match old.and_then(|link| bpf::link_update(link.as_fd(), program)) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // The link's device or cgroup is gone; an interface index may have come around.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(pin)?,
+            // Somebody has detached it, or its device or cgroup is gone; an interface index may have come around.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                pin.as_ref().map_or(Ok(()), fs::remove_file)?;
+            }
             Err(error) => return Err(error),
         }
         let link = bpf::link_create(program, target, attach)?;
-        bpf::pin(link.as_fd(), pin)
+        match pin {
+            Some(pin) => bpf::pin(link.as_fd(), &pin),
+            None => {
+                self.held.insert(place, link);
+                Ok(())
+            }
+        }
     }
 
-    fn tc_pin(&self, hook: TcHook, ifindex: u32) -> Option<PathBuf> {
-        let folder = self.pins.as_ref()?;
-        Some(folder.join("links").join(format!("{}_{ifindex}", hook.program())))
+    /// Where a link is pinned.
+    fn pin(&self, (name, ifindex): Attachment) -> Option<PathBuf> {
+        let links = self.pins.as_ref()?.join("links");
+        Some(links.join(if ifindex == 0 { name.to_owned() } else { format!("{name}_{ifindex}") }))
     }
 
     pub(super) fn classifier(

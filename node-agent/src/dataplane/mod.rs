@@ -26,6 +26,7 @@ pub mod maps;
 pub mod metrics;
 pub mod model;
 mod object;
+pub mod paths;
 pub mod plan;
 mod pods;
 mod room;
@@ -37,12 +38,14 @@ pub mod size;
 pub mod status;
 pub mod trace;
 pub mod tracer;
+mod versions;
 pub mod xdp;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -87,6 +90,8 @@ pub struct DataplaneConfig {
     pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
     pub node_ports: (u16, u16),
+    /// Node ports answer the node itself at 127.0.0.1 and ::1 too, TCP and UDP that a program at the socket sees.
+    pub localhost_node_ports: bool,
     /// The service that answers on every node itself, that is cluster DNS.
     pub node_local: Option<NodeLocalService>,
     /// Pods' traffic to the outside gets the node's address.
@@ -98,7 +103,13 @@ pub struct DataplaneConfig {
     pub tc: Option<TcPath>,
     /// On which devices service traffic is carried before the kernel's stack.
     pub xdp: XdpMode,
+    /// How often what is in the kernel is compared and repaired although nothing changed.
+    pub refresh: Duration,
 }
+
+/// [`DataplaneConfig::refresh`] as usual: what others break is whole again after some minutes, and reading tens of
+/// thousands of rows back that often takes no time to speak of.
+const REFRESH: Duration = Duration::from_secs(300);
 
 impl DataplaneConfig {
     /// The usual places and ranges: cgroup root `/sys/fs/cgroup`, pins below `/sys/fs/bpf/orlop`,
@@ -115,6 +126,7 @@ impl DataplaneConfig {
             devices: Vec::new(),
             service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16).into()],
             node_ports: (30_000, 32_767),
+            localhost_node_ports: false,
             node_local: Some(NodeLocalService {
                 service: ObjectKey::new("kube-system", "kube-dns"),
                 address: Ipv4Addr::new(169, 254, 20, 10).into(),
@@ -123,6 +135,7 @@ impl DataplaneConfig {
             waits_for_pods: false,
             tc: None,
             xdp: XdpMode::default(),
+            refresh: REFRESH,
         }
     }
 }

@@ -42,6 +42,8 @@ pub type Problems = BTreeMap<ObjectKey, Vec<String>>;
 #[derive(Debug, Default)]
 pub struct Model {
     node_local: Option<NodeLocalService>,
+    /// As in [`Node`].
+    node_ports: (u16, u16),
     place: Place,
     entries: BTreeMap<ObjectKey, Entry>,
     slices: BTreeMap<ObjectKey, Arc<EndpointSliceRow>>,
@@ -103,10 +105,15 @@ impl Slices {
 }
 
 impl Model {
-    /// An empty model.
+    /// An empty model, for which every port may be a node port.
     #[must_use]
     pub fn new(node_local: Option<NodeLocalService>) -> Self {
-        Self { node_local, ..Self::default() }
+        Self { node_local, node_ports: (0, u16::MAX), ..Self::default() }
+    }
+
+    /// Says which node ports the programs look for; to be called before there are services.
+    pub const fn set_node_ports(&mut self, first_and_last: (u16, u16)) {
+        self.node_ports = first_and_last;
     }
 
     /// Says where this node is. Returns the services that this touches.
@@ -177,7 +184,8 @@ impl Model {
             return Desired::default();
         };
         let local = self.node_local.as_ref().filter(|local| local.service == *key);
-        let node = Node { place: &self.place, answers: local.map(|local| local.address) };
+        let answers = local.map(|local| local.address);
+        let node = Node { place: &self.place, answers, node_ports: self.node_ports };
         let owns = |claim: &ServiceKey| {
             self.owners.get(claim) == Some(key) && self.node_port_of(claim, key).is_none()
         };

@@ -56,7 +56,7 @@ impl Runner {
 
     /// The host's end of the link of the pod that had an address so far.
     fn device(&self, ip: IpAddr, old: Option<&Endpoint>) -> Option<u32> {
-        self.attached.pods.get(&ip).copied().or(old.map(|endpoint| endpoint.ifindex))
+        self.attached.pods.get(&ip).copied().or_else(|| old.map(|endpoint| endpoint.ifindex))
     }
 
     /// What the pod had that had an address is over: its flows, and its links unless it has another address.
@@ -67,6 +67,7 @@ impl Runner {
         if let Some(ifindex) = device
             && !self.attached.pods.values().any(|other| *other == ifindex)
         {
+            self.attached.sure.remove(&ifindex);
             for hook in POD_HOOKS {
                 self.programs.forget_tc(hook, ifindex);
             }
@@ -89,12 +90,7 @@ impl Runner {
         if old.map(|old| Endpoint { flags: 0, ..*old }) != Some(endpoint) {
             self.maps.put_endpoint(ip, &endpoint)?;
         }
-        if self.attached.pods.get(&ip) == Some(&row.host_ifindex) {
-            return Ok(());
-        }
-        let mut attached =
-            POD_HOOKS.into_iter().map(|hook| self.programs.attach_tc(hook, row.host_ifindex));
-        match attached.try_for_each(|outcome| outcome) {
+        match self.serve(&POD_HOOKS, row.host_ifindex) {
             Ok(()) => {
                 self.attached.pods.insert(ip, row.host_ifindex);
                 Ok(())

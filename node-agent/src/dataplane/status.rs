@@ -23,21 +23,28 @@ use super::{
     load::TcPath,
     metrics::Rounds,
     model::Model,
+    paths::{Untranslated, tc_name},
     plan::Observed,
-    xdp::{self, XdpPath},
+    xdp::XdpPath,
 };
 use crate::model::{FarEnd, LocalEndpoint, ObjectKey};
 
 /// The state of the dataplane at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     /// The cgroup whose sockets are translated.
     pub sockets: Option<PathBuf>,
     /// The socket programs that run there.
     pub hooks: Vec<&'static str>,
+    /// Those for which the kernel has no hook.
+    pub missing: Vec<&'static str>,
+    /// The device is there by which the node's own packets to services leave.
+    pub has_host: bool,
     pub tc: Option<TcPath>,
     /// What carries service traffic from outside, by device.
     pub xdp: BTreeMap<String, XdpPath>,
+    /// Devices of the node's that have no programs.
+    pub untranslated: BTreeMap<String, Untranslated>,
     pub pins: Option<PathBuf>,
     /// The first [`LISTED`] of them.
     pub services: Vec<ServiceReport>,
@@ -186,32 +193,14 @@ impl Report {
     /// is wrong.
     #[must_use]
     pub fn status_text(&self) -> String {
-        let mut lines = vec![
-            match &self.sockets {
-                Some(cgroup) => format!(
-                    "services from this node   translated at connect and sendmsg (cgroup {})",
-                    cgroup.display()
-                ),
-                None => "services from this node   not translated (no cgroup given)".to_owned(),
-            },
-            format!("pods, tunnels, node ports {}", tc_words(self.tc)),
-            format!("services from outside     {}", xdp::words(&self.xdp)),
-            match &self.pins {
-                Some(path) => {
-                    format!("restart                   invisible (pinned below {})", path.display())
-                }
-                None => {
-                    "restart                   ends all translation (nothing is pinned)".to_owned()
-                }
-            },
-            format!(
-                "programmed                {} frontends, {} pods, {} tunnels, {} flows",
-                self.frontends,
-                self.endpoints.len(),
-                self.tunnels.len(),
-                self.flows
-            ),
-        ];
+        let mut lines = self.path_lines();
+        lines.push(format!(
+            "programmed                {} frontends, {} pods, {} tunnels, {} flows",
+            self.frontends,
+            self.endpoints.len(),
+            self.tunnels.len(),
+            self.flows
+        ));
         lines.extend(self.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| {
             format!("dropped                   {count} × {}", reason.words())
         }));
@@ -306,6 +295,9 @@ impl Report {
                 "sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins,
                 "xdp": self.xdp.iter().map(|(name, path)| (name.clone(), path.to_string()))
                     .collect::<BTreeMap<_, _>>(),
+                "missing_hooks": self.missing, "host_device": self.has_host,
+                "untranslated": self.untranslated.iter().map(|(name, why)| (name.clone(), why.words()))
+                    .collect::<BTreeMap<_, _>>(),
             },
             "frontends": self.frontends,
             "services": services,
@@ -330,21 +322,6 @@ impl Report {
                 .map(|(part, words)| json!({"part": part, "message": words}))
                 .collect::<Vec<_>>(),
         })
-    }
-}
-
-const fn tc_name(path: TcPath) -> &'static str {
-    match path {
-        TcPath::Tcx => "tcx",
-        TcPath::Clsact => "clsact",
-    }
-}
-
-const fn tc_words(path: Option<TcPath>) -> &'static str {
-    match path {
-        Some(TcPath::Tcx) => "per packet by tcx links",
-        Some(TcPath::Clsact) => "per packet by clsact filters (this kernel has no tcx)",
-        None => "no device attached yet",
     }
 }
 
@@ -404,6 +381,7 @@ mod tests {
             ],
             by_chance: vec![ObjectKey::new("a", "d"), ObjectKey::new("a", "e")],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
+            ..Report::default()
         }
     }
 

@@ -4,7 +4,7 @@
 //! device without it loses speed and nothing else.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -187,6 +187,8 @@ pub struct Xdp {
     /// Folder of pinned links.
     links: Option<PathBuf>,
     attached: BTreeMap<u32, Attached>,
+    /// Where it was attached, or found to be, since somebody last doubted it.
+    sure: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -207,13 +209,15 @@ impl Xdp {
         } else {
             programs.xdp_program()
         };
-        Self { mode, program, links, attached: BTreeMap::new() }
+        Self { mode, program, links, attached: BTreeMap::new(), sure: BTreeSet::new() }
     }
 
     /// Sees to it that the program runs on a device, if it can. Says whether it does so in the driver,
     /// which then takes frames from other devices too.
     pub fn attach(&mut self, netlink: &mut Netlink, ifindex: u32, name: &str) -> bool {
-        if let Some(attached) = self.attached.get_mut(&ifindex) {
+        if self.sure.contains(&ifindex)
+            && let Some(attached) = self.attached.get_mut(&ifindex)
+        {
             // Who sits at the other end may have come meanwhile.
             if attached.path == XdpPath::NativeAlone
                 && let Ok(Some(true)) = netdev::takes_frames(ifindex)
@@ -235,8 +239,14 @@ impl Xdp {
             tracing::info!(device = name, path = %path, "service traffic");
         }
         let is_native = path == XdpPath::Native;
+        self.sure.insert(ifindex);
         self.attached.insert(ifindex, Attached { name: name.to_owned(), path, held });
         is_native
+    }
+
+    /// Attaches anew, the next time that it is asked to, what somebody may have detached meanwhile.
+    pub fn doubt(&mut self) {
+        self.sure.clear();
     }
 
     /// Takes the program of an object that was loaded anew, and puts it where the former one runs.
@@ -281,10 +291,15 @@ impl Xdp {
         let gone: Vec<u32> =
             self.attached.keys().copied().filter(|ifindex| !present(*ifindex)).collect();
         for ifindex in gone {
-            self.attached.remove(&ifindex);
-            for place in [Place::Native, Place::Generic] {
-                self.unpin(ifindex, place);
-            }
+            self.leave(ifindex);
+        }
+    }
+
+    /// Takes the program off a device, whichever agent put it there.
+    pub fn leave(&mut self, ifindex: u32) {
+        self.attached.remove(&ifindex);
+        for place in [Place::Native, Place::Generic] {
+            self.unpin(ifindex, place);
         }
     }
 
@@ -335,12 +350,17 @@ impl Xdp {
         place: Place,
     ) -> io::Result<Option<OwnedFd>> {
         let Some(pin) = self.pin(ifindex, place) else {
-            return xdp::attach(program, ifindex, place).map(Some);
+            let held = self.attached.get(&ifindex).and_then(|attached| attached.held.as_ref());
+            return match held.map(|link| bpf::link_update(link.as_fd(), program).map(|()| link)) {
+                Some(Ok(link)) => link.try_clone().map(Some),
+                Some(Err(error)) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
+                None | Some(Err(_)) => xdp::attach(program, ifindex, place).map(Some),
+            };
         };
         match bpf::open_pin(&pin).and_then(|link| bpf::link_update(link.as_fd(), program)) {
             Ok(()) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // The link's device is gone; an interface index may have come around.
+            // Somebody has detached it, or its device is gone; an interface index may have come around.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
                 self.unpin(ifindex, place);
             }

@@ -22,7 +22,7 @@ use crate::{
     table::Table,
 };
 
-/// How often the kernel is looked at although nothing changed.
+/// [`OverlayConfig::refresh`] as usual.
 const REFRESH: Duration = Duration::from_secs(30);
 /// How soon a failed round is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -45,6 +45,8 @@ pub struct OverlayConfig {
     pub service_cidrs: Vec<IpNet>,
     /// Where the host device has its addresses from for a family without a pod CIDR.
     pub link_cidrs: Vec<IpNet>,
+    /// How often the kernel is looked at although nothing changed.
+    pub refresh: Duration,
 }
 
 impl OverlayConfig {
@@ -61,6 +63,7 @@ impl OverlayConfig {
             port: 8472,
             service_cidrs: vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16).into()],
             link_cidrs: plan::usual_link_cidrs(),
+            refresh: REFRESH,
         }
     }
 }
@@ -208,7 +211,7 @@ impl Follow {
         loop {
             changed.mark_unchanged();
             let outcome = self.round();
-            let pause = if outcome.is_ok() { REFRESH } else { RETRY };
+            let pause = if outcome.is_ok() { self.config.refresh } else { RETRY };
             let words = outcome.err().map(|error| chain(&error));
             self.trouble.send_if_modified(|old| {
                 let differs = *old != words;

@@ -26,6 +26,7 @@ const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 
 /// Where a program can be attached; values of `enum bpf_attach_type` (linux/bpf.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +116,17 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let both = pair(word(link.as_raw_fd()), word(program.as_raw_fd()));
     let mut attributes: Attributes = [both, 0, 0, 0, 0, 0, 0, 0];
     bpf(LINK_UPDATE, &mut attributes).map(|_zero| ())
+}
+
+/// Takes a link's program off its device or cgroup at once, whoever else holds or has pinned the link, which is of no
+/// more use then.
+///
+/// # Errors
+///
+/// What the kernel says; one that is detached already is a success.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes: Attributes = [u64::from(word(link.as_raw_fd())), 0, 0, 0, 0, 0, 0, 0];
+    bpf(LINK_DETACH, &mut attributes).map(|_zero| ())
 }
 
 /// Pins an object in a BPF file system.

@@ -18,7 +18,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -38,6 +41,8 @@ pub struct Link {
     pub mtu: u32,
     pub up: bool,
     pub kind: LinkKind,
+    /// Its frames have an Ethernet header; those of tun, WireGuard, ppp and such begin with the IP header.
+    pub is_ethernet: bool,
     /// Interface index of a veth's other end when that is in the same namespace.
     pub peer: Option<u32>,
 }
@@ -260,6 +265,7 @@ fn link_from(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         kind: LinkKind::Other,
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         peer: None,
     };
     let mut elsewhere = false;

@@ -54,13 +54,23 @@ pub fn attach(
     }
 }
 
-/// Takes our filter off a device. Used by tests and by an agent that is told to leave.
+/// Takes our filter off a device, by the name of its program. Without one, and without the device, nothing is to
+/// be done.
 ///
 /// # Errors
 ///
 /// What the kernel or aya says.
 pub fn detach(ifindex: u32, direction: TcAttachType, name: &str) -> io::Result<()> {
-    tc::qdisc_detach_program(&interface_name(ifindex)?, direction, name).map_err(io::Error::other)
+    let device = match interface_name(ifindex) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+            return Ok(());
+        }
+        device => device?,
+    };
+    match tc::qdisc_detach_program(&device, direction, name) {
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(io::Error::other),
+    }
 }
 
 #[expect(clippy::mem_forget, reason = "aya's drop would take the filter off; it must outlive us")]

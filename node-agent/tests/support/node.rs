@@ -8,12 +8,12 @@ use std::{
 };
 
 use node_agent::{
-    dataplane::{DataplaneConfig, Handle, Settled},
+    dataplane::{DataplaneConfig, Handle, Report, Settled, TcPath},
     model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) mod agent;
 pub(crate) mod place;
@@ -41,12 +41,25 @@ pub(crate) struct Node {
     pub(crate) slices: Table<ObjectKey, EndpointSliceRow>,
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) nodes: Table<ObjectKey, NodeRow>,
+    /// How the next agent attaches programs at tc; `None`: by what the kernel has.
+    pub(crate) tc: Option<TcPath>,
+    /// What it is to have else.
+    pub(crate) configure: fn(&mut OverlayConfig, &mut DataplaneConfig),
 }
 
 /// A running agent; it stops as if killed when this is dropped.
 pub(crate) struct Agent {
     pub(crate) settled: watch::Receiver<Settled>,
+    questions: mpsc::Sender<oneshot::Sender<Report>>,
     _stop: oneshot::Sender<()>,
+}
+
+impl Agent {
+    pub(crate) fn report(&self) -> Report {
+        let (reply, answer) = oneshot::channel();
+        self.questions.blocking_send(reply).unwrap();
+        answer.blocking_recv().expect("the agent runs")
+    }
 }
 
 impl Node {
@@ -74,6 +87,8 @@ impl Node {
             slices: Table::new(),
             endpoints: Table::new(),
             nodes: Table::new(),
+            tc: None,
+            configure: |_overlay, _dataplane| (),
         };
         node.add_node(1);
         node.services.mark_synced();
@@ -108,14 +123,16 @@ impl Node {
     /// Starts the agent and waits until it has programmed what there is. Without a cgroup every service is
     /// asked in the packets' path.
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
-        let overlay =
+        let mut overlay =
             OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
-        let dataplane = DataplaneConfig {
+        let mut dataplane = DataplaneConfig {
             cgroup,
             pins: Some(self.pins()),
             node_name: NAME.into(),
+            tc: self.tc,
             ..DataplaneConfig::new(NODE_IP.into())
         };
+        (self.configure)(&mut overlay, &mut dataplane);
         let followed = Followed {
             services: self.services.clone(),
             slices: self.slices.clone(),
@@ -123,9 +140,9 @@ impl Node {
             endpoints: self.endpoints.clone(),
             cni: None,
         };
-        let is_up = async |handle: &Handle| Some(handle.settled.clone());
-        let (stop, settled) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        let agent = Agent { settled, _stop: stop };
+        let is_up = async |handle: &Handle| Some((handle.settled.clone(), handle.reporter()));
+        let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
+        let agent = Agent { settled: up.0, questions: up.1, _stop: stop };
         self.settle(&agent);
         agent
     }
@@ -140,7 +157,11 @@ impl Node {
             if is_whole && services >= wanted.0 && slices >= wanted.1 {
                 return;
             }
-            assert!(start.elapsed() < START, "{wanted:?} {services} {slices} {is_whole}");
+            assert!(
+                start.elapsed() < START,
+                "{wanted:?} {services} {slices} {is_whole}\n{}",
+                agent.report().status_text()
+            );
             pause(Duration::from_millis(10));
         }
     }
