@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use node_agent::{
     dataplane::{DataplaneConfig, Handle, Settled},
-    model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
@@ -26,14 +26,22 @@ use self::{
 };
 
 pub(crate) const NAME: &str = "node-1";
-pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
-pub(crate) const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 99);
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-pub(crate) const fn pod_ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, 1, last)
+/// The node's addresses, in the order of [`FAMILIES`].
+pub(crate) const NODE_IPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+pub(crate) fn pod_ip(family: Family, last: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 244, 1, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x244, 0, 1, 0, 0, 0, last.into()).into(),
+    }
 }
 
-/// A node, its pods, and what its agent follows.
+/// A node of both families, its pods, and what its agent follows.
 pub(crate) struct Node {
     pub(crate) space: Space,
     pub(crate) pods: BTreeMap<u8, Space>,
@@ -55,11 +63,13 @@ impl Node {
         let tid = space.tid;
         client.run(move || {
             ip(&format!("link add wire0 type veth peer name eth0 netns {tid}"));
-            ip(&format!("addr add {CLIENT_IP}/24 dev wire0"));
+            ip("addr add 192.168.0.99/24 dev wire0");
+            ip("addr add 2001:db8::99/64 dev wire0 nodad");
             ip("link set wire0 up");
         });
         space.run(|| {
-            ip(&format!("addr add {NODE_IP}/24 dev eth0"));
+            ip(&format!("addr add {}/24 dev eth0", NODE_IPS[0]));
+            ip(&format!("addr add {}/64 dev eth0 nodad", NODE_IPS[1]));
             ip("link set eth0 up");
         });
         let node = Self {
@@ -80,8 +90,9 @@ impl Node {
     }
 
     pub(crate) fn add_pod(&mut self, last: u8) {
-        let pod = (last, &[pod_ip(last).into()][..], 1450);
-        let space = agent::add_pod((&self.space, &[NODE_IP.into()]), pod, &self.endpoints);
+        let ips = FAMILIES.map(|family| pod_ip(family, last));
+        let pod = (last, &ips[..], 1430);
+        let space = agent::add_pod((&self.space, &NODE_IPS), pod, &self.endpoints);
         self.pods.insert(last, space);
     }
 
@@ -89,12 +100,12 @@ impl Node {
     /// asked in the packets' path.
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
         let overlay =
-            OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
+            OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, NODE_IPS.to_vec()) };
         let dataplane = DataplaneConfig {
             cgroup,
             pins: Some(self.pins()),
             node_name: NAME.into(),
-            ..DataplaneConfig::new(NODE_IP.into())
+            ..DataplaneConfig::new(NODE_IPS[0])
         };
         let followed = Followed {
             services: self.services.clone(),
@@ -129,8 +140,8 @@ impl Node {
 fn nodes() -> Table<ObjectKey, NodeRow> {
     let nodes = Table::new();
     let row = NodeRow {
-        internal_ips: vec![NODE_IP.into()],
-        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        internal_ips: NODE_IPS.to_vec(),
+        pod_cidrs: ["10.244.1.0/24", "fd00:244:0:1::/64"].map(|cidr| cidr.parse().unwrap()).into(),
         ready: true,
         leaving: false,
         labels: BTreeMap::new(),
