@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use node_agent::{
     cni::CniConfig,
     dataplane::{DataplaneConfig, Handle, TcPath, XdpMode, xdp::XdpPath},
@@ -29,6 +30,11 @@ pub(crate) mod space;
 use self::{agent::Followed, place::ip, space::Space};
 
 pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
+/// The service's other address.
+pub(crate) const SERVICE6: (Ipv6Addr, u16) =
+    (Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1), SERVICE.1);
+/// Where its pods answer.
+pub(crate) const POD_PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -74,7 +80,7 @@ impl Cluster {
         });
         let row = ServiceRow {
             kind: ServiceKind::NodePort,
-            cluster_ips: vec![SERVICE.0.into(), "fd00:96::1".parse().unwrap()],
+            cluster_ips: vec![SERVICE.0.into(), SERVICE6.0.into()],
             ports: ports.to_vec(),
             ..ServiceRow::default()
         };
@@ -89,11 +95,12 @@ impl Cluster {
 
     /// Gives the service these pods, in both families.
     pub(crate) fn set_backends(&self, pods: &[Ipv4Addr]) {
-        let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| EndpointPort {
+        let port = |protocol| EndpointPort {
             name: format!("{protocol:?}").into(),
             protocol,
-            port: 8080,
-        });
+            port: POD_PORT,
+        };
+        let ports = [Protocol::Tcp, Protocol::Udp].map(port);
         let six = |ip: &Ipv4Addr| pod_ip6(ip.octets()[2], ip.octets()[3]);
         for (family, ips) in [
             (Family::V4, pods.iter().map(|ip| (*ip).into()).collect::<Vec<IpAddr>>()),
@@ -112,6 +119,11 @@ impl Cluster {
             self.slices.upsert(ObjectKey::new("default", &format!("web-{family:?}")), row);
         }
     }
+}
+
+/// The second node's port for the service, at each of the node's addresses.
+pub(crate) fn node_ports() -> [SocketAddr; 2] {
+    [0, 1].map(|family| SocketAddr::new(both_families(2)[family], NODE_PORT))
 }
 
 fn name(number: u8) -> String {
@@ -172,8 +184,11 @@ impl Node {
     /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
     /// dropped, and then stops as if killed.
     pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
+        let service_cidrs: Vec<IpNet> =
+            ["10.96.0.0/16", "fd00:96::/108"].map(|cidr| cidr.parse().unwrap()).into();
         let overlay = OverlayConfig {
             mode: set_up.mode,
+            service_cidrs: service_cidrs.clone(),
             ..OverlayConfig::new(&name(self.number), self.ips.clone())
         };
         let dataplane = DataplaneConfig {
@@ -181,6 +196,7 @@ impl Node {
             pins: set_up.pins,
             tc: set_up.tc,
             xdp: set_up.xdp,
+            service_cidrs,
             ..DataplaneConfig::new(self.ips[0])
         };
         let Cluster { services, slices, nodes } = cluster.clone();
@@ -239,13 +255,13 @@ pub(crate) fn plug(lan: &Space, space: &Space, number: u8) {
 
 /// TCP and UDP servers at port 8080 that say a number.
 pub(crate) fn serve(number: u8) {
-    let listener = TcpListener::bind("[::]:8080").unwrap();
+    let listener = TcpListener::bind(("::", POD_PORT)).unwrap();
     let _tcp = thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let _connection = thread::spawn(move || answer(stream, number));
         }
     });
-    let socket = UdpSocket::bind("[::]:8080").unwrap();
+    let socket = UdpSocket::bind(("::", POD_PORT)).unwrap();
     let _udp = thread::spawn(move || {
         let mut bytes = vec![0; 65_536];
         while let Ok((count, from)) = socket.recv_from(&mut bytes) {
