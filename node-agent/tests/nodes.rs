@@ -1,6 +1,6 @@
 //! Two nodes, their pods and a client outside, each in a network namespace: the overlay, the
 //! dataplane and its restart from tables to answered requests of both families, on both ways of attaching
-//! programs.
+//! programs, beside programs of somebody else's.
 //!
 //! One test, since a process can be in one cgroup only.
 
@@ -10,6 +10,9 @@ mod cgroup;
 #[cfg(test)]
 #[path = "support/cluster.rs"]
 mod cluster;
+#[cfg(test)]
+#[path = "nodes/foreign.rs"]
+mod foreign;
 #[cfg(test)]
 #[path = "support/requests.rs"]
 mod requests;
@@ -43,6 +46,7 @@ mod tests {
             space::{Space, pause},
             tcp, udp,
         },
+        foreign::Foreign,
         requests::{BREATH, Kind, Outcome, Requests},
     };
 
@@ -66,6 +70,7 @@ mod tests {
             return;
         }
         let cgroup = TestCgroup::enter("nodes");
+        let foreign = Foreign::load();
         for (mode, tc) in [
             (Mode::Vxlan, None),
             (Mode::Vxlan, Some(TcPath::Clsact)),
@@ -78,7 +83,8 @@ mod tests {
             if tc.is_some() {
                 world.finish_checksums();
             }
-            world.scenario([with_sockets, set_up]);
+            foreign.attach(&world.nodes[1].space, tc);
+            world.scenario([with_sockets, set_up], &foreign);
         }
         over_ipv6();
     }
@@ -146,10 +152,11 @@ mod tests {
             });
         }
 
-        fn scenario(&self, set_ups: [SetUp; 2]) {
+        fn scenario(&self, set_ups: [SetUp; 2], foreign: &Foreign) {
             let agents = self.start(&set_ups);
             self.pods_and_nodes_reach_each_other();
             self.services_answer();
+            self.beside(foreign);
             let mut open = self.connections();
 
             // The agents die under established connections of every kind and under requests; all go on.
@@ -165,6 +172,7 @@ mod tests {
                 assert!(outcome.failures.is_empty(), "{outcome:?}");
                 assert!(outcome.answered > 20, "{outcome:?}");
             }
+            self.beside(foreign);
 
             self.a_node_port_goes();
             self.endpoints_go();
@@ -218,6 +226,30 @@ mod tests {
                     }
                 }
             }
+        }
+
+        /// Somebody else's program before ours on the second node's device sees all packets, and the one
+        /// behind those that ours leaves to the node.
+        fn beside(&self, foreign: &Foreign) {
+            let begin = foreign.runs();
+            for ip in both_families(2) {
+                let to = SocketAddr::new(ip, POD_PORT);
+                assert_eq!(answered_by(&self.outside.run(move || udp(to, 20))), [200]);
+            }
+            // As many datagrams as answers.
+            let seen = foreign.since(begin);
+            assert!(seen.iter().all(|runs| *runs >= 80), "the node's own: {seen:?}");
+            let begin = foreign.runs();
+            for to in node_ports() {
+                assert_eq!(answered_by(&self.outside.run(move || udp(to, ASKS))), [12, 21]);
+            }
+            let datagrams = u64::try_from(ASKS).unwrap();
+            let [before, behind] = foreign.since(begin);
+            // Those to the two addresses, less what another sends between two looks.
+            assert!(
+                before + 9 > behind + 2 * datagrams,
+                "a node port's: {before} before, {behind} behind"
+            );
         }
 
         /// Connections that stay open: of pods to pods and services, of the client outside to node ports.
