@@ -16,6 +16,9 @@ mod foreign;
 #[cfg(test)]
 #[path = "support/requests.rs"]
 mod requests;
+#[cfg(test)]
+#[path = "nodes/sctp.rs"]
+mod sctp;
 
 #[cfg(test)]
 use cluster::space;
@@ -48,6 +51,7 @@ mod tests {
         },
         foreign::Foreign,
         requests::{BREATH, Kind, Outcome, Requests},
+        sctp,
     };
 
     const BACKENDS: [(u8, u8); 2] = [(1, 12), (2, 21)];
@@ -71,6 +75,7 @@ mod tests {
         }
         let cgroup = TestCgroup::enter("nodes");
         let foreign = Foreign::load();
+        let has_sctp = sctp::is_there();
         for (mode, tc) in [
             (Mode::Vxlan, None),
             (Mode::Vxlan, Some(TcPath::Clsact)),
@@ -83,8 +88,11 @@ mod tests {
             if tc.is_some() {
                 world.finish_checksums();
             }
+            if has_sctp {
+                world.serve_sctp();
+            }
             foreign.attach(&world.nodes[1].space, tc);
-            world.scenario([with_sockets, set_up], &foreign);
+            world.scenario([with_sockets, set_up], &foreign, has_sctp);
         }
         over_ipv6();
     }
@@ -152,12 +160,25 @@ mod tests {
             });
         }
 
-        fn scenario(&self, set_ups: [SetUp; 2], foreign: &Foreign) {
+        fn serve_sctp(&self) {
+            for (node, pod) in BACKENDS {
+                for ip in pod_ips(node, pod) {
+                    let at = SocketAddr::new(ip, POD_PORT);
+                    self.backend((node, pod)).run(move || sctp::serve(at, pod));
+                }
+            }
+        }
+
+        fn scenario(&self, set_ups: [SetUp; 2], foreign: &Foreign, has_sctp: bool) {
             let agents = self.start(&set_ups);
             self.pods_and_nodes_reach_each_other();
             self.services_answer();
             self.beside(foreign);
             let mut open = self.connections();
+            if has_sctp {
+                self.associations_meet_both();
+                open.extend(self.associations());
+            }
 
             // The agents die under established connections of every kind and under requests; all go on.
             let first: Vec<u8> = open.iter_mut().map(ask).collect();
@@ -260,6 +281,25 @@ mod tests {
                 inside.into_iter().map(|to| self.client().run(move || connect(to))).collect();
             open.extend(node_ports().map(|to| self.outside.run(move || connect(to))));
             open
+        }
+
+        /// Associations of a pod's with the service, which no program at a socket translates.
+        fn associations(&self) -> [TcpStream; 2] {
+            [0, 1].map(|family| {
+                let to = SocketAddr::new(services()[family].ip(), POD_PORT);
+                let from = pod_ips(1, 11)[family];
+                self.client().run(move || sctp::associate(from, to))
+            })
+        }
+
+        fn associations_meet_both(&self) {
+            let mut seen = [(); 2].map(|()| BTreeMap::<u8, usize>::new());
+            for _ in 0..ASKS {
+                for (seen, mut association) in seen.iter_mut().zip(self.associations()) {
+                    *seen.entry(ask(&mut association)).or_default() += 1;
+                }
+            }
+            assert_eq!(seen.each_ref().map(answered_by), [[12, 21]; 2], "{seen:?}");
         }
 
         /// Clients of every kind that ask until they are stopped.

@@ -33,7 +33,7 @@ pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
 /// The service's other address.
 pub(crate) const SERVICE6: (Ipv6Addr, u16) =
     (Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1), SERVICE.1);
-/// Where its pods answer.
+/// Where its pods answer. SCTP is asked at the same port, which it keeps.
 pub(crate) const POD_PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
@@ -72,12 +72,17 @@ impl Cluster {
 
     /// Gives the service this node port; 0 takes it away.
     pub(crate) fn set_node_port(&self, node_port: u16) {
-        let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| ServicePort {
+        let port = |protocol, port, node_port| ServicePort {
             name: format!("{protocol:?}").into(),
             protocol,
-            port: SERVICE.1,
+            port,
             node_port,
-        });
+        };
+        let ports = [
+            port(Protocol::Tcp, SERVICE.1, node_port),
+            port(Protocol::Udp, SERVICE.1, node_port),
+            port(Protocol::Sctp, POD_PORT, 0),
+        ];
         let row = ServiceRow {
             kind: ServiceKind::NodePort,
             cluster_ips: vec![SERVICE.0.into(), SERVICE6.0.into()],
@@ -100,7 +105,7 @@ impl Cluster {
             protocol,
             port: POD_PORT,
         };
-        let ports = [Protocol::Tcp, Protocol::Udp].map(port);
+        let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(port);
         let six = |ip: &Ipv4Addr| pod_ip6(ip.octets()[2], ip.octets()[3]);
         for (family, ips) in [
             (Family::V4, pods.iter().map(|ip| (*ip).into()).collect::<Vec<IpAddr>>()),
@@ -210,7 +215,7 @@ impl Node {
         let followed = Followed { services, slices, nodes, endpoints, cni };
         let is_up = async move |handle: &Handle| {
             let report = handle.report().await?;
-            if report.frontends != 8 {
+            if report.frontends != 10 {
                 return None;
             }
             assert!(report.trouble.is_empty(), "{}", report.status_text());
@@ -271,7 +276,7 @@ pub(crate) fn serve(number: u8) {
 }
 
 /// Answers each byte with the number until the client closes.
-fn answer(mut stream: TcpStream, number: u8) {
+pub(crate) fn answer(mut stream: TcpStream, number: u8) {
     let mut bytes = vec![0; 65_536];
     while let Ok(count @ 1..) = stream.read(&mut bytes)
         && stream.write_all(&vec![number; count]).is_ok()
