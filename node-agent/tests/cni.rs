@@ -2,8 +2,14 @@
 //! its "pods" are network namespaces made here. Needs root and `ip`; says so when it skips.
 
 #[cfg(test)]
+#[path = "cni/deaths.rs"]
+mod deaths;
+#[cfg(test)]
 #[path = "support/cni.rs"]
 mod fixture;
+#[cfg(test)]
+#[path = "cni/steps.rs"]
+mod steps;
 
 #[cfg(test)]
 mod tests {

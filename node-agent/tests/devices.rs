@@ -17,7 +17,7 @@ mod tests {
         collections::BTreeMap,
         fs,
         io::{Read as _, Write as _},
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
         os::fd::AsFd as _,
         path::PathBuf,
         process::Command,
@@ -45,8 +45,8 @@ mod tests {
             paths::Untranslated,
         },
         model::{
-            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
-            ServicePort, ServiceRow,
+            EndpointPort, EndpointRow, EndpointSliceRow, Family::V4, ObjectKey, Protocol,
+            ServiceKind, ServicePort, ServiceRow,
         },
         overlay::OverlayConfig,
         sys::{bpf, map::RowMap, netlink::Netlink},
@@ -56,7 +56,7 @@ mod tests {
     use super::{
         cgroup::TestCgroup,
         node::{
-            Agent, CLIENT_IP, NODE_IP, Node,
+            Agent, NODE_IPS, Node,
             agent::START,
             place::{ip, is_possible},
             pod_ip,
@@ -72,6 +72,7 @@ mod tests {
     const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
     const NODE_PORT: u16 = 30_080;
     const POD: u8 = 11;
+    const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 99));
     const OTHER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
     /// Both ends of the tunnel.
     const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -88,7 +89,7 @@ mod tests {
             let client = Space::new();
             let mut node = Node::new(&client);
             node.add_pod(POD);
-            node.pods[&POD].run(|| serve(pod_ip(POD), 8080, POD));
+            node.pods[&POD].run(|| serve(pod_ip(V4, POD), 8080, POD));
             let key = ObjectKey::new("default", "web");
             let port = ServicePort {
                 name: "".into(),
@@ -105,7 +106,7 @@ mod tests {
             let slice = EndpointSliceRow {
                 service: key.clone(),
                 ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
-                endpoints: vec![EndpointRow { ip: pod_ip(POD).into(), ..EndpointRow::default() }],
+                endpoints: vec![EndpointRow { ip: pod_ip(V4, POD), ..EndpointRow::default() }],
                 ..EndpointSliceRow::default()
             };
             node.services.upsert(key.clone(), row);
@@ -120,7 +121,7 @@ mod tests {
 
         /// Who answers the client at the node's port.
         fn asked(&self) -> Option<u8> {
-            self.client.run(|| ask((NODE_IP, NODE_PORT)))
+            self.client.run(|| ask((NODE_IPS[0], NODE_PORT)))
         }
     }
 
@@ -130,8 +131,8 @@ mod tests {
     }
 
     /// A server that says a number.
-    fn serve(at: Ipv4Addr, port: u16, number: u8) {
-        let listener = TcpListener::bind((at, port)).unwrap();
+    fn serve(at: impl Into<IpAddr>, port: u16, number: u8) {
+        let listener = TcpListener::bind((at.into(), port)).unwrap();
         let _server = thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
                 // The far end may have gone.
@@ -156,7 +157,7 @@ mod tests {
     /// Both ends of a tunnel whose device has no header of its own, as tun, WireGuard and ppp have none.
     fn add_tunnel(world: &World) {
         for (space, here, (near, far)) in
-            [(&world.node.space, CLIENT_IP, (NEAR, FAR)), (&world.client, NODE_IP, (FAR, NEAR))]
+            [(&world.node.space, CLIENT_IP, (NEAR, FAR)), (&world.client, NODE_IPS[0], (FAR, NEAR))]
         {
             space.run(move || {
                 ip("link add tun0 type vxlan gpe external dstport 4790");
@@ -355,7 +356,7 @@ mod tests {
                 node_port_last: NODE_PORT,
                 ..Config::default()
             });
-            rows.put_node_address(&NODE_IP.to_string());
+            rows.put_node_address(&NODE_IPS[0].to_string());
             rows.put_service(&format!("0.0.0.0:{NODE_PORT}"), TCP, Service::default(), &[]);
             fs::create_dir(&pins).unwrap();
             fs::rename(theirs.join(format!("v{ABI_VERSION}")), pins.join("v2")).unwrap();

@@ -30,18 +30,13 @@ mod tests {
     };
 
     use super::cluster::{
-        Cluster, NODE_PORT, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
-        from_one_port, make_bridge,
+        Cluster, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
+        from_one_port, make_bridge, node_ports,
         place::is_possible,
         plug, pod_ip, pod_ip6, serve,
         space::{Space, pause},
         tcp, udp,
     };
-
-    /// Both families' addresses of the second node's port.
-    fn node_ports() -> [SocketAddr; 2] {
-        [0, 1].map(|family| SocketAddr::new(both_families(2)[family], NODE_PORT))
-    }
 
     /// Two nodes on one bridge, and a client beside them.
     struct World {

@@ -1,5 +1,6 @@
 //! Two nodes, their pods and a client outside, each in a network namespace: the overlay, the
-//! dataplane and its restart from tables to answered requests, on both ways of attaching programs.
+//! dataplane and its restart from tables to answered requests of both families, on both ways of attaching
+//! programs, beside programs of somebody else's.
 //!
 //! One test, since a process can be in one cgroup only.
 
@@ -9,31 +10,64 @@ mod cgroup;
 #[cfg(test)]
 #[path = "support/cluster.rs"]
 mod cluster;
+#[cfg(test)]
+#[path = "nodes/foreign.rs"]
+mod foreign;
+#[cfg(test)]
+#[path = "support/requests.rs"]
+mod requests;
+#[cfg(test)]
+#[path = "nodes/sctp.rs"]
+mod sctp;
+
+#[cfg(test)]
+use cluster::space;
 
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::BTreeMap,
         io::ErrorKind,
-        net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+        net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
         time::{Duration, Instant},
     };
 
     use node_agent::{
         dataplane::{TcPath, XdpMode},
         overlay::Mode,
+        sys::ethtool::{self, Offload},
     };
+    use tokio::sync::oneshot;
 
     use super::{
         cgroup::TestCgroup,
         cluster::{
-            Cluster, NODE_PORT, Node, SERVICE, SetUp, TIMEOUT, answered_by, any_of, ask,
-            both_families, connect, from_one_port, ipv6_alone, make_bridge, node_ip,
+            Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp, TIMEOUT,
+            answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
+            make_bridge, node_ports,
             place::is_possible,
-            plug, pod_ip, pod_ip6, serve_at,
+            plug, pod_ip, pod_ip6, serve, serve_at,
             space::{Space, pause},
             tcp, udp,
         },
+        foreign::Foreign,
+        requests::{BREATH, Kind, Outcome, Requests},
+        sctp,
     };
+
+    const BACKENDS: [(u8, u8); 2] = [(1, 12), (2, 21)];
+    /// So many requests miss one of two backends once in ten million times.
+    const ASKS: usize = 24;
+
+    /// The service's address of each family.
+    fn services() -> [SocketAddr; 2] {
+        [SERVICE.into(), SERVICE6.into()]
+    }
+
+    /// A pod's addresses, in the same order.
+    fn pod_ips(node: u8, pod: u8) -> [IpAddr; 2] {
+        [pod_ip(node, pod).into(), pod_ip6(node, pod)]
+    }
 
     #[test]
     fn two_nodes() {
@@ -41,6 +75,8 @@ mod tests {
             return;
         }
         let cgroup = TestCgroup::enter("nodes");
+        let foreign = Foreign::load();
+        let has_sctp = sctp::is_there();
         for (mode, tc) in [
             (Mode::Vxlan, None),
             (Mode::Vxlan, Some(TcPath::Clsact)),
@@ -49,130 +85,299 @@ mod tests {
         ] {
             let set_up = SetUp { mode, tc, cgroup: None, pins: None, xdp: XdpMode::Off };
             let with_sockets = SetUp { cgroup: Some(cgroup.path.clone()), ..set_up.clone() };
-            scenario(set_up, with_sockets);
+            let world = World::new(both_families);
+            if tc.is_some() {
+                world.finish_checksums();
+            }
+            if has_sctp {
+                world.serve_sctp();
+            }
+            foreign.attach(&world.nodes[1].space, tc);
+            world.scenario([with_sockets, set_up], &foreign, has_sctp);
         }
         over_ipv6();
     }
 
-    fn add_pods(node: &mut Node, lasts: &[u8]) {
-        for last in lasts {
-            node.add_pod(*last);
-        }
+    /// The nodes with their pods, a client outside, and what the nodes follow.
+    struct World {
+        nodes: [Node; 2],
+        outside: Space,
+        cluster: Cluster,
+        lan: Space,
     }
 
-    fn scenario(plain: SetUp, with_sockets: SetUp) {
-        let lan = Space::new();
-        lan.run(make_bridge);
-        let [mut one, mut two] = [1, 2].map(|number| Node::new(number, both_families, &lan));
-        let outside = Space::new();
-        plug(&lan, &outside, 99);
-        add_pods(&mut one, &[11, 12]);
-        add_pods(&mut two, &[21]);
-        let cluster = Cluster::with_backends(both_families, &[pod_ip(1, 12), pod_ip(2, 21)]);
+    /// Running agents, one a node.
+    type Agents = [oneshot::Sender<()>; 2];
 
-        // The folder is another file system in each namespace.
-        let pins = Some(one.space.bpf.join("orlop"));
-        let with_sockets = SetUp { pins: pins.clone(), ..with_sockets };
-        let plain = SetUp { pins, ..plain };
-        let agents =
-            [one.start(&cluster, with_sockets.clone()), two.start(&cluster, plain.clone())];
-        let client = &one.pods[&11];
-
-        // Pod to pod here and there, host to pod there, and through the service.
-        for (ip, number) in [(pod_ip(1, 12), 12), (pod_ip(2, 21), 21)] {
-            assert_eq!(client.run(move || answered_by(&tcp((ip, 8080), 3))), [number]);
+    impl World {
+        fn new(node_ips: NodeIps) -> Self {
+            let lan = Space::new();
+            lan.run(make_bridge);
+            let mut nodes = [1, 2].map(|number| Node::new(number, node_ips, &lan));
+            let outside = Space::new();
+            plug(&lan, &outside, 99);
+            for (node, last) in [(0, 11), (0, 12), (1, 21)] {
+                nodes[node].add_pod(last);
+            }
+            let backends = BACKENDS.map(|(node, pod)| pod_ip(node, pod));
+            let cluster = Cluster::with_backends(node_ips, &backends);
+            Self { nodes, outside, cluster, lan }
         }
-        both_families(2).into_iter().for_each(|ip| two.space.run(move || serve_at(ip, 200)));
-        assert_eq!(client.run(|| answered_by(&tcp((node_ip(2), 8080), 3))), [200], "a node");
-        assert_eq!(one.space.run(|| answered_by(&tcp((pod_ip(2, 21), 8080), 3))), [21]);
-        for (ip, number) in [(pod_ip6(1, 12), 12), (pod_ip6(2, 21), 21)] {
-            let asked = move || ask(&mut connect(SocketAddr::new(ip, 8080)));
-            assert_eq!(client.run(asked), number, "pod to {ip}");
-            assert_eq!(one.space.run(asked), number, "node to {ip}");
+
+        /// Starts the agents, the first node's by the first set-up.
+        fn start(&self, set_ups: &[SetUp; 2]) -> Agents {
+            [0, 1].map(|at| {
+                // The folder is another file system in each namespace.
+                let pins = Some(self.nodes[at].space.bpf.join("orlop"));
+                self.nodes[at].start(&self.cluster, SetUp { pins, ..set_ups[at].clone() })
+            })
         }
-        let seen = client.run(|| tcp(SERVICE, 200));
-        assert!(seen.len() == 2 && seen.values().all(|count| *count > 60), "{seen:?}");
-        assert_eq!(client.run(|| answered_by(&udp(SERVICE, 40))), [12, 21]);
 
-        // Node ports from outside and from a pod, on the second node: the first one's programs at
-        // the sockets take this whole process for their own.
-        let node_port = (node_ip(2), NODE_PORT);
-        let seen = outside.run(move || tcp(node_port, 100));
-        assert!(seen.len() == 2 && seen.values().all(|count| *count > 25), "{seen:?}");
-        assert_eq!(outside.run(move || answered_by(&udp(node_port, 40))), [12, 21]);
-        assert_eq!(client.run(move || answered_by(&tcp(node_port, 40))), [12, 21]);
-
-        // The agents die under established connections of every kind; they and new ones go on.
-        let far = client.run(|| connect((pod_ip(2, 21), 8080).into()));
-        let near = client.run(|| connect(SERVICE.into()));
-        let from_outside = outside.run(move || connect(node_port.into()));
-        let far6 = client.run(|| connect(SocketAddr::new(pod_ip6(2, 21), 8080)));
-        let mut open = [far, near, from_outside, far6];
-        let first: Vec<u8> = open.iter_mut().map(ask).collect();
-        drop(agents);
-        one.space.settle();
-        assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
-        assert_eq!(client.run(|| tcp(SERVICE, 50)).len(), 2);
-        assert_eq!(outside.run(move || tcp(node_port, 50)).len(), 2);
-        let agents = [one.start(&cluster, with_sockets), two.start(&cluster, plain)];
-        assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
-
-        a_node_port_goes(&cluster, (client, &outside), node_port);
-        a_process_of_the_node_answers(&cluster, (client, &outside));
-
-        // An endpoint goes: nobody meets it any more. The last one goes: refused at once.
-        cluster.set_backends(&[pod_ip(2, 21)]);
-        pause(Duration::from_millis(300));
-        assert_eq!(client.run(|| answered_by(&tcp(SERVICE, 50))), [21]);
-        assert_eq!(outside.run(move || answered_by(&tcp(node_port, 50))), [21]);
-        cluster.set_backends(&[]);
-        pause(Duration::from_millis(300));
-        for (space, address) in [(client, SERVICE), (&outside, node_port)] {
-            let refused = move || TcpStream::connect_timeout(&address.into(), TIMEOUT).unwrap_err();
-            assert_eq!(space.run(refused).kind(), ErrorKind::ConnectionRefused);
+        fn stop(&self, agents: Agents) {
+            drop(agents);
+            self.nodes[0].space.settle();
         }
-        drop(agents);
-        one.space.settle();
-    }
 
-    /// The node port goes while its backends stay: who asked by it hears nothing any more.
-    fn a_node_port_goes(
-        cluster: &Cluster,
-        (client, outside): (&Space, &Space),
-        node_port: (Ipv4Addr, u16),
-    ) {
-        let asking = outside.run(move || {
-            let socket = UdpSocket::bind((any_of(node_port.into()), 0)).unwrap();
-            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-            socket.connect(node_port).unwrap();
-            socket
-        });
-        assert!(hears(&asking));
-        cluster.set_node_port(0);
-        let last = Instant::now() + Duration::from_secs(10);
-        while hears(&asking) {
-            assert!(Instant::now() < last, "a flow outlives its frontend");
-            pause(Duration::from_millis(50));
+        /// The pod that asks.
+        fn client(&self) -> &Space {
+            &self.nodes[0].pods[&11]
         }
-        assert!(!hears(&asking), "nor later");
-        assert_eq!(client.run(|| answered_by(&udp(SERVICE, 40))), [12, 21]);
-        cluster.set_node_port(NODE_PORT);
-        pause(Duration::from_millis(300));
-        assert!(hears(&asking));
-    }
 
-    /// A process of the second node as backend hears clients both by the node port and at its own.
-    fn a_process_of_the_node_answers(cluster: &Cluster, (client, outside): (&Space, &Space)) {
-        let two = both_families(2);
-        cluster.set_endpoints(vec![two[0]], vec![two[1]]);
-        pause(Duration::from_millis(300));
-        for space in [client, outside] {
-            for ip in &two {
-                let ends = [NODE_PORT, 8080].map(|port| SocketAddr::new(*ip, port));
-                let from = SocketAddr::new(any_of(ends[0]), 20_000);
-                assert_eq!(space.run(move || from_one_port(from, ends)), [200; 12], "by {ip}");
+        fn backend(&self, (node, pod): (u8, u8)) -> &Space {
+            &self.nodes[usize::from(node) - 1].pods[&pod]
+        }
+
+        /// Checksums are written where packets begin and read where they end, and a tunnel's on its way, as network
+        /// cards leave it; else nobody looks at them between one namespace and another.
+        fn finish_checksums(&self) {
+            let pods = self.nodes.iter().flat_map(|node| node.pods.values());
+            for space in pods.chain([&self.outside]) {
+                space.run(|| ethtool::set_offload("eth0", Offload::TxChecksums, false).unwrap());
+            }
+            self.lan.run(|| {
+                for port in ["port1", "port2", "port99"] {
+                    ethtool::set_offload(port, Offload::TxChecksums, false).unwrap();
+                }
+            });
+        }
+
+        fn serve_sctp(&self) {
+            for (node, pod) in BACKENDS {
+                for ip in pod_ips(node, pod) {
+                    let at = SocketAddr::new(ip, POD_PORT);
+                    self.backend((node, pod)).run(move || sctp::serve(at, pod));
+                }
             }
         }
+
+        fn scenario(&self, set_ups: [SetUp; 2], foreign: &Foreign, has_sctp: bool) {
+            let agents = self.start(&set_ups);
+            self.pods_and_nodes_reach_each_other();
+            self.services_answer();
+            self.beside(foreign);
+            let mut open = self.connections();
+            if has_sctp {
+                self.associations_meet_both();
+                open.extend(self.associations());
+            }
+
+            // The agents die under established connections of every kind and under requests; all go on.
+            let first: Vec<u8> = open.iter_mut().map(ask).collect();
+            let running = self.requests();
+            self.stop(agents);
+            assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
+            assert_eq!(self.client().run(|| tcp(SERVICE, ASKS)).len(), 2);
+            assert_eq!(self.outside.run(|| tcp(node_ports()[0], ASKS)).len(), 2);
+            let agents = self.start(&set_ups);
+            assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
+            for outcome in running.into_iter().map(Requests::stop).collect::<Vec<Outcome>>() {
+                assert!(outcome.failures.is_empty(), "{outcome:?}");
+                assert!(outcome.answered > 20, "{outcome:?}");
+            }
+            self.beside(foreign);
+
+            self.a_node_port_goes();
+            self.a_process_of_the_node_answers();
+            self.endpoints_go();
+            self.stop(agents);
+        }
+
+        /// Pod to pod here and there, host to pod there, and pods to what is no pod.
+        fn pods_and_nodes_reach_each_other(&self) {
+            let (client, node) = (self.client(), &self.nodes[0].space);
+            both_families(2)
+                .into_iter()
+                .for_each(|ip| self.nodes[1].space.run(move || serve_at(ip, 200)));
+            self.outside.run(|| serve(99));
+            for family in [0, 1] {
+                for (at, pod) in BACKENDS {
+                    let ip = pod_ips(at, pod)[family];
+                    let asked = move || ask(&mut connect(SocketAddr::new(ip, POD_PORT)));
+                    assert_eq!(client.run(asked), pod, "pod to {ip}");
+                    assert_eq!(node.run(asked), pod, "node to {ip}");
+                }
+                let to = SocketAddr::new(both_families(2)[family], POD_PORT);
+                assert_eq!(client.run(move || answered_by(&tcp(to, 3))), [200], "pod to {to}");
+                // It knows no way to pods: without the node's address as source nothing is answered.
+                let to = SocketAddr::new(both_families(99)[family], POD_PORT);
+                let seen = client.run(move || [tcp(to, 3), udp(to, 3), connected(to, 3)]);
+                assert_eq!(seen.each_ref().map(answered_by), [[99]; 3], "pod to {to}");
+            }
+        }
+
+        fn services_answer(&self) {
+            let (client, outside) = (self.client(), &self.outside);
+            let seen = client.run(|| tcp(SERVICE, 200));
+            assert!(seen.len() == 2 && seen.values().all(|count| *count > 60), "{seen:?}");
+            for service in services() {
+                for seen in client.run(move || [tcp(service, ASKS), udp(service, ASKS)]) {
+                    assert_eq!(answered_by(&seen), [12, 21], "pod to {service}");
+                }
+                // Translated on their way: a pod's, and the node's own by the host device.
+                for space in [client, &self.nodes[0].space] {
+                    let seen = space.run(move || connected(service, ASKS));
+                    assert_eq!(answered_by(&seen), [12, 21], "to {service}");
+                }
+            }
+
+            // Node ports from outside and from a pod, on the second node: the first one's programs at
+            // the sockets take this whole process for their own.
+            let seen = outside.run(|| tcp(node_ports()[0], 100));
+            assert!(seen.len() == 2 && seen.values().all(|count| *count > 25), "{seen:?}");
+            for to in node_ports() {
+                for space in [outside, client] {
+                    for seen in space.run(move || [tcp(to, ASKS), udp(to, ASKS)]) {
+                        assert_eq!(answered_by(&seen), [12, 21], "to {to}");
+                    }
+                }
+            }
+        }
+
+        /// Somebody else's program before ours on the second node's device sees all packets, and the one
+        /// behind those that ours leaves to the node.
+        fn beside(&self, foreign: &Foreign) {
+            let begin = foreign.runs();
+            for ip in both_families(2) {
+                let to = SocketAddr::new(ip, POD_PORT);
+                assert_eq!(answered_by(&self.outside.run(move || udp(to, 20))), [200]);
+            }
+            // As many datagrams as answers.
+            let seen = foreign.since(begin);
+            assert!(seen.iter().all(|runs| *runs >= 80), "the node's own: {seen:?}");
+            let begin = foreign.runs();
+            for to in node_ports() {
+                assert_eq!(answered_by(&self.outside.run(move || udp(to, ASKS))), [12, 21]);
+            }
+            let datagrams = u64::try_from(ASKS).unwrap();
+            let [before, behind] = foreign.since(begin);
+            // Those to the two addresses, less what another sends between two looks.
+            assert!(
+                before + 9 > behind + 2 * datagrams,
+                "a node port's: {before} before, {behind} behind"
+            );
+        }
+
+        /// Connections that stay open: of pods to pods and services, of the client outside to node ports.
+        fn connections(&self) -> Vec<TcpStream> {
+            let far = pod_ips(2, 21).map(|ip| SocketAddr::new(ip, POD_PORT));
+            let inside = [far, services()].concat();
+            let mut open: Vec<TcpStream> =
+                inside.into_iter().map(|to| self.client().run(move || connect(to))).collect();
+            open.extend(node_ports().map(|to| self.outside.run(move || connect(to))));
+            open
+        }
+
+        /// Associations of a pod's with the service, which no program at a socket translates.
+        fn associations(&self) -> [TcpStream; 2] {
+            [0, 1].map(|family| {
+                let to = SocketAddr::new(services()[family].ip(), POD_PORT);
+                let from = pod_ips(1, 11)[family];
+                self.client().run(move || sctp::associate(from, to))
+            })
+        }
+
+        fn associations_meet_both(&self) {
+            let mut seen = [(); 2].map(|()| BTreeMap::<u8, usize>::new());
+            for _ in 0..ASKS {
+                for (seen, mut association) in seen.iter_mut().zip(self.associations()) {
+                    *seen.entry(ask(&mut association)).or_default() += 1;
+                }
+            }
+            assert_eq!(seen.each_ref().map(answered_by), [[12, 21]; 2], "{seen:?}");
+        }
+
+        /// Clients of every kind that ask until they are stopped.
+        fn requests(&self) -> Vec<Requests> {
+            // All that an emulated processor can do would be theirs.
+            let is_emulated = std::env::var_os("ORLOP_EMULATED").is_some();
+            let breath = BREATH * if is_emulated { 20 } else { 2 };
+            let of = |space, kind, to: [SocketAddr; 2]| {
+                Requests::start(space, kind, to.to_vec(), breath)
+            };
+            vec![
+                of(self.client(), Kind::Connection, services()),
+                of(self.client(), Kind::Connected, services()),
+                of(self.client(), Kind::Datagram, services()),
+                of(&self.outside, Kind::Connection, node_ports()),
+                of(&self.outside, Kind::Connected, node_ports()),
+            ]
+        }
+
+        /// The node port goes while its backends stay: who asked by it hears nothing any more.
+        fn a_node_port_goes(&self) {
+            let asking = node_ports().map(|to| self.outside.run(move || connect_udp(to)));
+            assert!(asking.iter().all(hears));
+            self.cluster.set_node_port(0);
+            let last = Instant::now() + Duration::from_secs(10);
+            while asking.iter().any(hears) {
+                assert!(Instant::now() < last, "a flow outlives its frontend");
+                pause(Duration::from_millis(50));
+            }
+            assert!(!asking.iter().any(hears), "nor later");
+            assert_eq!(self.client().run(|| answered_by(&udp(SERVICE, ASKS))), [12, 21]);
+            self.cluster.set_node_port(NODE_PORT);
+            pause(Duration::from_millis(300));
+            assert!(asking.iter().all(hears));
+        }
+
+        /// A process of the second node as backend hears clients both by the node port and at its own.
+        fn a_process_of_the_node_answers(&self) {
+            let two = both_families(2);
+            self.cluster.set_endpoints(vec![two[0]], vec![two[1]]);
+            pause(Duration::from_millis(300));
+            for space in [self.client(), &self.outside] {
+                for ip in &two {
+                    let ends = [NODE_PORT, POD_PORT].map(|port| SocketAddr::new(*ip, port));
+                    let from = SocketAddr::new(any_of(ends[0]), 20_000);
+                    let answers = space.run(move || from_one_port(from, ends));
+                    assert_eq!(answers, [200; 12], "by {ip}");
+                }
+            }
+        }
+
+        /// An endpoint goes: nobody meets it any more. The last one goes: refused at once.
+        fn endpoints_go(&self) {
+            let asked = [(self.client(), services()), (&self.outside, node_ports())];
+            let all = || asked.into_iter().flat_map(|(space, to)| to.map(|to| (space, to)));
+            self.cluster.set_backends(&[pod_ip(2, 21)]);
+            pause(Duration::from_millis(300));
+            for (space, to) in all() {
+                assert_eq!(space.run(move || answered_by(&tcp(to, ASKS))), [21], "{to}");
+            }
+            self.cluster.set_backends(&[]);
+            pause(Duration::from_millis(300));
+            for (space, to) in all() {
+                let refused = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                assert_eq!(space.run(refused), ErrorKind::ConnectionRefused, "{to}");
+            }
+        }
+    }
+
+    fn connect_udp(to: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind((any_of(to), 0)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.connect(to).unwrap();
+        socket
     }
 
     /// Whether a datagram is answered.
@@ -181,34 +386,45 @@ mod tests {
         socket.send(b"?").is_ok() && socket.recv(&mut [0]).is_ok()
     }
 
-    /// Nodes that know each other by IPv6 alone: the tunnel's packets are IPv6, and pods' of both families
-    /// go through it.
-    fn over_ipv6() {
-        let lan = Space::new();
-        lan.run(make_bridge);
-        let new = |number| Node::new(number, ipv6_alone, &lan);
-        let (mut one, mut two) = (new(1), new(2));
-        add_pods(&mut one, &[11, 12]);
-        add_pods(&mut two, &[21]);
-        let cluster = Cluster::with_backends(ipv6_alone, &[pod_ip(1, 12), pod_ip(2, 21)]);
-        let set_up = |node: &Node| SetUp {
-            mode: Mode::Vxlan,
-            tc: None,
-            cgroup: None,
-            pins: Some(node.space.bpf.join("orlop")),
-            xdp: XdpMode::Off,
-        };
-        let agents = [one.start(&cluster, set_up(&one)), two.start(&cluster, set_up(&two))];
-        let client = &one.pods[&11];
-        for ip in [pod_ip(2, 21).into(), pod_ip6(2, 21)] {
-            let asked = move || ask(&mut connect(SocketAddr::new(ip, 8080)));
-            assert_eq!(client.run(asked), 21, "pod to {ip}");
-            assert_eq!(one.space.run(asked), 21, "node to {ip}");
+    /// Who answers how often, over connected sockets of UDP.
+    fn connected(to: SocketAddr, count: usize) -> BTreeMap<u8, usize> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..count {
+            let (socket, mut byte) = (connect_udp(to), *b"?");
+            socket.send(&byte).unwrap();
+            socket.recv(&mut byte).unwrap();
+            *seen.entry(byte[0]).or_default() += 1;
         }
-        // Without programs at sockets every packet to the service is translated on its way.
-        let seen = client.run(|| tcp(SERVICE, 40));
-        assert_eq!(answered_by(&seen), [12, 21], "{seen:?}");
-        drop(agents);
-        one.space.settle();
+        seen
+    }
+
+    /// Nodes that know each other by IPv6 alone: the tunnel's packets are IPv6, and pods' of both families
+    /// go through it. Without programs at sockets every packet to the service is translated on its way.
+    fn over_ipv6() {
+        let world = World::new(ipv6_alone);
+        world.finish_checksums();
+        let set_up =
+            SetUp { mode: Mode::Vxlan, tc: None, cgroup: None, pins: None, xdp: XdpMode::Off };
+        let agents = world.start(&[set_up.clone(), set_up]);
+        for ip in pod_ips(2, 21) {
+            let asked = move || ask(&mut connect(SocketAddr::new(ip, POD_PORT)));
+            assert_eq!(world.client().run(asked), 21, "pod to {ip}");
+            assert_eq!(world.nodes[0].space.run(asked), 21, "node to {ip}");
+        }
+        for service in services() {
+            // The node's own go by the host device.
+            for space in [world.client(), &world.nodes[0].space] {
+                let asked =
+                    move || [tcp(service, ASKS), udp(service, ASKS), connected(service, ASKS)];
+                for seen in space.run(asked) {
+                    assert_eq!(answered_by(&seen), [12, 21], "to {service}: {seen:?}");
+                }
+            }
+        }
+        let port = node_ports()[1];
+        let seen = world.outside.run(move || [tcp(port, ASKS), udp(port, ASKS)]);
+        assert_eq!(seen.each_ref().map(answered_by), [[12, 21]; 2], "to {port}");
+        world.endpoints_go();
+        world.stop(agents);
     }
 }

@@ -1,5 +1,5 @@
-//! Endpoints that change a hundred times a second under real connections and datagrams, through the agent's
-//! own path: no request fails while every backend is alive, and nothing is left in any map afterwards.
+//! Endpoints that change a hundred times a second under real connections and datagrams of both families, through
+//! the agent's own path: no request fails while every backend is alive, and nothing is left in any map afterwards.
 //!
 //! Once with every service asked in the packets' path, once with programs at the sockets. `ORLOP_SOAK_S` says
 //! for how many seconds in all, 20 if it says nothing. One test, since a process can be in one cgroup only.
@@ -14,14 +14,20 @@ mod chance;
 #[path = "support/node.rs"]
 mod node;
 #[cfg(test)]
-#[path = "soak/requests.rs"]
+#[path = "support/requests.rs"]
 mod requests;
+#[cfg(test)]
+#[path = "soak/serve.rs"]
+mod serve;
+
+#[cfg(test)]
+use node::space;
 
 #[cfg(test)]
 mod tests {
     use std::{
         collections::{BTreeMap, BTreeSet},
-        net::{IpAddr, Ipv4Addr},
+        net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
         path::{Path, PathBuf},
         time::{Duration, Instant},
     };
@@ -39,7 +45,7 @@ mod tests {
     use node_agent::{
         dataplane::look::Look,
         model::{
-            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
+            EndpointPort, EndpointRow, EndpointSliceRow, Family, ObjectKey, Protocol, ServiceKind,
             ServicePort, ServiceRow, TrafficPolicy,
         },
     };
@@ -48,12 +54,13 @@ mod tests {
         cgroup::TestCgroup,
         chance::Random,
         node::{
-            Agent, NAME, NODE_IP, Node,
+            Agent, FAMILIES, NAME, NODE_IPS, Node,
             place::is_possible,
             pod_ip,
             space::{Space, pause},
         },
-        requests::{self, BREATH, Kind, Outcome, Requests},
+        requests::{BREATH, Kind, Outcome, Requests},
+        serve::serve,
     };
 
     const CLIENT: u8 = 11;
@@ -66,8 +73,11 @@ mod tests {
     /// Longer than any flow lives without a packet.
     const AGE_S: u32 = 8_000;
 
-    fn cluster_ip(number: u8) -> IpAddr {
-        Ipv4Addr::new(10, 96, 0, number).into()
+    fn cluster_ip(family: Family, number: u8) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, number.into()).into(),
+        }
     }
 
     fn node_port(number: u8) -> u16 {
@@ -76,6 +86,10 @@ mod tests {
 
     fn key(number: u8) -> ObjectKey {
         ObjectKey::new("default", &format!("service-{number}"))
+    }
+
+    fn slice_key(family: Family, number: u8) -> ObjectKey {
+        ObjectKey::new("default", &format!("service-{number}-{family:?}"))
     }
 
     /// Between them they have rows in every map of services.
@@ -89,36 +103,43 @@ mod tests {
         let is_local = number.is_multiple_of(4);
         ServiceRow {
             kind: ServiceKind::LoadBalancer,
-            cluster_ips: vec![cluster_ip(number)],
-            ingress_ips: vec![Ipv4Addr::new(203, 0, 113, number).into()].into(),
+            cluster_ips: FAMILIES.map(|family| cluster_ip(family, number)).into(),
+            ingress_ips: [format!("203.0.113.{number}"), format!("2001:db8:1::{number}")]
+                .map(|ip| ip.parse().unwrap())
+                .to_vec()
+                .into(),
             ports: vec![
                 port(Protocol::Tcp, node_port(number)),
                 port(Protocol::Udp, node_port(number)),
             ],
             affinity_s: if number.is_multiple_of(3) { 10_800 } else { 0 },
             external_policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            source_ranges: vec![format!("10.{number}.0.0/16").parse().unwrap()].into(),
+            source_ranges: [format!("10.{number}.0.0/16"), format!("fd00:{number}::/64")]
+                .map(|range| range.parse().unwrap())
+                .to_vec()
+                .into(),
             ..ServiceRow::default()
         }
     }
 
-    fn slice(number: u8, pods: &[u8]) -> EndpointSliceRow {
+    fn slice(family: Family, number: u8, pods: &[u8]) -> EndpointSliceRow {
         let port =
             |protocol| EndpointPort { name: format!("{protocol:?}").into(), protocol, port: 8_080 };
         let endpoint = |last: &u8| EndpointRow {
-            ip: pod_ip(*last).into(),
+            ip: pod_ip(family, *last),
             node: NAME.into(),
             ..EndpointRow::default()
         };
         EndpointSliceRow {
             service: key(number),
+            family,
             ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
             endpoints: pods.iter().map(endpoint).collect(),
             ..EndpointSliceRow::default()
         }
     }
 
-    /// One change. A service that is asked always has a backend, and all of them are alive.
+    /// One change. A service that is asked always has a backend of each family, and all of them are alive.
     fn change(node: &Node, random: &mut Random) {
         let some = |random: &mut Random, all: &[u8]| -> Vec<u8> {
             let mask = random.below(1 << all.len());
@@ -128,24 +149,25 @@ mod tests {
         let pick = |random: &mut Random, from: u8, count: u8| {
             from + u8::try_from(random.below(usize::from(count))).unwrap()
         };
+        let family = FAMILIES[random.below(FAMILIES.len())];
         if random.below(4) != 0 {
             let number = pick(random, 1, STEADY);
             let mut pods = some(random, &BACKENDS);
             if pods.is_empty() {
                 pods.push(BACKENDS[usize::from(number) % BACKENDS.len()]);
             }
-            node.slices.upsert(key(number), slice(number, &pods));
+            node.slices.upsert(slice_key(family, number), slice(family, number, &pods));
             return;
         }
         let number = pick(random, STEADY + 1, GHOSTS);
         match random.below(4) {
             0 => drop(node.services.delete(&key(number))),
-            1 => drop(node.slices.delete(&key(number))),
+            1 => drop(node.slices.delete(&slice_key(family, number))),
             2 => drop(node.services.upsert(key(number), service(number))),
             _ => {
                 let pods: Vec<u8> = (100..140).collect();
-                let row = slice(number, &some(random, &pods));
-                node.slices.upsert(key(number), row);
+                let row = slice(family, number, &some(random, &pods));
+                node.slices.upsert(slice_key(family, number), row);
             }
         }
     }
@@ -161,12 +183,14 @@ mod tests {
         changes
     }
 
-    fn addresses() -> Vec<(IpAddr, u16)> {
-        (1..=STEADY).map(|number| (cluster_ip(number), 80)).collect()
+    fn addresses() -> Vec<SocketAddr> {
+        let of = |number| FAMILIES.map(|family| (cluster_ip(family, number), 80).into());
+        (1..=STEADY).flat_map(of).collect()
     }
 
-    fn node_ports() -> Vec<(IpAddr, u16)> {
-        (1..=STEADY).map(|number| (NODE_IP.into(), node_port(number))).collect()
+    fn node_ports() -> Vec<SocketAddr> {
+        let of = |number| NODE_IPS.map(|ip| (ip, node_port(number)).into());
+        (1..=STEADY).flat_map(of).collect()
     }
 
     #[expect(clippy::print_stdout, reason = "what a soak has done is part of its result")]
@@ -178,11 +202,13 @@ mod tests {
             node.add_pod(*last);
         }
         for last in BACKENDS {
-            node.pods[&last].run(move || requests::serve(last));
+            node.pods[&last].run(move || serve(last));
         }
         for number in 1..=STEADY {
             node.services.upsert(key(number), service(number));
-            node.slices.upsert(key(number), slice(number, &BACKENDS));
+            for family in FAMILIES {
+                node.slices.upsert(slice_key(family, number), slice(family, number, &BACKENDS));
+            }
         }
         let agent = node.start(cgroup);
         let pod = &node.pods[&CLIENT];
@@ -233,7 +259,9 @@ mod tests {
 
         for number in 1..=STEADY + GHOSTS {
             node.services.delete(&key(number));
-            node.slices.delete(&key(number));
+            for family in FAMILIES {
+                node.slices.delete(&slice_key(family, number));
+            }
         }
         node.settle(agent);
         let pins = node.pins();

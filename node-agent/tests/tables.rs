@@ -13,7 +13,7 @@ mod pins;
 mod tests {
     use std::{
         io::{Read as _, Write as _},
-        net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+        net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
         thread,
         time::{Duration, Instant},
     };
@@ -22,8 +22,8 @@ mod tests {
     use node_agent::{
         dataplane::look::Look,
         model::{
-            EndpointPort, EndpointRow, EndpointSliceRow, ObjectKey, Protocol, ServiceKind,
-            ServicePort, ServiceRow, TrafficPolicy,
+            EndpointPort, EndpointRow, EndpointSliceRow, Family::V4, ObjectKey, Protocol,
+            ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
         },
         sys::map::RowMap,
         table::Table,
@@ -31,7 +31,7 @@ mod tests {
 
     use super::{
         node::{
-            NAME, NODE_IP, Node,
+            NAME, NODE_IPS, Node,
             place::{ip, is_possible},
             pod_ip,
             space::{Space, pause},
@@ -76,13 +76,13 @@ mod tests {
 
     /// Pods of this node that answer the Service, and one of another node's.
     fn slice(here: &[u8]) -> EndpointSliceRow {
-        let row = |ip: Ipv4Addr, node: &str| EndpointRow {
-            ip: ip.into(),
+        let row = |ip: IpAddr, node: &str| EndpointRow {
+            ip,
             node: node.into(),
             ..EndpointRow::default()
         };
-        let mut endpoints: Vec<_> = here.iter().map(|last| row(pod_ip(*last), NAME)).collect();
-        endpoints.push(row(Ipv4Addr::new(10, 244, 2, 9), "node-2"));
+        let mut endpoints: Vec<_> = here.iter().map(|last| row(pod_ip(V4, *last), NAME)).collect();
+        endpoints.push(row(Ipv4Addr::new(10, 244, 2, 9).into(), "node-2"));
         EndpointSliceRow {
             service: key(),
             ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
@@ -110,7 +110,7 @@ mod tests {
 
     /// Rows of flows from or to a pod's address.
     fn flows_of(node: &Node, last: u8) -> usize {
-        let (pins, addr) = (node.pins(), Addr::v4(pod_ip(last).octets()));
+        let (pins, addr) = (node.pins(), Addr::from(pod_ip(V4, last)));
         let flows = node.space.run(move || Look::below(&pins).flows().unwrap());
         let rows = flows.iter();
         rows.filter(|(key, flow)| [key.src, key.dst, flow.src, flow.dst].contains(&addr)).count()
@@ -144,7 +144,7 @@ mod tests {
         let connect = || TcpStream::connect_timeout(&SocketAddr::from(SERVICE), TIMEOUT).unwrap();
         let _open = node.pods[&CLIENT].run(connect);
         assert_eq!(flows_of(&node, SERVER), 2);
-        let address = pod_ip(SERVER).into();
+        let address = pod_ip(V4, SERVER);
         let old = node.endpoints.row(&address).unwrap().host_ifindex;
         let had_links = links(&node, old);
 
@@ -190,7 +190,7 @@ mod tests {
         node.space.settle();
 
         // Of the next one's lists the first rows come before it is told that there are no more.
-        let kept = node.endpoints.row(&pod_ip(CLIENT).into()).unwrap();
+        let kept = node.endpoints.row(&pod_ip(V4, CLIENT)).unwrap();
         (node.endpoints, node.nodes) = (Table::new(), Table::new());
         node.endpoints.upsert(kept.ip, (*kept).clone());
         [1, 2].iter().for_each(|number| node.add_node(*number));
@@ -202,14 +202,14 @@ mod tests {
         node.nodes.mark_synced();
         await_that("the pod that is nobody's goes", || programmed(&node).len() == 1);
         await_that("and the node", || !is_known(&node, 3));
-        assert_eq!(programmed(&node), [Addr::v4(pod_ip(CLIENT).octets())]);
+        assert_eq!(programmed(&node), [Addr::from(pod_ip(V4, CLIENT))]);
         assert!(is_known(&node, 2));
     }
 
     /// What the node answers to a load balancer that asks after the Service; `None`: it is not there.
     fn check(client: &Space) -> Option<String> {
         client.run(|| {
-            let mut stream = TcpStream::connect((NODE_IP, CHECK_PORT)).ok()?;
+            let mut stream = TcpStream::connect((NODE_IPS[0], CHECK_PORT)).ok()?;
             stream.write_all(b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n").ok()?;
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use nix::sys::{
     socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
@@ -36,6 +37,11 @@ pub(crate) mod space;
 use self::{agent::Followed, place::ip, space::Space};
 
 pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
+/// The service's other address.
+pub(crate) const SERVICE6: (Ipv6Addr, u16) =
+    (Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1), SERVICE.1);
+/// Where its pods answer. SCTP is asked at the same port, which it keeps.
+pub(crate) const POD_PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -73,15 +79,20 @@ impl Cluster {
 
     /// Gives the service this node port; 0 takes it away.
     pub(crate) fn set_node_port(&self, node_port: u16) {
-        let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| ServicePort {
+        let port = |protocol, port, node_port| ServicePort {
             name: format!("{protocol:?}").into(),
             protocol,
-            port: SERVICE.1,
+            port,
             node_port,
-        });
+        };
+        let ports = [
+            port(Protocol::Tcp, SERVICE.1, node_port),
+            port(Protocol::Udp, SERVICE.1, node_port),
+            port(Protocol::Sctp, POD_PORT, 0),
+        ];
         let row = ServiceRow {
             kind: ServiceKind::NodePort,
-            cluster_ips: vec![SERVICE.0.into(), "fd00:96::1".parse().unwrap()],
+            cluster_ips: vec![SERVICE.0.into(), SERVICE6.0.into()],
             ports: ports.to_vec(),
             ..ServiceRow::default()
         };
@@ -105,11 +116,12 @@ impl Cluster {
 
     /// Gives the service these backends by family.
     pub(crate) fn set_endpoints(&self, four: Vec<IpAddr>, six: Vec<IpAddr>) {
-        let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| EndpointPort {
+        let port = |protocol| EndpointPort {
             name: format!("{protocol:?}").into(),
             protocol,
-            port: 8080,
-        });
+            port: POD_PORT,
+        };
+        let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(port);
         for (family, ips) in [(Family::V4, four), (Family::V6, six)] {
             let row = EndpointSliceRow {
                 service: ObjectKey::new("default", "web"),
@@ -124,6 +136,11 @@ impl Cluster {
             self.slices.upsert(ObjectKey::new("default", &format!("web-{family:?}")), row);
         }
     }
+}
+
+/// The second node's port for the service, at each of the node's addresses.
+pub(crate) fn node_ports() -> [SocketAddr; 2] {
+    [0, 1].map(|family| SocketAddr::new(both_families(2)[family], NODE_PORT))
 }
 
 fn name(number: u8) -> String {
@@ -184,8 +201,11 @@ impl Node {
     /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
     /// dropped, and then stops as if killed.
     pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
+        let service_cidrs: Vec<IpNet> =
+            ["10.96.0.0/16", "fd00:96::/108"].map(|cidr| cidr.parse().unwrap()).into();
         let overlay = OverlayConfig {
             mode: set_up.mode,
+            service_cidrs: service_cidrs.clone(),
             ..OverlayConfig::new(&name(self.number), self.ips.clone())
         };
         let dataplane = DataplaneConfig {
@@ -193,6 +213,7 @@ impl Node {
             pins: set_up.pins,
             tc: set_up.tc,
             xdp: set_up.xdp,
+            service_cidrs,
             ..DataplaneConfig::new(self.ips[0])
         };
         let Cluster { services, slices, nodes } = cluster.clone();
@@ -206,7 +227,7 @@ impl Node {
         let followed = Followed { services, slices, nodes, endpoints, cni };
         let is_up = async move |handle: &Handle| {
             let report = handle.report().await?;
-            if report.frontends != 8 {
+            if report.frontends != 10 {
                 return None;
             }
             assert!(report.trouble.is_empty(), "{}", report.status_text());
@@ -260,13 +281,13 @@ pub(crate) fn serve(number: u8) {
 
 /// The same at one address, by which they answer whatever the way to the client is.
 pub(crate) fn serve_at(address: IpAddr, number: u8) {
-    let listener = TcpListener::bind((address, 8080)).unwrap();
+    let listener = TcpListener::bind((address, POD_PORT)).unwrap();
     let _tcp = thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let _connection = thread::spawn(move || answer(stream, number));
         }
     });
-    let socket = UdpSocket::bind((address, 8080)).unwrap();
+    let socket = UdpSocket::bind((address, POD_PORT)).unwrap();
     let _udp = thread::spawn(move || {
         let mut bytes = vec![0; 65_536];
         while let Ok((count, from)) = socket.recv_from(&mut bytes) {
@@ -276,7 +297,7 @@ pub(crate) fn serve_at(address: IpAddr, number: u8) {
 }
 
 /// Answers each byte with the number until the client closes.
-fn answer(mut stream: TcpStream, number: u8) {
+pub(crate) fn answer(mut stream: TcpStream, number: u8) {
     let mut bytes = vec![0; 65_536];
     while let Ok(count @ 1..) = stream.read(&mut bytes)
         && stream.write_all(&vec![number; count]).is_ok()

@@ -77,6 +77,18 @@ pub(crate) fn pod_network(cidrs: &[&str], mtu: u32) -> PodNetwork {
     PodNetwork { cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(), mtu }
 }
 
+/// What a server with its files in this folder is told, on a node with this namespace.
+pub(crate) fn settings(folder: &Path, namespace: &str) -> CniConfig {
+    CniConfig {
+        conf_dir: folder.join("net.d"),
+        bin_dir: folder.join("bin"),
+        host_netns: Some(Path::new("/run/netns").join(namespace)),
+        node_ips: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
+        program_timeout: Duration::from_millis(200),
+        ..CniConfig::new(&folder.join("state"), folder)
+    }
+}
+
 pub(crate) struct Node {
     pub(crate) namespace: Namespace,
     pub(crate) folder: tempfile::TempDir,
@@ -112,12 +124,7 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
-        let mut config = CniConfig::new(&self.folder.path().join("state"), self.folder.path());
-        config.conf_dir = self.folder.path().join("net.d");
-        config.bin_dir = self.folder.path().join("bin");
-        config.host_netns = Some(self.namespace.path());
-        config.node_ips = vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()];
-        config.program_timeout = Duration::from_millis(200);
+        let config = settings(self.folder.path(), &self.namespace.0);
         let inputs = CniInputs {
             services: self.services.clone(),
             network: self.network.subscribe(),

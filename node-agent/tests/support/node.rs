@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use node_agent::{
     dataplane::{DataplaneConfig, Handle, Report, Settled, TcPath},
-    model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
@@ -26,14 +26,22 @@ use self::{
 };
 
 pub(crate) const NAME: &str = "node-1";
-pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
-pub(crate) const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 99);
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-pub(crate) const fn pod_ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, 1, last)
+/// The node's addresses, in the order of [`FAMILIES`].
+pub(crate) const NODE_IPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+pub(crate) fn pod_ip(family: Family, last: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 244, 1, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x244, 0, 1, 0, 0, 0, last.into()).into(),
+    }
 }
 
-/// A node, its pods, and what its agent follows.
+/// A node of both families, its pods, and what its agent follows.
 pub(crate) struct Node {
     pub(crate) space: Space,
     pub(crate) pods: BTreeMap<u8, Space>,
@@ -70,14 +78,17 @@ impl Node {
         client.run(move || {
             ip(&format!(
                 "link add wire0 type veth peer name eth0 netns {tid}
-                 addr add {CLIENT_IP}/24 dev wire0
+                 addr add 192.168.0.99/24 dev wire0
+                 addr add 2001:db8::99/64 dev wire0 nodad
                  link set wire0 up"
             ));
         });
         space.run(|| {
             ip(&format!(
-                "addr add {NODE_IP}/24 dev eth0
-                 link set eth0 up"
+                "addr add {}/24 dev eth0
+                 addr add {}/64 dev eth0 nodad
+                 link set eth0 up",
+                NODE_IPS[0], NODE_IPS[1]
             ));
         });
         let node = Self {
@@ -105,8 +116,14 @@ impl Node {
     /// A node of the cluster; this one is number 1.
     pub(crate) fn add_node(&self, number: u8) {
         let row = NodeRow {
-            internal_ips: vec![Ipv4Addr::new(192, 168, 0, number).into()],
-            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+            internal_ips: vec![
+                Ipv4Addr::new(192, 168, 0, number).into(),
+                format!("2001:db8::{number}").parse().unwrap(),
+            ],
+            pod_cidrs: vec![
+                format!("10.244.{number}.0/24").parse().unwrap(),
+                format!("fd00:244:0:{number}::/64").parse().unwrap(),
+            ],
             ready: true,
             leaving: false,
             labels: BTreeMap::new(),
@@ -115,8 +132,9 @@ impl Node {
     }
 
     pub(crate) fn add_pod(&mut self, last: u8) {
-        let pod = (last, &[pod_ip(last).into()][..], 1450);
-        let space = agent::add_pod((&self.space, &[NODE_IP.into()]), pod, &self.endpoints);
+        let ips = FAMILIES.map(|family| pod_ip(family, last));
+        let pod = (last, &ips[..], 1430);
+        let space = agent::add_pod((&self.space, &NODE_IPS), pod, &self.endpoints);
         self.pods.insert(last, space);
     }
 
@@ -124,13 +142,13 @@ impl Node {
     /// asked in the packets' path.
     pub(crate) fn start(&self, cgroup: Option<PathBuf>) -> Agent {
         let mut overlay =
-            OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, vec![NODE_IP.into()]) };
+            OverlayConfig { mode: Mode::Vxlan, ..OverlayConfig::new(NAME, NODE_IPS.to_vec()) };
         let mut dataplane = DataplaneConfig {
             cgroup,
             pins: Some(self.pins()),
             node_name: NAME.into(),
             tc: self.tc,
-            ..DataplaneConfig::new(NODE_IP.into())
+            ..DataplaneConfig::new(NODE_IPS[0])
         };
         (self.configure)(&mut overlay, &mut dataplane);
         let followed = Followed {

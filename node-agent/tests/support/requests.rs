@@ -1,19 +1,18 @@
-//! Clients that ask all the time, and servers that answer them with a number.
+//! Clients that ask all the time servers that answer with a number.
 
 use std::{
     collections::BTreeSet,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, Ordering},
         mpsc,
     },
-    thread,
     time::Duration,
 };
 
-use super::node::space::{Space, pause};
+use super::space::{Space, pause};
 
 /// How long an answer may take. A lost first packet of a connection is sent again after a second.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// collected yet.
 pub(crate) const BREATH: Duration = Duration::from_millis(3);
 /// Requests of one connected socket, before another one takes its place.
-const REQUESTS: usize = 200;
+const REQUESTS: usize = 40;
 
 /// Ports of sockets that are not connected, apart from those that the kernel gives to connected ones: an
 /// answer to a datagram that was translated at its socket is still taken for one of a flow that had the same
@@ -61,12 +60,7 @@ pub(crate) struct Requests {
 
 impl Requests {
     /// Begins to ask, with so long a pause between two requests.
-    pub(crate) fn start(
-        space: &Space,
-        kind: Kind,
-        to: Vec<(IpAddr, u16)>,
-        breath: Duration,
-    ) -> Self {
+    pub(crate) fn start(space: &Space, kind: Kind, to: Vec<SocketAddr>, breath: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (done, outcome) = mpsc::channel();
         let stopped = Arc::clone(&stop);
@@ -80,7 +74,7 @@ impl Requests {
     }
 }
 
-fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)], breath: Duration) -> Outcome {
+fn ask_until(stop: &AtomicBool, kind: Kind, to: &[SocketAddr], breath: Duration) -> Outcome {
     let mut outcome =
         Outcome { kind, answered: 0, failures: Vec::new(), backends: BTreeSet::new() };
     let mut sockets: Vec<Option<UdpSocket>> = to.iter().map(|_| None).collect();
@@ -89,7 +83,7 @@ fn ask_until(stop: &AtomicBool, kind: Kind, to: &[(IpAddr, u16)], breath: Durati
             break;
         }
         let at = turn % to.len();
-        let address = SocketAddr::from(to[at]);
+        let address = to[at];
         if turn % (REQUESTS * to.len()) == 0 {
             sockets.fill_with(|| None);
         }
@@ -119,15 +113,18 @@ fn connection(to: SocketAddr) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-fn udp() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+/// A socket of UDP for this address, with this port of its own; 0 leaves that to the kernel.
+fn udp(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, port))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
 
 fn connected(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
     if kept.is_none() {
-        let socket = udp()?;
+        let socket = udp(to, 0)?;
         socket.connect(to)?;
         *kept = Some(socket);
     }
@@ -141,9 +138,7 @@ fn connected(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
 fn datagram(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
     if kept.is_none() {
         let port = FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
-        let socket = UdpSocket::bind(("0.0.0.0", port))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        *kept = Some(socket);
+        *kept = Some(udp(to, port)?);
     }
     let Some(socket) = kept else { unreachable!("it was made just now") };
     let mut byte = *b"?";
@@ -153,23 +148,4 @@ fn datagram(to: SocketAddr, kept: &mut Option<UdpSocket>) -> io::Result<u8> {
         return Err(io::Error::other(format!("an answer of {from}")));
     }
     Ok(byte[0])
-}
-
-/// Servers of both protocols at port 8080.
-pub(crate) fn serve(number: u8) {
-    let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
-    let _tcp = thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let mut byte = [0];
-            // The far end may have gone; a request of one byte comes with its connection.
-            let _gone = stream.read_exact(&mut byte).and_then(|()| stream.write_all(&[number]));
-        }
-    });
-    let socket = UdpSocket::bind("0.0.0.0:8080").unwrap();
-    let _udp = thread::spawn(move || {
-        let mut bytes = [0; 64];
-        while let Ok((_, from)) = socket.recv_from(&mut bytes) {
-            let _gone = socket.send_to(&[number], from);
-        }
-    });
 }
