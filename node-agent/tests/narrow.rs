@@ -98,11 +98,11 @@ mod tests {
         node.run(move || {
             ip(&format!("link add wan0 mtu {MTU} type veth peer name node0 mtu {MTU} netns {tid}"));
             // A device that cuts nothing itself gets each packet of a large one.
-            ip("link set wan0 gso_max_segs 1");
-            ip("addr add 203.0.113.1/24 dev wan0");
-            ip("addr add 2001:db8:f::1/64 dev wan0 nodad");
-            ip("link set wan0 up");
-            ip("route add default via 203.0.113.2");
+            ip("link set wan0 gso_max_segs 1
+                addr add 203.0.113.1/24 dev wan0
+                addr add 2001:db8:f::1/64 dev wan0 nodad
+                link set wan0 up
+                route add default via 203.0.113.2");
         });
         let tid = server.tid;
         router.run(move || {
@@ -110,20 +110,20 @@ mod tests {
                 fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
             }
             ip(&format!("link add far0 type veth peer name eth0 netns {tid}"));
-            ip("addr add 203.0.113.2/24 dev node0");
-            ip("addr add 2001:db8:f::2/64 dev node0 nodad");
-            ip("addr add 198.51.100.1/24 dev far0");
-            ip("addr add 2001:db8:51::1/64 dev far0 nodad");
-            ip("link set node0 up");
-            ip("link set far0 up");
+            ip("addr add 203.0.113.2/24 dev node0
+                addr add 2001:db8:f::2/64 dev node0 nodad
+                addr add 198.51.100.1/24 dev far0
+                addr add 2001:db8:51::1/64 dev far0 nodad
+                link set node0 up
+                link set far0 up");
         });
-        node.run(|| ip("-6 route add default via 2001:db8:f::2"));
+        node.run(|| ip("route add default via 2001:db8:f::2"));
         server.run(|| {
-            ip("addr add 198.51.100.2/24 dev eth0");
-            ip("addr add 2001:db8:51::2/64 dev eth0 nodad");
-            ip("link set eth0 up");
-            ip("route add default via 198.51.100.1");
-            ip("-6 route add default via 2001:db8:51::1");
+            ip("addr add 198.51.100.2/24 dev eth0
+                addr add 2001:db8:51::2/64 dev eth0 nodad
+                link set eth0 up
+                route add default via 198.51.100.1
+                route add default via 2001:db8:51::1");
             count_bytes();
         });
     }

@@ -101,11 +101,11 @@ mod tests {
         });
     }
 
-    /// Pods that are programmed.
+    /// IPv4 addresses of pods that are programmed.
     fn programmed(node: &Node) -> Vec<Addr> {
         let pin = pins::folder(&node.pins()).join(names::ENDPOINTS);
         let rows = node.space.run(move || RowMap::<Addr, Endpoint>::open(&pin).unwrap().dump());
-        rows.unwrap().into_iter().map(|(addr, _)| addr).collect()
+        rows.unwrap().into_iter().map(|(addr, _)| addr).filter(Addr::is_v4).collect()
     }
 
     /// Rows of flows from or to a pod's address.

@@ -87,9 +87,10 @@ impl Collector {
         for _batch in 0..BATCHES {
             let rows = table.next(&mut walk)?;
             let mut gone = gc::expired(&rows, now_s, look_up)?;
-            if !self.sought.is_empty() {
-                gone.add(seek(&self.sought, &rows)?);
-            }
+            let sought =
+                if self.sought.is_empty() { Vec::new() } else { seek(&self.sought, &rows)? };
+            gone.retain_idle(now_s, look_up)?;
+            gone.add(sought);
             tell(&rows, &gone.keys);
             let mut failed = table.delete(&gone.keys);
             if is_growing {

@@ -16,6 +16,31 @@ pub struct Expired {
 }
 
 impl Expired {
+    /// Leaves rows alone that had a packet since they were read: a client that takes the port of a connection that is
+    /// over opens one anew, whose rows have the same keys. What is to be deleted after this is to be so at once.
+    ///
+    /// # Errors
+    ///
+    /// What `look_up` says.
+    pub(super) fn retain_idle<E>(
+        &mut self,
+        now_s: u32,
+        mut look_up: impl FnMut(&FlowKey) -> Result<Option<Flow>, E>,
+    ) -> Result<(), E> {
+        let mut keys = Vec::with_capacity(self.keys.len());
+        for key in &self.keys {
+            match look_up(key)? {
+                Some(flow) if idle(&flow, now_s) <= ORPHAN_S => {
+                    let forward = usize::from(flow.direction == FORWARD);
+                    self.forward = self.forward.saturating_sub(forward);
+                }
+                _ => keys.push(*key),
+            }
+        }
+        self.keys = keys;
+        Ok(())
+    }
+
     /// Adds whole flows, given as both halves of each, the forward one first.
     pub(super) fn add(&mut self, flows: Vec<FlowKey>) {
         let known: BTreeSet<FlowKey> = self.keys.iter().copied().collect();
@@ -153,6 +178,20 @@ mod tests {
             assert_eq!(expired(&flows, 5), []);
             assert_eq!(expired(&flows, 6), [half.0]);
         }
+    }
+
+    #[test]
+    fn what_was_opened_anew_since_it_was_read_is_left_alone() {
+        let rows = pair(1, (SEEN_FIN, SEEN_FIN | SEEN_REPLY), (0, 0));
+        let [(key, _), (other, reverse)] = rows;
+        let read = BTreeMap::from(rows);
+        let look_up = |key: &FlowKey| Ok::<_, Infallible>(read.get(key).copied());
+        let mut gone = super::expired(&rows, 100, look_up).unwrap();
+        assert_eq!((gone.keys.as_slice(), gone.forward), (&[key, other][..], 1));
+        // Towards another backend: the answers of the former one have a row that nobody needs.
+        let now = BTreeMap::from([(key, Flow { last_seen: 101, ..rows[0].1 }), (other, reverse)]);
+        gone.retain_idle(100, |key| Ok::<_, Infallible>(now.get(key).copied())).unwrap();
+        assert_eq!((gone.keys, gone.forward), (vec![other], 0));
     }
 
     #[test]

@@ -20,12 +20,31 @@ mod tests {
     /// much it takes only then.
     fn with_narrow_way(test: impl Fn(&mut Kernel, Family) + Send + Sync) {
         with_kernel(|kernel, at| {
-            ip(&format!("link set up0 mtu {MTU}"));
-            for router in ["192.168.0.254", "fd00:a::fe"] {
-                ip(&format!("neighbour add {router} lladdr 02:00:00:00:00:fe dev up0"));
-            }
+            let _way = NarrowWay::new();
             test(kernel, at);
         });
+    }
+
+    /// The uplink is as it was when this is dropped.
+    struct NarrowWay;
+
+    impl NarrowWay {
+        fn new() -> Self {
+            ip(&format!(
+                "link set up0 mtu {MTU}
+                 neighbour add 192.168.0.254 lladdr 02:00:00:00:00:fe dev up0
+                 neighbour add fd00:a::fe lladdr 02:00:00:00:00:fe dev up0"
+            ));
+            Self
+        }
+    }
+
+    impl Drop for NarrowWay {
+        fn drop(&mut self) {
+            ip("link set up0 mtu 1500
+                neighbour del 192.168.0.254 dev up0
+                neighbour del fd00:a::fe dev up0");
+        }
     }
 
     /// The frame with so much in it that its packet has a length.

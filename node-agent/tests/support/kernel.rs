@@ -370,8 +370,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Loading costs seconds, and what a test run may see of the programs is in their maps: one copy
-/// serves all tests, one after the other, each with the maps as if new. No test changes devices or routes, so that one
-/// place does, too.
+/// serves all tests, one after the other, each with the maps as if new. One place does, too: a test that changes
+/// devices puts them back.
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
 /// Runs a test in a namespace with an uplink, the programs loaded and this node's rows in place, once for each family.
