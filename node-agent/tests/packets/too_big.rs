@@ -32,8 +32,8 @@ mod tests {
         fn new() -> Self {
             ip(&format!(
                 "link set up0 mtu {MTU}
-                 neighbour add 192.168.0.254 lladdr 02:00:00:00:00:fe dev up0
-                 neighbour add fd00:a::fe lladdr 02:00:00:00:00:fe dev up0"
+                 neighbour replace 192.168.0.254 lladdr 02:00:00:00:00:fe dev up0
+                 neighbour replace fd00:a::fe lladdr 02:00:00:00:00:fe dev up0"
             ));
             Self
         }
