@@ -66,7 +66,7 @@ extern "C" fn apart_parse(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
     code(packet::parse(&TcContext::new(skb), packet))
 }
 
-/// Translates a packet of a known flow, or an error about one, and copies out the flow's row.
+/// Translates a packet of a known flow, or an error about one, and copies out what its row says of the way.
 #[inline(always)]
 pub fn follow(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Step {
     match packet.kind {

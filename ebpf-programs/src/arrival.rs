@@ -3,12 +3,11 @@
 use aya_ebpf::programs::TcContext;
 use ebpf_common::{
     conntrack::{Flow, LED_TO},
-    device::XDP,
     endpoint::HAS_FLOWS,
 };
 
 use crate::{
-    apart, count, helpers, maps,
+    apart, count, maps,
     meeting::give_way,
     nat::Step,
     packet::{self, Packet},
@@ -22,7 +21,8 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<
     let flags = endpoint.map_or(HAS_FLOWS, |endpoint| endpoint.flags);
     if let Some(endpoint) = endpoint
         && flags & (HAS_FLOWS | LED_TO) != 0
-        && is_carried(ctx)
+        // XDP, in the driver or generic, has translated it for a pod here: it would meet its own flow.
+        && packet::is_from_itself(ctx)
     {
         return Some(apart::deliver(ctx, packet, endpoint));
     }
@@ -40,11 +40,4 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<
         Step::Unknown => apart::deliver(ctx, packet, endpoint),
         Step::Dropped | Step::Refused => count::DROP,
     })
-}
-
-/// Whether XDP has translated the packet for a pod here: it would meet its own flow.
-#[inline(always)]
-fn is_carried(ctx: &TcContext) -> bool {
-    packet::is_from_itself(ctx)
-        && maps::device(helpers::ifindex(ctx)).is_some_and(|device| device.flags & XDP != 0)
 }

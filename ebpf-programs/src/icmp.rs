@@ -127,9 +127,13 @@ fn extensions<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason
 /// Reads the ports; false for a packet without.
 #[inline(always)]
 fn ports<F: Frame>(frame: &F, quote: &mut Quote) -> Result<bool, DropReason> {
+    let proto = quote.answer.proto;
+    if !matches!(proto, TCP | UDP | SCTP | ICMP | ICMPV6) {
+        // Nothing may follow, as where an IPv6 header says that there is no next one.
+        return Ok(false);
+    }
     // RFC 792 promises eight bytes of the transport.
     let head: [u8; 8] = frame.load(quote.l4 as usize)?;
-    let proto = quote.answer.proto;
     let (sport, dport) = match proto {
         TCP | UDP | SCTP => ([head[0], head[1]], [head[2], head[3]]),
         ICMP | ICMPV6 => match Icmp::of(proto, head[0]) {

@@ -68,6 +68,8 @@ mod tests {
         let set_up = SetUp { mode: Mode::Vxlan, tc, cgroup: None, pins, xdp: XdpMode::Off };
         let agent = node.start(&cluster, set_up);
 
+        // What the kernel said of itself before the router's end was up.
+        let before = node.space.run(lost);
         what_may_be_cut_arrives(&node);
         for family in [0, 1] {
             let (at, node_ip) = (server_at(family), NODES[family]);
@@ -77,17 +79,23 @@ mod tests {
                 assert_eq!(sent(&socket, 5), Some(heard(5, node_ip)));
                 is_told(&socket, node_ip);
             });
-            node.pods[&13].run(move || transfers(at, node_ip));
         }
         // A service whose backend is outside.
         let at = SERVICE.into();
         node.pods[&14].run(move || is_told(&socket_to(at), NODES[0]));
-        node.pods[&15].run(move || transfers(at, NODES[0]));
         // A client outside, whose answers are too big.
         cluster.set_backends(&[pod_ip(1, 16)]);
         pause(Duration::from_millis(300));
         server.run(|| echoes(SocketAddr::new(NODES[0].parse().unwrap(), NODE_PORT)));
-        assert_eq!(node.space.run(lost), 0, "something too big was sent");
+        assert_eq!(node.space.run(lost), before, "something too big was sent");
+        // Many full packets at once, of which a slow receiver's queue may lose some; what is too big would never arrive.
+        for family in [0, 1] {
+            let (at, node_ip) = (server_at(family), NODES[family]);
+            node.pods[&13].run(move || transfers(at, node_ip));
+        }
+        cluster.set_backends(&[server_ip]);
+        pause(Duration::from_millis(300));
+        node.pods[&15].run(move || transfers(at, NODES[0]));
         drop(agent);
         node.space.settle();
     }

@@ -105,11 +105,13 @@ pub(crate) fn programs(paths: &Paths, profile: Profile) -> Result<Programs> {
     let mut cargo = cmd("cargo", ["build", "--locked", "--profile", name, "--target", TARGET]);
     if profile == Profile::Dev {
         // With the tests: what they need switches features on, and without them some crates would be built once more.
-        cargo.args(["--workspace", "--tests", "--bins"]);
-    } else {
-        for package in ["node-agent", "control-plane", "load"] {
-            cargo.args(["--package", package, "--bin", package]);
+        cargo.args(["--workspace", "--tests"]);
+    }
+    for package in ["node-agent", "control-plane", "load"] {
+        if profile == Profile::Fast {
+            cargo.args(["--package", package]);
         }
+        cargo.args(["--bin", package]);
     }
     run(cargo.current_dir(&paths.root))?;
     let folder = paths.target.join(TARGET).join(folder);

@@ -19,7 +19,11 @@ enum Command {
     /// From nothing to a cluster of virtual machines with the proven sample.
     Up(up::Wish),
     /// Ends the local cluster and removes what it stored.
-    Down,
+    Down {
+        /// The clusters of `test` instead, which `--keep` or an interruption has left.
+        #[arg(long)]
+        tests: bool,
+    },
     /// Runs the tests: all that this machine can run, or one kind.
     Test(test::Wish),
     /// Builds the eBPF object; prints its size and each program's instructions.
@@ -55,7 +59,8 @@ fn run(command: Command) -> Result<()> {
     let paths = Paths::new();
     match command {
         Command::Up(wish) => up::up(&paths, &wish),
-        Command::Down => down::down(&paths),
+        Command::Down { tests: false } => down::down(&paths),
+        Command::Down { tests: true } => down::tests(&paths),
         Command::Test(wish) => test::test(&paths, &wish),
         Command::BuildEbpf(wish) => build_ebpf::build_ebpf(&paths, wish),
         Command::Bench(wish) => bench::bench(&paths, &wish),

@@ -43,7 +43,7 @@ impl Paths {
     }
 
     /// As `new`, with the cluster that `cargo xtask test` makes for a file of tests. It is never the one that a user
-    /// has up, and those of several files can be made beside each other.
+    /// has up.
     #[must_use]
     pub fn for_tests(file: &str) -> Self {
         let paths = Self::new();

@@ -1,15 +1,15 @@
 //! `test`: the workspace's tests on this machine, then the sample's proof in virtual machines. Whatever
 //! is not run is listed with its reason.
 
-use std::{any::Any, env, fs, process::Command, thread};
+use std::{fs, process::Command, thread};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cluster::Cluster,
     down,
     exec::{cmd, find, run_seen},
-    image, kernel, kernel_tests,
+    kernel, kernel_tests,
     paths::Paths,
     setup::{self, Need},
     step,
@@ -55,9 +55,6 @@ pub struct Wish {
     /// tests run on 6.1 and 6.12, and clusters on 6.1.
     #[arg(long, value_name = "SERIES", conflicts_with = "host")]
     kernel: Vec<String>,
-    /// Of the clusters only the one for this file of tests: how several are run beside each other.
-    #[arg(long, value_name = "FILE", hide = true, requires = "clusters")]
-    cluster: Option<String>,
     /// Leaves the test clusters running, and takes those that run, when they were made from the same programs.
     #[arg(long)]
     keep: bool,
@@ -141,6 +138,9 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     }
     for line in &report.skipped {
         println!("skipped: {line}");
+    }
+    for error in report.errors.iter().skip(1) {
+        println!("failed: {error:#}");
     }
     println!("{} passed, {} failed", report.passed, report.failed);
     if let Some(error) = report.errors.into_iter().next() {
@@ -231,72 +231,20 @@ fn wanted_clusters(kernel: String) -> [(&'static str, up::Wish); 2] {
     [("cluster", three), ("systemd", one_debian)]
 }
 
-/// Boots the clusters of each kernel beside each other and runs the tests that are marked as needing them. A cluster
-/// that `up` made for the user is not touched.
+/// Boots the clusters of each kernel in turn and runs the tests that are marked as needing them; four VMs at once are too
+/// much for two processors. A cluster that `up` made for the user is not touched.
 fn clusters(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     setup::ensure(paths, &[Need::Registry])?;
-    for kernel in wish.kernels(&[kernel::DEFAULT]) {
-        let mut wanted = wanted_clusters(kernel.clone()).to_vec();
-        wanted.retain(|(file, _)| wish.cluster.as_ref().is_none_or(|only| only == file));
-        if !setup::is_root() {
-            let debian = wanted.extract_if(.., |(_, cluster)| cluster.debian);
-            report.skipped.extend(debian.map(|_| {
-                "Debian with systemd in a VM: not root, which mmdebstrap needs".to_owned()
-            }));
-        }
-        if let [(file, cluster)] = wanted.as_slice() {
-            one_cluster(wish, (file, cluster), report)?;
+    for (file, cluster) in wish.kernels(&[kernel::DEFAULT]).into_iter().flat_map(wanted_clusters) {
+        if cluster.debian && !setup::is_root() {
+            report
+                .skipped
+                .push("Debian with systemd in a VM: not root, which mmdebstrap needs".to_owned());
             continue;
         }
-        // Made once, before all take them.
-        image::programs(paths, image::Profile::Dev)?;
-        let ran: Vec<Report> = thread::scope(|scope| {
-            let kernel = &kernel;
-            let started: Vec<_> = wanted
-                .iter()
-                .map(|(file, _)| scope.spawn(move || cluster_beside(wish, file, kernel)))
-                .collect();
-            started.into_iter().map(|run| run.join().unwrap_or_else(panicked)).collect()
-        });
-        for ran in ran {
-            report.passed += ran.passed;
-            report.failed += ran.failed;
-            report.errors.extend(ran.errors);
-        }
+        one_cluster(wish, (file, &cluster), report)?;
     }
     Ok(())
-}
-
-/// A thread's panic is a failed run.
-fn panicked(_: Box<dyn Any + Send>) -> Report {
-    let errors = vec![anyhow!("the thread that followed a cluster's tests panicked")];
-    Report { failed: 1, errors, ..Report::default() }
-}
-
-/// The tests of one cluster in a process of their own, each line of which begins with the cluster's name.
-fn cluster_beside(wish: &Wish, file: &str, kernel: &str) -> Report {
-    let mut report = Report::default();
-    let run = env::current_exe().context("find this program").and_then(|own| {
-        let mut test = cmd(own, ["test", "--clusters", "--cluster", file, "--kernel", kernel]);
-        test.args(wish.keep.then_some("--keep")).args(&wish.filter);
-        run_seen(&mut test, |line| {
-            println!("{file} | {line}");
-            if let Some((passed, failed)) = total(line) {
-                (report.passed, report.failed) = (passed, failed);
-            }
-        })
-    });
-    if let Err(error) = run {
-        report.failed = report.failed.max(1);
-        report.errors.push(error.context(format!("the tests of the cluster {file}")));
-    }
-    report
-}
-
-/// The numbers in the last line of this command.
-fn total(line: &str) -> Option<(u32, u32)> {
-    let (passed, failed) = line.split_once(" passed, ")?;
-    Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
 }
 
 /// Boots a cluster, runs its tests and takes it down.
@@ -371,12 +319,5 @@ mod tests {
         assert_eq!(counts(nextest), Some((340, 5)));
         assert_eq!(counts("  Summary [ 1s] 3 tests run: 3 passed, 0 skipped"), Some((3, 0)));
         assert_eq!(counts("test a ... 5 passed"), None);
-    }
-
-    #[test]
-    fn the_last_line_of_this_command_is_understood() {
-        assert_eq!(total("20 passed, 1 failed"), Some((20, 1)));
-        assert_eq!(total("test result: ok. 20 passed; 0 failed; 0 ignored"), None);
-        assert_eq!(total("kernel 6.1 (x): 152 passed, 0 failed, 3 said that they skip"), None);
     }
 }

@@ -204,6 +204,7 @@ pub(crate) fn console_tail(dir: &Path) -> String {
 /// `.orlop/cache/accel` to ask again.
 pub(crate) fn accel(paths: &Paths, kernel: &Path, initramfs: &Path) -> Result<Accel> {
     let kept = paths.cache.join("accel");
+    let _lock = paths.lock_cache()?;
     match fs::read_to_string(&kept).unwrap_or_default().trim() {
         "kvm" => return Ok(Accel::Kvm),
         "tcg" => return Ok(Accel::Tcg),

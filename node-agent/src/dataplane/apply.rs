@@ -76,6 +76,7 @@ pub(super) struct Runner {
     pub(super) retry: Duration,
     pub(super) pulse: watch::Sender<Pulse>,
     pub(super) teller: Teller,
+    pub(super) began: Instant,
     /// What agents of other versions left is gone.
     pub(super) is_alone: bool,
     /// Health checks that are not served.
@@ -137,6 +138,7 @@ impl Runner {
             retry: RETRY.0,
             pulse,
             teller,
+            began: Instant::now(),
             is_alone: false,
             unserved,
         }
@@ -220,14 +222,21 @@ impl Runner {
         let had_trouble = !self.trouble.is_empty();
         let outcome = self.sockets();
         self.note("sockets", outcome);
-        let outcome = self.settings(device);
-        self.note("settings", outcome);
+        let waits = self.waits_for_services();
+        if !waits {
+            let outcome = self.settings(device);
+            self.note("settings", outcome);
+        }
         let outcome = self.follow_endpoints();
         self.note("pods", outcome);
         let outcome = self.follow_tunnels();
         self.note("tunnels", outcome);
         let outcome = self.follow_services();
         self.note("services", outcome);
+        if waits && !self.waits_for_services() {
+            let outcome = self.settings(device);
+            self.note("settings", outcome);
+        }
         self.remove_other_versions();
         self.retry = match (had_trouble, self.trouble.is_empty()) {
             (_, true) => RETRY.0,

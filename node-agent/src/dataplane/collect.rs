@@ -87,8 +87,16 @@ impl Collector {
         for _batch in 0..BATCHES {
             let rows = table.next(&mut walk)?;
             let mut gone = gc::expired(&rows, now_s, look_up)?;
-            let sought =
-                if self.sought.is_empty() { Vec::new() } else { seek(&self.sought, &rows)? };
+            let mut sought = Vec::new();
+            if !self.sought.is_empty() {
+                // What has the keys by now may be another flow.
+                let again = seek(&self.sought, &rows)?;
+                let again = again.chunks(2).filter_map(|pair| {
+                    let row = look_up(&pair[0]).transpose()?;
+                    Some(row.map(|row| (pair[0], row)))
+                });
+                sought = seek(&self.sought, &again.collect::<io::Result<Vec<_>>>()?)?;
+            }
             gone.retain_idle(now_s, look_up)?;
             gone.add(sought);
             tell(&rows, &gone.keys);

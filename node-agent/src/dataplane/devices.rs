@@ -94,7 +94,9 @@ impl Runner {
                 found.addresses.extend(&ips);
             }
             if !connects || !is_chosen || !link.is_ethernet {
-                found.others.insert(link.index);
+                if !self.is_ours(&link) {
+                    found.others.insert(link.index);
+                }
                 let why =
                     if is_chosen { Untranslated::NoEthernet } else { Untranslated::NotChosen };
                 if connects {
@@ -176,8 +178,12 @@ impl Runner {
 
     /// Whether it connects the node to others.
     fn connects(&self, link: &Link, addresses: &[IpAddr]) -> bool {
-        let ours = Some(link.index) == self.attached.overlay || link.name.starts_with("orl");
-        !ours && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+        !self.is_ours(link) && link.name != "lo" && addresses.iter().any(|ip| !is_link_only(ip))
+    }
+
+    /// Whether it is a pod's or the overlay's.
+    fn is_ours(&self, link: &Link) -> bool {
+        Some(link.index) == self.attached.overlay || link.name.starts_with("orl")
     }
 
     fn is_chosen(&self, name: &String) -> bool {

@@ -27,17 +27,18 @@ impl Expired {
         now_s: u32,
         mut look_up: impl FnMut(&FlowKey) -> Result<Option<Flow>, E>,
     ) -> Result<(), E> {
-        let mut keys = Vec::with_capacity(self.keys.len());
+        let mut spared = BTreeSet::new();
         for key in &self.keys {
-            match look_up(key)? {
-                Some(flow) if idle(&flow, now_s) <= ORPHAN_S => {
-                    let forward = usize::from(flow.direction == FORWARD);
-                    self.forward = self.forward.saturating_sub(forward);
-                }
-                _ => keys.push(*key),
+            if let Some(flow) = look_up(key)?
+                && idle(&flow, now_s) <= ORPHAN_S
+            {
+                let forward = usize::from(flow.direction == FORWARD);
+                self.forward = self.forward.saturating_sub(forward);
+                // Its other half goes with it, whichever of them had the packet.
+                spared.extend([*key, flow.opposite(key.proto)]);
             }
         }
-        self.keys = keys;
+        self.keys.retain(|key| !spared.contains(key));
         Ok(())
     }
 
@@ -189,9 +190,16 @@ mod tests {
         let mut gone = super::expired(&rows, 100, look_up).unwrap();
         assert_eq!((gone.keys.as_slice(), gone.forward), (&[key, other][..], 1));
         // Towards another backend: the answers of the former one have a row that nobody needs.
-        let now = BTreeMap::from([(key, Flow { last_seen: 101, ..rows[0].1 }), (other, reverse)]);
+        let elsewhere = Flow { src: Addr::v4([10, 244, 0, 2]), last_seen: 101, ..rows[0].1 };
+        let now = BTreeMap::from([(key, elsewhere), (other, reverse)]);
         gone.retain_idle(100, |key| Ok::<_, Infallible>(now.get(key).copied())).unwrap();
         assert_eq!((gone.keys, gone.forward), (vec![other], 0));
+
+        // The same flow, of which one half had a packet: the other one is still needed.
+        let mut gone = super::expired(&rows, 100, look_up).unwrap();
+        let now = BTreeMap::from([(key, Flow { last_seen: 101, ..rows[0].1 }), rows[1]]);
+        gone.retain_idle(100, |key| Ok::<_, Infallible>(now.get(key).copied())).unwrap();
+        assert_eq!((gone.keys, gone.forward), (vec![], 0));
     }
 
     #[test]

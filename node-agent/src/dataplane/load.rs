@@ -301,7 +301,8 @@ impl Programs {
         })
     }
 
-    /// Removes the pin of a device that is gone. The kernel has taken the program off with it.
+    /// Forgets a device and removes its pin. From one that is gone the kernel has taken the program; from one that is
+    /// there it goes with the pin, where it is a link.
     pub fn forget_tc(&mut self, hook: TcHook, ifindex: u32) {
         self.filters.remove(&(hook, ifindex));
         self.held.remove(&(hook.program(), ifindex));

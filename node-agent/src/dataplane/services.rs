@@ -39,7 +39,8 @@ use crate::{
 
 /// A round that looks through more services or writes more rows than this took megabytes that are not needed again.
 const GIVE_BACK: usize = 10_000;
-/// The least time between two attempts to write what had no room, each of which reads all maps back.
+/// The least time between two attempts to write what had no room when rows have gone; each reads all maps back, as does a
+/// change of a service that lacks rows.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Up to where the maps say what the tables say.
@@ -146,6 +147,11 @@ impl Services {
     pub(super) fn programmed(&self) -> (Vec<ServiceReport>, usize) {
         let observed = self.observed.as_ref().or(self.hoped.as_ref());
         observed.map_or_else(Default::default, |observed| status::services(observed, &self.missing))
+    }
+
+    /// Whether it is known what the maps hold: services were written, or found as they are to be.
+    pub(super) const fn is_known(&self) -> bool {
+        self.observed.is_some() || self.hoped.is_some()
     }
 
     /// Whether full maps are all that keeps them from what the tables say. Every node has them then, and the other
@@ -260,7 +266,7 @@ impl Services {
         let rows: usize = batches.iter().map(Batch::len).sum();
         self.settled.writes += u64::try_from(rows).unwrap_or(0);
         let undone = maps.write_telling(&batches);
-        self.short.has_room |= !self.full.is_empty() && batches.iter().any(Batch::is_deleting);
+        let has_deleted = batches.iter().any(Batch::is_deleting);
         drop(batches);
         if rows.max(touched) > GIVE_BACK {
             observed.compact();
@@ -268,7 +274,10 @@ impl Services {
             memory::give_back();
         }
         self.has_written |= rows > 0;
-        self.record(observed, undone)
+        let outcome = self.record(observed, undone);
+        // Also what was refused before the same round made room.
+        self.short.has_room |= has_deleted && !self.full.is_empty();
+        outcome
     }
 
     /// Takes over what a round's writes have come to.

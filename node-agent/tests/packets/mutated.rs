@@ -184,9 +184,11 @@ mod tests {
         with_kernel(|kernel, at| {
             serve(kernel, at);
             let least = least(at);
+            // On an emulated processor each hook has every fourth length, another one than the hook before it.
+            let step = if runs::is_emulated() { 4 } else { 1 };
             for whole in packets(at) {
-                for hook in TcHook::ALL.map(TcHook::program) {
-                    for length in (least..whole.len()).rev() {
+                for (number, hook) in TcHook::ALL.map(TcHook::program).into_iter().enumerate() {
+                    for length in (least..whole.len()).rev().skip(number % step).step_by(step) {
                         check(kernel, hook, &whole[..length]);
                     }
                 }

@@ -2,8 +2,12 @@
 
 /// Cases of a random test: `ORLOP_CASES`, else so many, on an emulated processor a tenth of them.
 pub(crate) fn cases(usual: usize) -> usize {
-    let is_emulated = std::env::var_os("ORLOP_EMULATED").is_some();
-    number("ORLOP_CASES").unwrap_or(if is_emulated { usual / 10 } else { usual })
+    number("ORLOP_CASES").unwrap_or_else(|| if is_emulated() { usual / 10 } else { usual })
+}
+
+/// Whether this runs on an emulated processor, some ten times slower.
+pub(crate) fn is_emulated() -> bool {
+    std::env::var_os("ORLOP_EMULATED").is_some()
 }
 
 /// Where chance begins: `ORLOP_SEED`, else always the same.
