@@ -170,16 +170,10 @@ mod tests {
 
     #[test]
     fn a_device_without_ethernets_header_keeps_its_traffic_and_is_named() {
-        if !is_possible() {
-            return;
-        }
-        let _turn = turn();
-        for tc in [None, Some(TcPath::Clsact)] {
-            let mut world = World::new();
-            add_tunnel(&world);
+        by_both_ways(|world| {
+            add_tunnel(world);
             world.client.run(|| serve(FAR, 9000, 2));
             world.node.space.run(|| serve(NEAR, 9000, 1));
-            world.node.tc = tc;
             let agent = world.node.start(None);
             assert_eq!(world.asked(), Some(POD), "by the other device");
             assert_eq!(world.client.run(|| ask((NEAR, 9000))), Some(1));
@@ -192,11 +186,8 @@ mod tests {
             );
             // A pod asks the node by that address as by any other.
             assert_eq!(world.node.pods[&POD].run(|| ask((NEAR, 9000))), Some(1));
-            if agent.report().tc == Some(TcPath::Clsact) {
-                // This kernel has no other.
-                return;
-            }
-        }
+            agent.report().tc
+        });
     }
 
     /// Waits for what the agent does by itself.
@@ -287,13 +278,7 @@ mod tests {
 
     #[test]
     fn what_others_take_away_comes_back() {
-        if !is_possible() {
-            return;
-        }
-        let _turn = turn();
-        for tc in [None, Some(TcPath::Clsact)] {
-            let mut world = World::new();
-            world.node.tc = tc;
+        by_both_ways(|world| {
             world.node.configure = often;
             let agent = world.node.start(None);
             let path = agent.report().tc.unwrap();
@@ -301,13 +286,13 @@ mod tests {
             let by_pod = || world.node.pods[&POD].run(|| ask(SERVICE));
             assert_eq!(by_pod(), Some(POD));
 
-            detach(&world, path, ["tc_from_underlay", "tc_to_underlay"], "eth0".to_owned());
+            detach(world, path, ["tc_from_underlay", "tc_to_underlay"], "eth0".to_owned());
             await_that(&agent, "the underlay's programs", || world.asked() == Some(POD));
             let veth = world.node.space.run(host_veth);
-            detach(&world, path, ["tc_from_pod", "tc_to_pod"], veth);
+            detach(world, path, ["tc_from_pod", "tc_to_pod"], veth);
             await_that(&agent, "a pod's programs", || by_pod() == Some(POD));
 
-            let at = (&world, &agent);
+            let at = (&*world, &agent);
             comes_back::<ServiceKey, Service>(at, names::SERVICES);
             comes_back::<BackendKey, Backend>(at, names::BACKENDS);
             comes_back::<Addr, Endpoint>(at, names::ENDPOINTS);
@@ -319,11 +304,8 @@ mod tests {
             world.node.space.run(|| ip("route delete 10.96.0.0/16"));
             await_that(&agent, "the route of services", route);
             assert!(agent.report().trouble.is_empty(), "{}", agent.report().status_text());
-            if path == TcPath::Clsact {
-                // This kernel has no other.
-                return;
-            }
-        }
+            Some(path)
+        });
     }
 
     /// Whether `ip` has something to say.
@@ -401,13 +383,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_chosen_any_more_loses_its_programs() {
-        if !is_possible() {
-            return;
-        }
-        let _turn = turn();
-        for tc in [None, Some(TcPath::Clsact)] {
-            let mut world = World::new();
-            world.node.tc = tc;
+        by_both_ways(|world| {
             let agent = world.node.start(None);
             let path = agent.report().tc;
             assert_eq!(world.asked(), Some(POD));
@@ -426,11 +402,8 @@ mod tests {
             ];
             assert_eq!(report.untranslated, BTreeMap::from(told));
             assert!(report.trouble.is_empty(), "{}", report.status_text());
-            if path == Some(TcPath::Clsact) {
-                // This kernel has no other.
-                return;
-            }
-        }
+            path
+        });
     }
 
     #[test]
@@ -482,6 +455,22 @@ mod tests {
             bpf::link_detach(bpf::open_pin(&pin).unwrap().as_fd()).unwrap();
         });
         await_that(&agent, "the program at the sockets", || at_loopback() == Some(POD));
+    }
+
+    /// Runs a test by each way of attaching programs at tc that the kernel has; it gives the one that its agent took.
+    fn by_both_ways(test: impl Fn(&mut World) -> Option<TcPath>) {
+        if !is_possible() {
+            return;
+        }
+        let _turn = turn();
+        for tc in [None, Some(TcPath::Clsact)] {
+            let mut world = World::new();
+            world.node.tc = tc;
+            if test(&mut world) == Some(TcPath::Clsact) {
+                // This kernel has no other, or it was the last.
+                return;
+            }
+        }
     }
 
     /// Holds the tests apart: what one has at the sockets of this process, all would ask by.

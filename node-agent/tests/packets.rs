@@ -16,6 +16,9 @@ mod place;
 #[cfg(test)]
 #[path = "support/runs.rs"]
 mod runs;
+#[cfg(test)]
+#[path = "support/told.rs"]
+mod told;
 
 #[cfg(test)]
 #[path = "packets/errors.rs"]

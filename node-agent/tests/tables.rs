@@ -116,6 +116,14 @@ mod tests {
         rows.filter(|(key, flow)| [key.src, key.dst, flow.src, flow.dst].contains(&addr)).count()
     }
 
+    /// A node with a client and a server, and the space at the other end of its wire.
+    fn node_with_pods() -> (Node, Space) {
+        let client = Space::new();
+        let mut node = Node::new(&client);
+        [CLIENT, SERVER].iter().for_each(|last| node.add_pod(*last));
+        (node, client)
+    }
+
     /// Pins of links at a device.
     fn links(node: &Node, ifindex: u32) -> usize {
         let (folder, end) = (pins::folder(&node.pins()).join("links"), format!("_{ifindex}"));
@@ -130,11 +138,7 @@ mod tests {
         if !is_possible() {
             return;
         }
-        let client = Space::new();
-        let mut node = Node::new(&client);
-        for last in [CLIENT, SERVER] {
-            node.add_pod(last);
-        }
+        let (mut node, _client) = node_with_pods();
         node.pods[&SERVER].run(serve);
         node.services.upsert(key(), ServiceRow { health_check_port: 0, ..service() });
         let mut slice = slice(&[SERVER]);
@@ -171,11 +175,7 @@ mod tests {
         if !is_possible() {
             return;
         }
-        let client = Space::new();
-        let mut node = Node::new(&client);
-        for last in [CLIENT, SERVER] {
-            node.add_pod(last);
-        }
+        let (mut node, _client) = node_with_pods();
         [2, 3].iter().for_each(|number| node.add_node(*number));
         let far = |number| Ipv4Addr::new(10, 244, number, 9).into();
         let is_known = |node: &Node, number| {

@@ -6,7 +6,7 @@
 use xtask::{cluster::Cluster, paths::Paths, proof};
 
 fn cluster() -> Cluster {
-    let cluster = Cluster::running(&Paths::for_tests("systemd"))
+    let cluster = Cluster::running(&Paths::for_tests())
         .expect("no test cluster runs: use `cargo xtask test --vm`");
     let shell = cluster.server().expect("a server").shell();
     shell.sh("test -d /run/systemd/system").expect("the node must run systemd");

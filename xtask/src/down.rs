@@ -20,23 +20,6 @@ pub fn down(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Removes the clusters that tests have left.
-///
-/// # Errors
-/// As `down`.
-pub fn tests(paths: &Paths) -> Result<()> {
-    let folder = paths.root.join(".orlop/test-clusters");
-    let mut ended = 0;
-    for entry in fs::read_dir(&folder).into_iter().flatten() {
-        let cluster = entry.with_context(|| format!("read {}", folder.display()))?.path();
-        let paths = Paths { cluster, ..paths.clone() };
-        ended += Cluster::end(&paths)?;
-        remove(&paths)?;
-    }
-    println!("removed {ended} VMs of tests");
-    Ok(())
-}
-
 pub(crate) fn remove(paths: &Paths) -> Result<()> {
     if paths.cluster.exists() {
         fs::remove_dir_all(&paths.cluster)

@@ -47,7 +47,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end; each line of its output is given to `see` as it comes.
+/// As `run`, and each line that is shown is given to `see` too.
 pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Result<()> {
     let shown = show(command);
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
@@ -62,7 +62,9 @@ pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Resu
     command.stdout(Stdio::null()).stderr(Stdio::null());
     for line in BufReader::new(reader).split(b'\n') {
         let line = line.with_context(|| format!("read what {shown} says"))?;
-        see(&String::from_utf8_lossy(&line));
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        see(&line);
     }
     let status = child.wait().with_context(|| format!("wait for {shown}"))?;
     if !status.success() {

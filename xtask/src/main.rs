@@ -20,7 +20,7 @@ enum Command {
     Up(up::Wish),
     /// Ends the local cluster and removes what it stored.
     Down {
-        /// The clusters of `test` instead, which `--keep` or an interruption has left.
+        /// The cluster of `test` instead, which `--keep` or an interruption has left.
         #[arg(long)]
         tests: bool,
     },
@@ -60,7 +60,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Up(wish) => up::up(&paths, &wish),
         Command::Down { tests: false } => down::down(&paths),
-        Command::Down { tests: true } => down::tests(&paths),
+        Command::Down { tests: true } => down::down(&Paths::for_tests()),
         Command::Test(wish) => test::test(&paths, &wish),
         Command::BuildEbpf(wish) => build_ebpf::build_ebpf(&paths, wish),
         Command::Bench(wish) => bench::bench(&paths, &wish),

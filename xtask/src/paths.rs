@@ -42,13 +42,11 @@ impl Paths {
         }
     }
 
-    /// As `new`, with the cluster that `cargo xtask test` makes for a file of tests. It is never the one that a user
-    /// has up.
+    /// As `new`, with the cluster of `cargo xtask test`, which is never the one that a user has up.
     #[must_use]
-    pub fn for_tests(file: &str) -> Self {
+    pub fn for_tests() -> Self {
         let paths = Self::new();
-        let cluster = paths.root.join(".orlop/test-clusters").join(file);
-        Self { images: cluster.join("images"), cluster, ..paths }
+        Self { cluster: paths.root.join(".orlop/test-cluster"), ..paths }
     }
 
     /// Waits until no other process changes the cache; nor does one until what is returned is dropped.

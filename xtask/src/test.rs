@@ -55,7 +55,7 @@ pub struct Wish {
     /// tests run on 6.1 and 6.12, and clusters on 6.1.
     #[arg(long, value_name = "SERIES", conflicts_with = "host")]
     kernel: Vec<String>,
-    /// Leaves the test clusters running, and takes those that run, when they were made from the same programs.
+    /// Leaves the test cluster running, and takes one that runs, when it was made from the same programs.
     #[arg(long)]
     keep: bool,
     /// Only tests whose name contains this.
@@ -175,7 +175,6 @@ fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
 /// Runs a test runner and adds its numbers.
 fn runner(cargo: &mut Command, report: &mut Report) {
     let ran = run_seen(cargo, |line| {
-        println!("{line}");
         if let Some((passed, failed)) = counts(line) {
             report.passed += passed;
             report.failed += failed;
@@ -249,7 +248,7 @@ fn clusters(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
 
 /// Boots a cluster, runs its tests and takes it down.
 fn one_cluster(wish: &Wish, (file, cluster): (&str, &up::Wish), report: &mut Report) -> Result<()> {
-    let paths = Paths::for_tests(file);
+    let paths = Paths::for_tests();
     let errors = report.errors.len();
     match up::up_for_tests(&paths, cluster) {
         Ok(()) => {

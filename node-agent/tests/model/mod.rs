@@ -22,6 +22,8 @@ pub(crate) mod rules;
 pub(crate) mod ruling;
 pub(crate) mod running;
 pub(crate) mod step;
+#[path = "../support/told.rs"]
+pub(crate) mod told;
 pub(crate) mod tracing;
 pub(crate) mod unreachable;
 pub(crate) mod way;

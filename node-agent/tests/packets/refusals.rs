@@ -1,26 +1,5 @@
 //! Clients that are told at once that nobody answers.
 
-use crate::frame::{Frame, checksum};
-
-/// An ICMP error of that type, code and rest of the header, as a program sends it back to who sent a packet.
-pub(crate) fn told(asked: &Frame, from: &str, kind: (u8, u8, [u8; 4])) -> Vec<u8> {
-    let v4 = asked.dst.0.is_ipv4();
-    let quoted = if v4 { 40 } else { 60 };
-    let mut error = Frame::error_of(kind, from, asked, quoted);
-    // Always as long, filled up with zeros.
-    error.payload.resize(7 + quoted, 0);
-    let error = Frame { dst_mac: asked.src_mac, src_mac: asked.dst_mac, ..error };
-    let mut bytes = error.bytes();
-    if v4 {
-        // Neither an identification nor a wish not to be fragmented.
-        bytes[18..22].fill(0);
-        bytes[24..26].fill(0);
-        let sum = checksum(&bytes[14..34]).to_be_bytes();
-        bytes[24..26].copy_from_slice(&sum);
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use ebpf_common::verdict::{DropReason, REFUSALS_PER_SECOND};
@@ -28,12 +7,13 @@ mod tests {
     use crate::{
         frame::{Frame, RST, TCP, UDP},
         kernel::{DROP, Kernel, REDIRECT, any, hex, with_kernel},
+        told::told,
     };
 
     /// The answer as it is sent back: what the address itself would say.
     fn answer(asked: &Frame) -> Vec<u8> {
         let kind = if asked.dst.0.is_ipv4() { (3, 3, [0; 4]) } else { (1, 4, [0; 4]) };
-        super::told(asked, &asked.dst.0.to_string(), kind)
+        told(asked, asked.dst.0, kind)
     }
 
     #[track_caller]

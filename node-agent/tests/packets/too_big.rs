@@ -11,7 +11,7 @@ mod tests {
             to_host, with_kernel,
         },
         place::ip,
-        refusals::told,
+        told::told,
     };
 
     const MTU: u16 = 1300;
@@ -74,7 +74,7 @@ mod tests {
         let (verdict, out) = kernel.run(hook, &asked.bytes());
         let [high, low] = MTU.to_be_bytes();
         let kind = if asked.dst.0.is_ipv4() { (3, 4) } else { (2, 0) };
-        let answer = told(asked, from, (kind.0, kind.1, [0, 0, high, low]));
+        let answer = told(asked, from.parse().unwrap(), (kind.0, kind.1, [0, 0, high, low]));
         let drops = kernel.drops_since(&before);
         assert_eq!((verdict, hex(&out)), (REDIRECT, hex(&answer)), "{hook} {asked:?} {drops:?}");
         assert_eq!(drops, [(DropReason::TooBig, 1)]);

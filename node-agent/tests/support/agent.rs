@@ -2,6 +2,7 @@
 //! overlay and its dataplane.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -27,6 +28,21 @@ use super::space::Space;
 /// An agent that does not come up at all fails. The verifier's work takes half a second on a machine and ten
 /// times that where the processor is emulated, for two agents at once.
 pub(crate) const START: Duration = Duration::from_secs(60);
+
+/// Puts a node of the cluster into a table: its name and the ranges of its pods follow from its number.
+pub(crate) fn add_node(nodes: &Table<ObjectKey, NodeRow>, number: u8, internal_ips: Vec<IpAddr>) {
+    let row = NodeRow {
+        internal_ips,
+        pod_cidrs: vec![
+            format!("10.244.{number}.0/24").parse().unwrap(),
+            format!("fd00:244:0:{number}::/64").parse().unwrap(),
+        ],
+        ready: true,
+        leaving: false,
+        labels: BTreeMap::new(),
+    };
+    nodes.upsert(ObjectKey::new("", &format!("node-{number}")), row);
+}
 
 /// A pod of this last byte on a node of these addresses; its rows are in the table when it is there.
 pub(crate) fn add_pod(

@@ -57,17 +57,7 @@ impl Cluster {
     fn new(node_ips: NodeIps) -> Self {
         let cluster = Self::default();
         for number in 1..=2 {
-            let row = NodeRow {
-                internal_ips: node_ips(number),
-                pod_cidrs: vec![
-                    format!("10.244.{number}.0/24").parse().unwrap(),
-                    format!("fd00:244:0:{number}::/64").parse().unwrap(),
-                ],
-                ready: true,
-                leaving: false,
-                labels: BTreeMap::new(),
-            };
-            cluster.nodes.upsert(ObjectKey::new("", &name(number)), row);
+            agent::add_node(&cluster.nodes, number, node_ips(number));
         }
         cluster.set_node_port(NODE_PORT);
         cluster.nodes.mark_synced();

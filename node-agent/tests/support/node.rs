@@ -115,20 +115,8 @@ impl Node {
 
     /// A node of the cluster; this one is number 1.
     pub(crate) fn add_node(&self, number: u8) {
-        let row = NodeRow {
-            internal_ips: vec![
-                Ipv4Addr::new(192, 168, 0, number).into(),
-                format!("2001:db8::{number}").parse().unwrap(),
-            ],
-            pod_cidrs: vec![
-                format!("10.244.{number}.0/24").parse().unwrap(),
-                format!("fd00:244:0:{number}::/64").parse().unwrap(),
-            ],
-            ready: true,
-            leaving: false,
-            labels: BTreeMap::new(),
-        };
-        self.nodes.upsert(ObjectKey::new("", &format!("node-{number}")), row);
+        let six = format!("2001:db8::{number}").parse().unwrap();
+        agent::add_node(&self.nodes, number, vec![Ipv4Addr::new(192, 168, 0, number).into(), six]);
     }
 
     pub(crate) fn add_pod(&mut self, last: u8) {

@@ -17,7 +17,7 @@ mod services;
 use xtask::{cluster::Cluster, kubectl::Kubectl, paths::Paths};
 
 fn cluster() -> (Paths, Cluster) {
-    let paths = Paths::for_tests("cluster");
+    let paths = Paths::for_tests();
     let cluster =
         Cluster::running(&paths).expect("no test cluster runs: use `cargo xtask test --vm`");
     assert!(cluster.nodes.len() >= 3, "the proof is about a server and two workers");

@@ -95,16 +95,14 @@ fn from_messages(messages: &str, manifest: &Path) -> Result<Programs> {
     Ok(programs)
 }
 
-/// Makes what `run` needs and what changes with Debian alone.
+/// Makes what `run` needs and what changes with Debian alone; gives the kernels.
 ///
 /// # Errors
 /// When something cannot be fetched; `run` tries once more.
-pub(crate) fn prepare(paths: &Paths, series: &[String]) -> Result<()> {
+pub(crate) fn prepare(paths: &Paths, series: &[String]) -> Result<Vec<Kernel>> {
     setup::ensure(paths, &[Need::Vm, Need::Packages, Need::Debian])?;
-    for series in series {
-        kernel::get(paths, series, None)?;
-    }
-    debian::kept(paths).map(drop)
+    debian::kept(paths)?;
+    series.iter().map(|series| kernel::get(paths, series, None)).collect()
 }
 
 /// Boots each kernel of `series` and runs the programs' tests whose name contains `filter`; several beside each other
@@ -118,11 +116,9 @@ pub(crate) fn run(
     programs: &Programs,
     filter: Option<&str>,
 ) -> Result<Vec<(String, Ran)>> {
-    prepare(paths, series)?;
+    let kernels = prepare(paths, series)?;
     let folder = paths.root.join(".orlop/kernel-tests");
     remove(paths, &folder)?;
-    let kernels: Vec<Kernel> =
-        series.iter().map(|series| kernel::get(paths, series, None)).collect::<Result<_>>()?;
     let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
     let count = programs.tests.len();
     step(&format!("make a disk with {count} test programs for {}", names.join(" and ")));
