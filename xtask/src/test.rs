@@ -96,6 +96,15 @@ struct Report {
     errors: Vec<anyhow::Error>,
 }
 
+impl Report {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+        self.errors.extend(other.errors);
+    }
+}
+
 /// Runs the tests that were asked for, shows what was not run, and ends with their numbers.
 ///
 /// # Errors
@@ -129,12 +138,9 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         (Kinds::Vm | Kinds::Matrix | Kinds::Clusters | Kinds::All, Some(why)) => {
             return Err(impossible(format!("tests in virtual machines cannot run: {why}")));
         }
-        (Kinds::Matrix, None) => matrix(paths, wish, &mut report)?,
-        (Kinds::Clusters, None) => clusters(paths, wish, &mut report)?,
-        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => {
-            timed("tests on other kernels", || matrix(paths, wish, &mut report))?;
-            timed("tests on clusters", || clusters(paths, wish, &mut report))?;
-        }
+        (Kinds::Matrix, None) => matrix(paths, wish, &mut report, || {})?,
+        (Kinds::Clusters, None) => clusters(paths, wish, wanted_clusters(wish), &mut report)?,
+        (Kinds::Possible | Kinds::Vm | Kinds::All, None) => in_vms(paths, wish, &mut report)?,
     }
     for line in &report.skipped {
         println!("skipped: {line}");
@@ -198,8 +204,26 @@ pub(crate) fn counts(line: &str) -> Option<(u32, u32)> {
     Some((before("passed").unwrap_or(0), before("failed").unwrap_or(0)))
 }
 
-/// Runs the kernel-level tests of this machine on each kernel.
-fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
+/// The kernels, and then the clusters; those of one VM begin as soon as one of the kernels leaves a processor to them.
+fn in_vms(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
+    let (small, large): (Vec<_>, Vec<_>) =
+        wanted_clusters(wish).into_iter().partition(|(_, cluster)| cluster.nodes == 1);
+    let mut small = Some(small);
+    let (mut beside, mut outcome) = (Report::default(), Ok(()));
+    let meanwhile = || {
+        let small = small.take().unwrap_or_default();
+        outcome =
+            timed("tests on clusters of one node", || clusters(paths, wish, small, &mut beside));
+    };
+    timed("tests on other kernels", || matrix(paths, wish, report, meanwhile))?;
+    report.add(beside);
+    outcome?;
+    let left = small.into_iter().flatten().chain(large).collect();
+    timed("tests on clusters", || clusters(paths, wish, left, report))
+}
+
+/// Runs the kernel-level tests of this machine on each kernel, and `meanwhile` when one leaves a processor idle.
+fn matrix(paths: &Paths, wish: &Wish, report: &mut Report, meanwhile: impl FnOnce()) -> Result<()> {
     if !setup::is_root() {
         report
             .skipped
@@ -208,7 +232,7 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     }
     let programs = kernel_tests::build(paths)?;
     let series = wish.kernels(&kernel_tests::SERIES);
-    let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref());
+    let ran = kernel_tests::run(paths, &series, &programs, wish.filter.as_deref(), meanwhile);
     let ran = ran.unwrap_or_else(|error| {
         report.failed += 1;
         report.errors.push(error.context("tests on other kernels"));
@@ -223,18 +247,24 @@ fn matrix(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The clusters of a kernel that the tests in VMs are about, and the test file of each.
-fn wanted_clusters(kernel: String) -> [(&'static str, up::Wish); 2] {
-    let three = up::Wish { kernel, ..up::Wish::default() };
-    let one_debian = up::Wish { nodes: 1, debian: true, ..three.clone() };
-    [("cluster", three), ("systemd", one_debian)]
+/// A cluster that tests in VMs are about, and their file.
+type Wanted = (&'static str, up::Wish);
+
+/// The clusters of each kernel.
+fn wanted_clusters(wish: &Wish) -> Vec<Wanted> {
+    let of_kernel = |kernel| {
+        let three = up::Wish { kernel, ..up::Wish::default() };
+        let one_debian = up::Wish { nodes: 1, debian: true, ..three.clone() };
+        [("cluster", three), ("systemd", one_debian)]
+    };
+    wish.kernels(&[kernel::DEFAULT]).into_iter().flat_map(of_kernel).collect()
 }
 
-/// Boots the clusters of each kernel in turn and runs the tests that are marked as needing them; four VMs at once are too
-/// much for two processors. A cluster that `up` made for the user is not touched.
-fn clusters(paths: &Paths, wish: &Wish, report: &mut Report) -> Result<()> {
+/// Boots clusters in turn and runs the tests that are marked as needing them; four VMs at once are too much for two
+/// processors. A cluster that `up` made for the user is not touched.
+fn clusters(paths: &Paths, wish: &Wish, wanted: Vec<Wanted>, report: &mut Report) -> Result<()> {
     setup::ensure(paths, &[Need::Registry])?;
-    for (file, cluster) in wish.kernels(&[kernel::DEFAULT]).into_iter().flat_map(wanted_clusters) {
+    for (file, cluster) in wanted {
         if cluster.debian && !setup::is_root() {
             report
                 .skipped

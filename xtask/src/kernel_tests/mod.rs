@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{self, Seek as _, SeekFrom},
     path::{Path, PathBuf},
+    sync::mpsc,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -107,6 +108,8 @@ pub(crate) fn prepare(paths: &Paths, series: &[String]) -> Result<Vec<Kernel>> {
 
 /// Boots each kernel of `series` and runs the programs' tests whose name contains `filter`; several beside each other
 /// where the machine has processors for that. Shows what they say as it comes, and ends each with a line of numbers.
+/// As soon as one of the last that run beside each other has ended, `meanwhile` is done on what that leaves idle, which is
+/// a processor of this machine if VMs are emulated; it is not done where the last runs alone.
 ///
 /// # Errors
 /// When no kernel could be booted, as what all need cannot be made.
@@ -115,6 +118,7 @@ pub(crate) fn run(
     series: &[String],
     programs: &Programs,
     filter: Option<&str>,
+    meanwhile: impl FnOnce(),
 ) -> Result<Vec<(String, Ran)>> {
     let kernels = prepare(paths, series)?;
     let folder = paths.root.join(".orlop/kernel-tests");
@@ -134,17 +138,36 @@ pub(crate) fn run(
     }
     let cpus = machines.first().map_or(Ok(1), |machine| machine.spec.accel.cpus())?;
     let at_once = thread::available_parallelism().map_or(1, usize::from) / cpus;
-    let mut ran = Vec::new();
-    for some in machines.chunks(at_once.max(1)) {
-        ran.extend(thread::scope(|scope| {
-            let started: Vec<_> =
-                some.iter().map(|machine| scope.spawn(|| machine.run())).collect();
-            let ended = started.into_iter().zip(some);
-            ended.map(|(run, machine)| (machine.series.clone(), join(run))).collect::<Vec<_>>()
-        }));
-    }
+    let mut chunks: Vec<_> = machines.chunks(at_once.max(1)).collect();
+    let last = chunks.pop().unwrap_or_default();
+    let mut ran: Vec<_> =
+        chunks.into_iter().flat_map(|some| beside_each_other(some, || {})).collect();
+    ran.extend(beside_each_other(last, meanwhile));
     remove(paths, &folder)?;
     Ok(ran)
+}
+
+/// Runs `machines`, and does `meanwhile` when the first of several has ended.
+fn beside_each_other(machines: &[Machine], meanwhile: impl FnOnce()) -> Vec<(String, Ran)> {
+    let (ended, has_ended) = mpsc::channel();
+    thread::scope(|scope| {
+        let start = |machine| {
+            let ended = ended.clone();
+            scope.spawn(move || {
+                let ran = Machine::run(machine);
+                // Nobody waits for the second.
+                let _heard = ended.send(());
+                ran
+            })
+        };
+        let started: Vec<_> = machines.iter().map(start).collect();
+        drop(ended);
+        if machines.len() > 1 && has_ended.recv().is_ok() {
+            meanwhile();
+        }
+        let runs = started.into_iter().zip(machines);
+        runs.map(|(run, machine)| (machine.series.clone(), join(run))).collect()
+    })
 }
 
 /// What a thread ended with; its panic is a failed run.
