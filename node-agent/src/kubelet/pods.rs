@@ -140,7 +140,7 @@ impl<R: Runtime, I: ImageSource> Set<R, I> {
         // A pod that runs already was let in before; one that is over takes nothing.
         let asks = sandbox.is_none() && !is_over(&object.pod) && object.unsupported.is_empty();
         let rejection = if asks { self.admit(&object.pod) } else { None };
-        let idle = rejection.is_some() || !object.unsupported.is_empty();
+        let idle = sandbox.is_none() && (rejection.is_some() || !object.unsupported.is_empty());
         let (sender, receiver) = mpsc::channel(QUEUE);
         self.pods.insert(uid.clone(), Known { sender, pod: Arc::clone(&object.pod), idle });
         if self.lost.remove(&uid) {
