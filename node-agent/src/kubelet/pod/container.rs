@@ -65,11 +65,12 @@ impl Slot {
         history: &History,
         now: Instant,
     ) -> Self {
+        let own = plan.restart_policy.unwrap_or(pod_policy);
         let restart_policy = match plan.role {
             Role::Sidecar => RestartPolicy::Always,
-            // An init container that fails is tried again unless the pod says never.
-            Role::Init if pod_policy == RestartPolicy::Always => RestartPolicy::OnFailure,
-            Role::Init | Role::Main => pod_policy,
+            // An init container that fails is tried again unless it or the pod says never.
+            Role::Init if own == RestartPolicy::Always => RestartPolicy::OnFailure,
+            Role::Init | Role::Main => own,
         };
         let mut slot = Self {
             plan: plan.clone(),

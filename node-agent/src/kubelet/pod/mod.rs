@@ -74,6 +74,8 @@ pub struct PodPlan {
 pub struct ContainerPlan {
     pub name: Box<str>,
     pub role: Role,
+    /// The container's own, over the pod's (KEP-5307).
+    pub restart_policy: Option<RestartPolicy>,
     pub image: Box<str>,
     pub startup: Option<ProbePlan>,
     pub liveness: Option<ProbePlan>,

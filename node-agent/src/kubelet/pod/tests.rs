@@ -25,6 +25,7 @@ pub(super) fn container(name: &str, role: Role) -> ContainerPlan {
     ContainerPlan {
         name: name.into(),
         role,
+        restart_policy: None,
         image: "registry/image:1".into(),
         startup: None,
         liveness: None,
@@ -168,6 +169,33 @@ fn restart_policy_decides_who_runs_again_and_when_the_pod_is_over() {
             if over { PodEffect::RemoveSandbox } else { PodEffect::PullImage { slot: 0 } };
         assert_eq!(asked, [expected], "{policy:?} {code}");
         assert_eq!(story.machine.is_ending(), over);
+    }
+}
+
+#[test]
+fn a_containers_own_restart_policy_counts_over_the_pods() {
+    use RestartPolicy::{Always, Never, OnFailure};
+    let table = [
+        (Role::Main, Never, Some(Always), 0, true),
+        (Role::Main, Never, Some(OnFailure), 1, true),
+        (Role::Main, Never, Some(OnFailure), 0, false),
+        (Role::Main, Always, Some(Never), 1, false),
+        (Role::Init, Never, Some(OnFailure), 1, true),
+        (Role::Init, Always, Some(Never), 1, false),
+        (Role::Init, OnFailure, None, 1, true),
+    ];
+    for (role, pod, own, code, again) in table {
+        let mut first = container("a", role);
+        first.restart_policy = own;
+        let mut other = container("b", Role::Main);
+        other.restart_policy = Some(Never);
+        let mut story = Story::new(plan(pod, vec![first, other]));
+        story.tick();
+        story.sandbox();
+        let id = story.start(0);
+        let asked = story.exit(&id, code);
+        let started = asked.contains(&PodEffect::PullImage { slot: 0 });
+        assert_eq!(started, again, "{role:?} {pod:?} {own:?} {code}: {asked:?}");
     }
 }
 

@@ -17,7 +17,7 @@ use k8s_openapi::{
 use super::{
     admit::Rejection,
     cgroup::qos_class,
-    pod::{Phase, PodMachine, RestartPolicy, Role, Slot},
+    pod::{Phase, PodMachine, Role, Slot},
     runtime::{ContainerId, Exit},
 };
 
@@ -104,13 +104,13 @@ fn phase(machine: &PodMachine, ctx: &StatusContext<'_>) -> &'static str {
         .collect();
     let all = mains().count();
     let failed = stopped.iter().any(|exit| exit.code != 0);
-    let never = machine.plan().restart_policy == RestartPolicy::Never;
     let init_failed = machine.slots().iter().any(|slot| {
         slot.plan.role == Role::Init
             && matches!(slot.phase, Phase::Exited)
             && slot.last.as_ref().is_some_and(|(_, _, exit)| exit.code != 0)
     });
-    if init_failed && never {
+    // It is not tried again, whoever's policy says so.
+    if init_failed {
         return "Failed";
     }
     if machine.is_ending() && running == 0 && stopped.len() == all {

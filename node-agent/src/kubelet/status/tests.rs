@@ -170,6 +170,15 @@ fn a_pod_that_runs_is_told_what_it_got_in_vain_and_runs_on() {
 }
 
 #[test]
+fn a_pod_fails_with_an_init_container_that_itself_says_never() {
+    let mut case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}],
+        "initContainers": [{"name": "i", "image": "i", "restartPolicy": "Never"}]}));
+    case.run("c0");
+    case.exit("c0", 1, false);
+    assert_eq!(case.status()["phase"], "Failed");
+}
+
+#[test]
 fn a_rejected_pod_is_failed_with_the_reason() {
     let case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
     let rejection = Rejection { reason: "OutOfcpu", message: "no".to_owned() };
