@@ -145,6 +145,7 @@ const VALUES: &[(&str, &[&str])] = &[
     ("os.name", &["linux"]),
     ("procMount", &["Default"]),
     ("recursiveReadOnly", &["Disabled"]),
+    ("restartPolicy", &["Always", "Never", "OnFailure"]),
     ("seccompProfile.type", &["RuntimeDefault", "Unconfined"]),
     ("supplementalGroupsPolicy", &["Merge"]),
     ("terminationMessagePolicy", &["FallbackToLogsOnError", "File"]),
@@ -159,7 +160,25 @@ pub fn unsupported_fields(spec: &Value) -> Vec<String> {
     if spec.get("hostUsers") == Some(&Value::Bool(false)) {
         found.push("spec.hostUsers".to_owned());
     }
+    found.extend(init_fields(spec));
     found
+}
+
+/// What only a sidecar among the init containers may have. The API refuses it of others, but a pod that
+/// comes from elsewhere or is older may have it.
+fn init_fields(spec: &Value) -> Vec<String> {
+    const SIDECARS: [&str; 4] = ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"];
+    let list = spec.get("initContainers").and_then(Value::as_array).into_iter().flatten();
+    let plain = list.enumerate().filter(|(_, container)| {
+        container.get("restartPolicy").and_then(Value::as_str) != Some("Always")
+    });
+    plain
+        .flat_map(|(index, container)| {
+            let set =
+                SIDECARS.iter().filter(|name| container.get(**name).is_some_and(|v| !v.is_null()));
+            set.map(move |name| format!("spec.initContainers[{index}].{name}"))
+        })
+        .collect()
 }
 
 fn walk(value: &Value, path: &str, pattern: &str, found: &mut Vec<String>) {
@@ -358,6 +377,20 @@ mod tests {
                 json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}),
                 "spec.containers[0].resources.limits.nvidia.com/gpu",
             ),
+            (
+                json!({"initContainers": [{"restartPolicy": "Always", "startupProbe": {}},
+                    {"restartPolicy": "Never", "startupProbe": {"exec": {"command": ["x"]}}}]}),
+                "spec.initContainers[1].startupProbe",
+            ),
+            (
+                json!({"initContainers": [{"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}),
+                "spec.initContainers[0].lifecycle",
+            ),
+            (
+                json!({"containers": [{"restartPolicyRules": [{"action": "Restart"}]}]}),
+                "spec.containers[0].restartPolicyRules",
+            ),
+            (json!({"restartPolicy": "Maybe"}), "spec.restartPolicy: Maybe"),
             (json!({"inventedLater": 1}), "spec.inventedLater"),
             (json!({"containersToo": [{}]}), "spec.containersToo"),
         ];

@@ -1,6 +1,6 @@
 //! The kubelet: pods of this node, from spec to processes and back to status.
 //!
-//! Pure: `pod` (the machine of one pod), `probe`, `status`, `admit`, `cgroup`, `plan`, `env`, `spec`,
+//! Pure: `pod` (the machine of one pod), `probe`, `status`, `admit`, `node_fit`, `cgroup`, `plan`, `env`, `spec`,
 //! `quantity`. Effects: `runtime`, `images`, `volumes`, `worker` (one task a pod) with its `jobs`, `pods` (the
 //! set of them), `prober`, `events`, `node`, `lease`, `server`.
 
@@ -13,6 +13,7 @@ pub mod jobs;
 mod last_words;
 pub mod lease;
 pub mod node;
+pub mod node_fit;
 pub mod plan;
 pub mod pod;
 pub mod pods;

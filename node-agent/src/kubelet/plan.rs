@@ -24,15 +24,21 @@ pub fn pod_plan(pod: &Pod) -> PodPlan {
     let grace = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
     PodPlan {
         display: format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid)),
-        restart_policy: match spec.restart_policy.as_deref() {
-            Some("Never") => RestartPolicy::Never,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            Some(_) | None => RestartPolicy::Always,
-        },
+        restart_policy: restart_policy(spec.restart_policy.as_deref())
+            .unwrap_or(RestartPolicy::Always),
         grace: grace.map_or(DEFAULT_GRACE, Duration::from_secs),
         containers: containers(spec)
             .map(|(role, container)| container_plan(role, container))
             .collect(),
+    }
+}
+
+fn restart_policy(text: Option<&str>) -> Option<RestartPolicy> {
+    match text? {
+        "Never" => Some(RestartPolicy::Never),
+        "OnFailure" => Some(RestartPolicy::OnFailure),
+        "Always" => Some(RestartPolicy::Always),
+        _ => None,
     }
 }
 
@@ -46,13 +52,11 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &Container)> {
 }
 
 fn container_plan(role: Role, container: &Container) -> ContainerPlan {
-    let probe = |probe: &Option<Probe>| {
-        // A plain init container has no probes; the API refuses them.
-        probe.as_ref().filter(|_| role != Role::Init).map(probe_plan)
-    };
+    let probe = |probe: &Option<Probe>| probe.as_ref().map(probe_plan);
     ContainerPlan {
         name: container.name.as_str().into(),
         role,
+        restart_policy: restart_policy(container.restart_policy.as_deref()),
         image: container.image.as_deref().unwrap_or_default().into(),
         startup: probe(&container.startup_probe),
         liveness: probe(&container.liveness_probe),

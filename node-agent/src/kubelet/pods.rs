@@ -7,22 +7,24 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use kube::{
     Api,
     api::{ApiResource, DynamicObject},
     runtime::{WatchStreamExt as _, watcher},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{info, warn};
 
 use super::{
     ImageSource, Kubelet,
     admit::fits,
     chain,
+    node_fit::belongs,
     plan::is_over,
     runtime::{PodUid, Runtime, RuntimeError, RuntimeEvent, SandboxState},
     worker::{Birth, Message, PodObject, run as run_pod},
@@ -30,6 +32,8 @@ use super::{
 
 /// Messages that may wait for one pod's task; a full queue slows the set down.
 const QUEUE: usize = 32;
+/// How long a new pod waits for the node's labels and taints.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Set<R, I> {
     kubelet: Arc<Kubelet<R, I>>,
@@ -139,8 +143,8 @@ impl<R: Runtime, I: ImageSource> Set<R, I> {
         let sandbox = self.unclaimed.remove(&uid);
         // A pod that runs already was let in before; one that is over takes nothing.
         let asks = sandbox.is_none() && !is_over(&object.pod) && object.unsupported.is_empty();
-        let rejection = if asks { self.admit(&object.pod) } else { None };
-        let idle = rejection.is_some() || !object.unsupported.is_empty();
+        let rejection = if asks { self.admit(&object.pod).await } else { None };
+        let idle = sandbox.is_none() && (rejection.is_some() || !object.unsupported.is_empty());
         let (sender, receiver) = mpsc::channel(QUEUE);
         self.pods.insert(uid.clone(), Known { sender, pod: Arc::clone(&object.pod), idle });
         if self.lost.remove(&uid) {
@@ -154,10 +158,27 @@ impl<R: Runtime, I: ImageSource> Set<R, I> {
         });
     }
 
-    fn admit(&self, pod: &Pod) -> Option<super::admit::Rejection> {
+    async fn admit(&self, pod: &Pod) -> Option<super::admit::Rejection> {
         let live = self.pods.values().filter(|known| !known.idle && !is_over(&known.pod));
         let others: Vec<&PodSpec> = live.filter_map(|known| known.pod.spec.as_ref()).collect();
-        fits(pod.spec.as_ref()?, &others, self.kubelet.allocatable)
+        let spec = pod.spec.as_ref()?;
+        if let Some(rejection) = fits(spec, &others, self.kubelet.allocatable) {
+            return Some(rejection);
+        }
+        // Labels and taints may have changed since a pod was let in: that does not end it after a boot.
+        let begun = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if begun { None } else { belongs(spec, &self.node().await?) }
+    }
+
+    /// This node as the API has it; a pod is let in where that cannot be had.
+    async fn node(&self) -> Option<Node> {
+        let api: Api<Node> = Api::all(self.kubelet.client.clone());
+        match timeout(NODE_TIMEOUT, api.get(&self.kubelet.config.node_name)).await {
+            Ok(Ok(node)) => return Some(node),
+            Ok(Err(error)) => warn!(error = chain(&error), "node not read"),
+            Err(_elapsed) => warn!("node not read in time"),
+        }
+        None
     }
 
     async fn runtime(&mut self, event: RuntimeEvent) {

@@ -88,6 +88,8 @@ struct Worker<R, I> {
     images: BTreeMap<usize, UnpackedImage>,
     rejection: Option<Rejection>,
     unsupported: Vec<String>,
+    /// The pod was let in: fields that its spec got later do not end it.
+    let_in: bool,
     status: watch::Sender<Option<Value>>,
     last: Option<PodStatus>,
     /// The API has another readiness than was written last.
@@ -134,8 +136,9 @@ pub async fn run<R: Runtime, I: ImageSource>(
 impl<R: Runtime, I: ImageSource> Worker<R, I> {
     fn new(kubelet: Arc<Kubelet<R, I>>, birth: Birth) -> Self {
         let Birth { object: PodObject { pod, unsupported }, sandbox, rejection } = birth;
+        let let_in = sandbox.is_some() || (rejection.is_none() && unsupported.is_empty());
         let mut past = history(&pod, sandbox);
-        if rejection.is_some() || !unsupported.is_empty() {
+        if !let_in {
             past = History { over: true, ..past };
         }
         let machine = PodMachine::new(pod_plan(&pod), &past, Instant::now());
@@ -149,6 +152,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             images: BTreeMap::new(),
             rejection,
             unsupported,
+            let_in,
             status,
             last: None,
             restates: false,
@@ -158,7 +162,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
         worker
     }
 
-    /// An Event for a pod that is not started.
+    /// An Event for a pod that is not started, or not heeded in all that it asks for.
     fn say_why_not(&self) {
         let words = match &self.rejection {
             Some(rejection) => Some((rejection.reason, rejection.message.clone())),
@@ -178,6 +182,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             Message::Changed(object) => {
                 self.jobs.pod = object.pod;
                 self.restates = self.is_overruled();
+                self.note_spec(object.unsupported, effects);
                 self.note_deletion(effects);
             }
             Message::Deleted => self.machine.handle_event(PodEvent::DeletedFromApi, now, effects),
@@ -188,6 +193,19 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             Message::Runtime(RuntimeEvent::SandboxLost { .. }) => {
                 self.machine.handle_event(PodEvent::SandboxLost, now, effects);
             }
+        }
+    }
+
+    /// Tells the machine what its containers are now, and the pod's author what is not heeded of it.
+    fn note_spec(&mut self, unsupported: Vec<String>, effects: &mut Vec<PodEffect>) {
+        if self.unsupported != unsupported && (self.let_in || !unsupported.is_empty()) {
+            self.unsupported = unsupported;
+            self.say_why_not();
+        }
+        let plan = pod_plan(&self.jobs.pod);
+        if plan != *self.machine.plan() {
+            let event = PodEvent::SpecChanged { plan };
+            self.machine.handle_event(event, Instant::now(), effects);
         }
     }
 
@@ -323,11 +341,15 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
             ours.extend(theirs.into_iter().filter(|c| !OWNED.contains(&c.type_.as_str())));
             pod.status = Some(base);
         }
+        let fields: &[String] = &self.unsupported;
+        let (unsupported, unheeded) =
+            if self.let_in { (&[][..], fields) } else { (fields, &[][..]) };
         let ctx = StatusContext {
             host_ip: self.jobs.kubelet.config.node_ip,
             now: second(Timestamp::now()),
             rejection: self.rejection.as_ref(),
-            unsupported: &self.unsupported,
+            unsupported,
+            unheeded,
         };
         let status = pod_status(&pod, &self.machine, &ctx);
         let mut value = serde_json::to_value(&status).unwrap_or_default();

@@ -8,10 +8,7 @@ use super::{
     CRASH_BACKOFF, ContainerPlan, EXIT_OVERDUE, History, IMAGE_BACKOFF, MIN_GRACE, Note, PodEffect,
     RestartPolicy, Role, Running, Waiting, backoff, unseen_exit,
 };
-use crate::kubelet::{
-    probe::{ProbeKind, ProbeSchedule, Verdict},
-    runtime::{ContainerId, Exit, Started},
-};
+use crate::kubelet::runtime::{ContainerId, Exit, Started};
 
 /// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
@@ -50,6 +47,10 @@ pub struct Slot {
     /// The last instance that ended: its id, start and exit.
     pub last: Option<(ContainerId, Option<Timestamp>, Exit)>,
     pub image_digest: String,
+    /// Of the newest instance, or of the one to come where there was none.
+    pub image: Box<str>,
+    /// What is under way is of an image that the spec no longer names.
+    pub(super) outdated: bool,
     restart_policy: RestartPolicy,
     pull_failures: u32,
     start_failures: u32,
@@ -64,11 +65,12 @@ impl Slot {
         history: &History,
         now: Instant,
     ) -> Self {
+        let own = plan.restart_policy.unwrap_or(pod_policy);
         let restart_policy = match plan.role {
             Role::Sidecar => RestartPolicy::Always,
-            // An init container that fails is tried again unless the pod says never.
-            Role::Init if pod_policy == RestartPolicy::Always => RestartPolicy::OnFailure,
-            Role::Init | Role::Main => pod_policy,
+            // An init container that fails is tried again unless it or the pod says never.
+            Role::Init if own == RestartPolicy::Always => RestartPolicy::OnFailure,
+            Role::Init | Role::Main => own,
         };
         let mut slot = Self {
             plan: plan.clone(),
@@ -76,6 +78,8 @@ impl Slot {
             restart_count: 0,
             last: None,
             image_digest: String::new(),
+            image: plan.image.clone(),
+            outdated: false,
             restart_policy,
             pull_failures: 0,
             start_failures: 0,
@@ -94,6 +98,7 @@ impl Slot {
         if let Some(state) = newest {
             self.restart_count = state.restart_count;
             self.image_digest = state.image_digest;
+            self.image = state.image_reference.into();
             match state.exit {
                 None => {
                     let running = Running {
@@ -106,6 +111,7 @@ impl Slot {
                     };
                     self.phase = Phase::Running(running);
                     self.begin_probes(now);
+                    self.outdated = self.image != self.plan.image && self.plan.role != Role::Init;
                 }
                 Some(exit) => self.ended(state.id, Some(state.started_at), exit, now),
             }
@@ -124,6 +130,11 @@ impl Slot {
         } else {
             self.ended(id, None, exit, now);
         }
+    }
+
+    /// Drops every back-off.
+    pub(super) const fn forget_failures(&mut self) {
+        (self.pull_failures, self.start_failures, self.crashes) = (0, 0, None);
     }
 
     /// Whether an instance runs.
@@ -218,22 +229,6 @@ impl Slot {
         out
     }
 
-    fn drive_probes(&mut self, index: usize, now: Instant, out: &mut Vec<PodEffect>) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        if running.stop.is_some() {
-            return;
-        }
-        let (started, id) = (running.started, running.id.clone());
-        for (kind, schedule) in &mut running.probes {
-            if (*kind == ProbeKind::Startup) == started {
-                continue;
-            }
-            if let Some(timeout) = schedule.take(now) {
-                out.push(PodEffect::Probe { slot: index, id: id.clone(), kind: *kind, timeout });
-            }
-        }
-    }
-
     /// The image is there; `useless` says that there is no sandbox to start in.
     pub(super) fn image_ready(
         &mut self,
@@ -244,11 +239,12 @@ impl Slot {
         if !matches!(self.phase, Phase::Pulling { .. }) {
             return None;
         }
-        if useless {
-            self.phase = Phase::Waiting { since: creating(), until: None };
+        if useless || self.outdated {
+            self.begin_anew();
             return None;
         }
         self.pull_failures = 0;
+        self.image = self.plan.image.clone();
         self.image_digest = digest;
         self.phase = Phase::Starting;
         Some(PodEffect::StartContainer { slot: index, restart_count: self.restart_count })
@@ -261,6 +257,10 @@ impl Slot {
         now: Instant,
     ) -> Vec<PodEffect> {
         if !matches!(self.phase, Phase::Pulling { .. }) {
+            return Vec::new();
+        }
+        if self.outdated {
+            self.begin_anew();
             return Vec::new();
         }
         let until = now + backoff(IMAGE_BACKOFF, self.pull_failures);
@@ -286,6 +286,10 @@ impl Slot {
         now: Instant,
     ) -> Vec<PodEffect> {
         if !matches!(self.phase, Phase::Starting) {
+            return Vec::new();
+        }
+        if self.outdated {
+            self.begin_anew();
             return Vec::new();
         }
         let pause = backoff(CRASH_BACKOFF, self.start_failures);
@@ -317,70 +321,6 @@ impl Slot {
         });
         self.begin_probes(now);
         self.last.as_ref().map(|(id, _, _)| id.clone()).filter(|id| !id.0.is_empty())
-    }
-
-    fn begin_probes(&mut self, now: Instant) {
-        let plan = &self.plan;
-        let Phase::Running(running) = &mut self.phase else { return };
-        let ready = running.ready;
-        let schedule = |probe: &Option<_>, known: Option<bool>| {
-            probe.clone().map(|probe| match known {
-                Some(good) => ProbeSchedule::resumed(probe, now, good),
-                None => ProbeSchedule::new(probe, now),
-            })
-        };
-        running.probes = [
-            (ProbeKind::Startup, schedule(&plan.startup, None)),
-            (ProbeKind::Liveness, schedule(&plan.liveness, Some(true))),
-            (ProbeKind::Readiness, schedule(&plan.readiness, Some(ready))),
-        ]
-        .into_iter()
-        .filter_map(|(kind, probe)| Some((kind, probe?)))
-        .collect();
-        if plan.readiness.is_none() && running.started {
-            running.ready = true;
-        }
-    }
-
-    /// A probe's result arrived; asks for a stop when it says that the container is dead.
-    pub(super) fn probed(
-        &mut self,
-        (index, id, kind): (usize, &ContainerId, ProbeKind),
-        result: Result<(), String>,
-        grace: Duration,
-        now: Instant,
-    ) -> Vec<PodEffect> {
-        let mut out = Vec::new();
-        let has_readiness = self.plan.readiness.is_some();
-        let Phase::Running(running) = &mut self.phase else { return out };
-        if running.id != *id || running.stop.is_some() {
-            return out;
-        }
-        let Some((_, schedule)) = running.probes.iter_mut().find(|(k, _)| *k == kind) else {
-            return out;
-        };
-        let verdict = schedule.record(result.is_ok(), now);
-        let grace = schedule.grace().unwrap_or(grace);
-        if let Err(message) = result {
-            let message = format!("{} probe failed: {message}", kind.title());
-            out.push(note(index, true, "Unhealthy", message));
-        }
-        match (kind, verdict) {
-            (_, Verdict::Unchanged) | (ProbeKind::Liveness, Verdict::TurnedGood) => {}
-            (ProbeKind::Readiness, turned) => running.ready = turned == Verdict::TurnedGood,
-            (ProbeKind::Startup, Verdict::TurnedGood) => {
-                running.started = true;
-                running.ready = !has_readiness;
-            }
-            (ProbeKind::Startup | ProbeKind::Liveness, Verdict::TurnedBad) => {
-                let which = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
-                let message =
-                    format!("Container {} failed {which} probe, will be restarted", self.plan.name);
-                out.push(note(index, false, "Killing", message));
-                out.extend(self.stop(index, grace, now));
-            }
-        }
-        out
     }
 
     /// Asks a running instance to end; a shorter grace than before is asked for anew.
@@ -431,11 +371,15 @@ impl Slot {
             RestartPolicy::Never => false,
         };
         self.last = Some((id, at, exit));
-        if !again {
+        if !again && !self.outdated {
             self.phase = Phase::Exited;
             return;
         }
         self.restart_count = self.restart_count.saturating_add(1);
+        if self.outdated {
+            self.begin_anew();
+            return;
+        }
         // The first restart is immediate; an instance that lived for twice the longest pause since
         // its restart was decided starts the count anew.
         let crashes = match self.crashes {
@@ -476,7 +420,7 @@ impl Slot {
     }
 }
 
-const fn creating() -> Waiting {
+pub(super) const fn creating() -> Waiting {
     Waiting { reason: "ContainerCreating", message: String::new() }
 }
 

@@ -4,7 +4,9 @@
 //! came of them; `status` reads it to write `PodStatus`. Everything the machine waits for is either an
 //! effect whose result will be told, or a time that `poll_timeout` names.
 
+mod change;
 mod container;
+mod probing;
 mod running;
 mod step;
 #[cfg(test)]
@@ -22,6 +24,7 @@ use super::{
     runtime::{ContainerId, Exit, SandboxState, Started},
 };
 
+use container::note;
 pub use container::{Phase, Slot};
 pub use running::{Running, Waiting};
 
@@ -71,6 +74,8 @@ pub struct PodPlan {
 pub struct ContainerPlan {
     pub name: Box<str>,
     pub role: Role,
+    /// The container's own, over the pod's (KEP-5307).
+    pub restart_policy: Option<RestartPolicy>,
     pub image: Box<str>,
     pub startup: Option<ProbePlan>,
     pub liveness: Option<ProbePlan>,
@@ -135,6 +140,10 @@ pub enum PodEvent {
     DeletedFromApi,
     /// The final delete call failed and must be asked for again.
     DeleteFailed,
+    /// The API object's spec may have changed; the same containers are in it.
+    SpecChanged {
+        plan: PodPlan,
+    },
 }
 
 /// What the machine asks for.

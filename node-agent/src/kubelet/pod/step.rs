@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     ApiPhase, Ending, MIN_GRACE, Note, Phase, PodEffect, PodEvent, PodMachine, Role,
-    SANDBOX_BACKOFF, SandboxPhase, Slot, Waiting, backoff, container::note,
+    SANDBOX_BACKOFF, SandboxPhase, Slot, Waiting, backoff, note,
 };
 
 impl PodMachine {
@@ -32,6 +32,7 @@ impl PodMachine {
                     self.api = ApiPhase::Present { retry: Some(now + SANDBOX_BACKOFF.0) };
                 }
             }
+            PodEvent::SpecChanged { plan } => self.change(plan),
             PodEvent::ImageReady { .. }
             | PodEvent::ImageFailed { .. }
             | PodEvent::Started { .. }
@@ -88,7 +89,8 @@ impl PodMachine {
             | PodEvent::SandboxStuck { .. }
             | PodEvent::DeleteRequested { .. }
             | PodEvent::DeletedFromApi
-            | PodEvent::DeleteFailed => {}
+            | PodEvent::DeleteFailed
+            | PodEvent::SpecChanged { .. } => {}
         }
     }
 
@@ -220,11 +222,13 @@ impl PodMachine {
     }
 
     fn drive_containers(&mut self, now: Instant, out: &mut Vec<PodEffect>) {
+        let grace = self.plan.grace;
         for index in 0..self.slots.len() {
             // Driving one container never gives the turn to another, so this could be asked once.
             if self.turns().get(index) == Some(&true)
                 && let Some(slot) = self.slots.get_mut(index)
             {
+                out.extend(slot.replace(index, grace, now).into_iter().flatten());
                 out.extend(slot.drive(index, now));
             }
         }

@@ -14,17 +14,18 @@ use crate::kubelet::runtime::ContainerState;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A machine with its clock, and ids `c0`, `c1`, … in the order of starts.
-struct Story {
-    machine: PodMachine,
+pub(super) struct Story {
+    pub(super) machine: PodMachine,
     start: Instant,
     now: Instant,
     starts: u32,
 }
 
-fn container(name: &str, role: Role) -> ContainerPlan {
+pub(super) fn container(name: &str, role: Role) -> ContainerPlan {
     ContainerPlan {
         name: name.into(),
         role,
+        restart_policy: None,
         image: "registry/image:1".into(),
         startup: None,
         liveness: None,
@@ -32,7 +33,7 @@ fn container(name: &str, role: Role) -> ContainerPlan {
     }
 }
 
-fn plan(restart_policy: RestartPolicy, containers: Vec<ContainerPlan>) -> PodPlan {
+pub(super) fn plan(restart_policy: RestartPolicy, containers: Vec<ContainerPlan>) -> PodPlan {
     let grace = Duration::from_secs(30);
     PodPlan { display: "web_default(uid)".to_owned(), restart_policy, grace, containers }
 }
@@ -53,16 +54,16 @@ fn exit(code: i32) -> Exit {
 }
 
 impl Story {
-    fn new(plan: PodPlan) -> Self {
+    pub(super) fn new(plan: PodPlan) -> Self {
         Self::with(plan, &History::default())
     }
 
-    fn with(plan: PodPlan, history: &History) -> Self {
+    pub(super) fn with(plan: PodPlan, history: &History) -> Self {
         let now = Instant::now();
         Self { machine: PodMachine::new(plan, history, now), start: now, now, starts: 0 }
     }
 
-    fn tick(&mut self) -> Vec<PodEffect> {
+    pub(super) fn tick(&mut self) -> Vec<PodEffect> {
         let mut out = Vec::new();
         self.machine.handle_timeout(self.now, &mut out);
         out.retain(|effect| !matches!(effect, PodEffect::Record(_)));
@@ -75,23 +76,23 @@ impl Story {
     }
 
     /// Tells an event and returns what is asked for, Events aside.
-    fn tell(&mut self, event: PodEvent) -> Vec<PodEffect> {
+    pub(super) fn tell(&mut self, event: PodEvent) -> Vec<PodEffect> {
         let mut out = self.tell_all(event);
         out.retain(|effect| !matches!(effect, PodEffect::Record(_)));
         out
     }
 
-    fn tell_all(&mut self, event: PodEvent) -> Vec<PodEffect> {
+    pub(super) fn tell_all(&mut self, event: PodEvent) -> Vec<PodEffect> {
         let mut out = Vec::new();
         self.machine.handle_event(event, self.now, &mut out);
         out
     }
 
-    fn sandbox(&mut self) -> Vec<PodEffect> {
+    pub(super) fn sandbox(&mut self) -> Vec<PodEffect> {
         self.tell(PodEvent::SandboxReady { ips: vec!["10.244.0.2".parse().unwrap()] })
     }
 
-    fn start(&mut self, slot: usize) -> ContainerId {
+    pub(super) fn start(&mut self, slot: usize) -> ContainerId {
         let asked = self.tell(PodEvent::ImageReady { slot, digest: "sha256:1".to_owned() });
         assert!(
             matches!(asked[..], [PodEffect::StartContainer { slot: s, .. }] if s == slot),
@@ -104,7 +105,7 @@ impl Story {
         id
     }
 
-    fn exit(&mut self, id: &ContainerId, code: i32) -> Vec<PodEffect> {
+    pub(super) fn exit(&mut self, id: &ContainerId, code: i32) -> Vec<PodEffect> {
         self.tell(PodEvent::Exited { id: id.clone(), exit: exit(code) })
     }
 
@@ -113,7 +114,7 @@ impl Story {
     }
 }
 
-fn running_pod() -> (Story, ContainerId) {
+pub(super) fn running_pod() -> (Story, ContainerId) {
     let mut story = Story::new(plan(RestartPolicy::Always, vec![container("a", Role::Main)]));
     assert_eq!(story.tick(), [PodEffect::EnsureSandbox]);
     assert_eq!(story.sandbox(), [PodEffect::PullImage { slot: 0 }]);
@@ -168,6 +169,33 @@ fn restart_policy_decides_who_runs_again_and_when_the_pod_is_over() {
             if over { PodEffect::RemoveSandbox } else { PodEffect::PullImage { slot: 0 } };
         assert_eq!(asked, [expected], "{policy:?} {code}");
         assert_eq!(story.machine.is_ending(), over);
+    }
+}
+
+#[test]
+fn a_containers_own_restart_policy_counts_over_the_pods() {
+    use RestartPolicy::{Always, Never, OnFailure};
+    let table = [
+        (Role::Main, Never, Some(Always), 0, true),
+        (Role::Main, Never, Some(OnFailure), 1, true),
+        (Role::Main, Never, Some(OnFailure), 0, false),
+        (Role::Main, Always, Some(Never), 1, false),
+        (Role::Init, Never, Some(OnFailure), 1, true),
+        (Role::Init, Always, Some(Never), 1, false),
+        (Role::Init, OnFailure, None, 1, true),
+    ];
+    for (role, pod, own, code, again) in table {
+        let mut first = container("a", role);
+        first.restart_policy = own;
+        let mut other = container("b", Role::Main);
+        other.restart_policy = Some(Never);
+        let mut story = Story::new(plan(pod, vec![first, other]));
+        story.tick();
+        story.sandbox();
+        let id = story.start(0);
+        let asked = story.exit(&id, code);
+        let started = asked.contains(&PodEffect::PullImage { slot: 0 });
+        assert_eq!(started, again, "{role:?} {pod:?} {own:?} {code}: {asked:?}");
     }
 }
 
@@ -328,28 +356,32 @@ fn a_startup_probe_holds_the_others_back() {
     assert_eq!(kinds(&asked), [ProbeKind::Readiness]);
 }
 
+/// A sandbox in which an earlier agent has started one container, for the third time.
+pub(super) fn sandbox_with(name: &str, image: &str) -> SandboxState {
+    SandboxState {
+        uid: crate::kubelet::runtime::PodUid("uid".into()),
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+        ips: vec!["10.244.0.9".parse().unwrap()],
+        containers: vec![ContainerState {
+            id: ContainerId("old".into()),
+            name: name.to_owned(),
+            restart_count: 2,
+            image_reference: image.to_owned(),
+            image_digest: "sha256:1".to_owned(),
+            pid: 7,
+            started_at: Timestamp::UNIX_EPOCH,
+            exit: None,
+        }],
+    }
+}
+
 #[test]
 fn a_restarted_agent_takes_running_containers_over_and_keeps_their_readiness() {
     let mut main = container("a", Role::Main);
     main.readiness = Some(probe(5, 1));
-    let id = ContainerId("old".into());
     let history = History {
-        sandbox: Some(SandboxState {
-            uid: crate::kubelet::runtime::PodUid("uid".into()),
-            namespace: "default".to_owned(),
-            name: "web".to_owned(),
-            ips: vec!["10.244.0.9".parse().unwrap()],
-            containers: vec![ContainerState {
-                id: id.clone(),
-                name: "a".to_owned(),
-                restart_count: 2,
-                image_reference: "registry/image:1".to_owned(),
-                image_digest: "sha256:1".to_owned(),
-                pid: 7,
-                started_at: Timestamp::UNIX_EPOCH,
-                exit: None,
-            }],
-        }),
+        sandbox: Some(sandbox_with("a", "registry/image:1")),
         containers: vec![ContainerHistory {
             name: "a".to_owned(),
             restart_count: 2,
@@ -463,6 +495,12 @@ impl World {
                 Some(PodEvent::SandboxLost)
             }
             2 => None,
+            3 if dice > 200 => {
+                let mut plan = self.story.machine.plan().clone();
+                let at = usize::from(dice) % plan.containers.len();
+                plan.containers[at].image = format!("registry/image:{dice}").into();
+                Some(PodEvent::SpecChanged { plan })
+            }
             _ => {
                 let at = usize::from(dice) % self.pending.len().max(1);
                 self.pending.remove(at)

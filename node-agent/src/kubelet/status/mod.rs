@@ -1,5 +1,8 @@
 //! `PodStatus` out of the machine's state. Pure.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -14,7 +17,7 @@ use k8s_openapi::{
 use super::{
     admit::Rejection,
     cgroup::qos_class,
-    pod::{Phase, PodMachine, RestartPolicy, Role, Slot},
+    pod::{Phase, PodMachine, Role, Slot},
     runtime::{ContainerId, Exit},
 };
 
@@ -28,6 +31,8 @@ pub struct StatusContext<'a> {
     pub rejection: Option<&'a Rejection>,
     /// Field paths that are not implemented: the pod stays `Pending`.
     pub unsupported: &'a [String],
+    /// The same, of a pod that ran before they were set: it runs on without them.
+    pub unheeded: &'a [String],
 }
 
 /// The status of a pod. Times of conditions that did not change, and conditions of others, are taken
@@ -99,13 +104,13 @@ fn phase(machine: &PodMachine, ctx: &StatusContext<'_>) -> &'static str {
         .collect();
     let all = mains().count();
     let failed = stopped.iter().any(|exit| exit.code != 0);
-    let never = machine.plan().restart_policy == RestartPolicy::Never;
     let init_failed = machine.slots().iter().any(|slot| {
         slot.plan.role == Role::Init
             && matches!(slot.phase, Phase::Exited)
             && slot.last.as_ref().is_some_and(|(_, _, exit)| exit.code != 0)
     });
-    if init_failed && never {
+    // It is not tried again, whoever's policy says so.
+    if init_failed {
         return "Failed";
     }
     if machine.is_ending() && running == 0 && stopped.len() == all {
@@ -150,7 +155,7 @@ fn container_status(slot: &Slot, machine: &PodMachine, ctx: &StatusContext<'_>) 
     let id = running.map(|running| &running.id).or_else(|| slot.last.as_ref().map(|(id, _, _)| id));
     ContainerStatus {
         name: slot.plan.name.to_string(),
-        image: slot.plan.image.to_string(),
+        image: slot.image.to_string(),
         image_id: slot.image_digest.clone(),
         container_id: id.filter(|id| !id.0.is_empty()).map(|id| format!("orlop://{id}")),
         ready: ready(slot),
@@ -305,10 +310,11 @@ fn verdicts(machine: &PodMachine, phase: &str, ctx: &StatusContext<'_>) -> Vec<V
             Some(format!("containers with incomplete status: [{}]", names(true).join(" "))),
         ),
     };
-    let sandbox_words = if ctx.unsupported.is_empty() {
+    let unsupported = [ctx.unsupported, ctx.unheeded].concat();
+    let sandbox_words = if unsupported.is_empty() {
         (None, None)
     } else {
-        (Some("UnsupportedField".to_owned()), Some(unsupported_message(ctx.unsupported)))
+        (Some("UnsupportedField".to_owned()), Some(unsupported_message(&unsupported)))
     };
     vec![
         ("PodReadyToStartContainers", machine.sandbox_ready(), sandbox_words.0, sandbox_words.1),
@@ -316,174 +322,4 @@ fn verdicts(machine: &PodMachine, phase: &str, ctx: &StatusContext<'_>) -> Vec<V
         ("Ready", all_ready, reason.clone(), message.clone()),
         ("ContainersReady", all_ready, reason, message),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::kubelet::{
-        plan::pod_plan,
-        pod::{History, PodEffect, PodEvent},
-        runtime::Started,
-    };
-
-    struct Case {
-        pod: Pod,
-        machine: PodMachine,
-        now: Instant,
-    }
-
-    const UNSUPPORTED: &[String] = &[];
-
-    impl Case {
-        fn new(spec: &Value) -> Self {
-            let pod: Pod = serde_json::from_value(json!({
-                "metadata": {"name": "web", "namespace": "default", "uid": "u"}, "spec": spec}))
-            .expect("a pod");
-            let now = Instant::now();
-            let machine = PodMachine::new(pod_plan(&pod), &History::default(), now);
-            let mut case = Self { pod, machine, now };
-            case.machine.handle_timeout(now, &mut Vec::new());
-            case
-        }
-
-        fn tell(&mut self, event: PodEvent) -> Vec<PodEffect> {
-            let mut out = Vec::new();
-            self.machine.handle_event(event, self.now, &mut out);
-            out
-        }
-
-        fn run(&mut self, id: &str) {
-            self.tell(PodEvent::SandboxReady {
-                ips: vec!["10.244.1.2".parse().expect("an address")],
-            });
-            self.tell(PodEvent::ImageReady { slot: 0, digest: "sha256:1".to_owned() });
-            let started = Started { pid: 1, at: "2026-01-01T00:00:00Z".parse().expect("a time") };
-            self.tell(PodEvent::Started { slot: 0, id: ContainerId(id.into()), started });
-        }
-
-        fn exit(&mut self, id: &str, code: i32, oom_killed: bool) {
-            let at = "2026-01-01T00:01:00Z".parse().expect("a time");
-            let exit = Exit { code, signal: 0, oom_killed, at, message: "bye".to_owned() };
-            self.tell(PodEvent::Exited { id: ContainerId(id.into()), exit });
-        }
-
-        fn status_at(
-            &self,
-            now: &str,
-            unsupported: &[String],
-            rejection: Option<&Rejection>,
-        ) -> Value {
-            let ctx = StatusContext {
-                host_ip: "10.0.0.1".parse().expect("an address"),
-                now: now.parse().expect("a time"),
-                rejection,
-                unsupported,
-            };
-            serde_json::to_value(pod_status(&self.pod, &self.machine, &ctx)).expect("JSON")
-        }
-
-        fn status(&self) -> Value {
-            self.status_at("2026-01-01T00:00:00Z", UNSUPPORTED, None)
-        }
-    }
-
-    fn condition(status: &Value, kind: &str) -> Value {
-        let list = status["conditions"].as_array().expect("conditions");
-        list.iter().find(|c| c["type"] == kind).expect("the condition").clone()
-    }
-
-    #[test]
-    fn a_pod_goes_from_pending_to_running_and_ready() {
-        let mut case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
-        let status = case.status();
-        assert_eq!(status["phase"], "Pending");
-        assert_eq!(
-            status["containerStatuses"][0]["state"]["waiting"]["reason"],
-            "ContainerCreating"
-        );
-        assert_eq!(condition(&status, "Ready")["message"], "containers with unready status: [a]");
-        case.run("c0");
-        let status = case.status();
-        assert_eq!((&status["phase"], &status["podIP"]), (&json!("Running"), &json!("10.244.1.2")));
-        assert_eq!(status["containerStatuses"][0]["containerID"], "orlop://c0");
-        for kind in ["Ready", "ContainersReady", "Initialized", "PodReadyToStartContainers"] {
-            assert_eq!(condition(&status, kind)["status"], "True", "{kind}");
-        }
-    }
-
-    #[test]
-    fn a_killed_container_is_reported_with_its_reason_and_counts_its_restarts() {
-        let mut case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
-        case.run("c0");
-        case.exit("c0", 137, true);
-        case.run("c1");
-        case.exit("c1", 1, false);
-        let status = case.status();
-        let container = &status["containerStatuses"][0];
-        assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
-        assert_eq!(
-            container["state"]["waiting"]["message"],
-            "back-off 10s restarting failed container=a pod=web_default(u)"
-        );
-        assert_eq!(container["lastState"]["terminated"]["exitCode"], 1);
-        assert_eq!((&container["restartCount"], &status["phase"]), (&json!(1), &json!("Running")));
-        case.now += Duration::from_secs(10);
-        case.machine.handle_timeout(case.now, &mut Vec::new());
-        case.run("c2");
-        assert_eq!(case.status()["containerStatuses"][0]["restartCount"], 2);
-
-        let mut case = Case::new(
-            &json!({"containers": [{"name": "a", "image": "i"}], "restartPolicy": "Never"}),
-        );
-        case.run("c0");
-        case.exit("c0", 137, true);
-        let status = case.status();
-        let ended = &status["containerStatuses"][0]["state"]["terminated"];
-        assert_eq!((&ended["reason"], &ended["message"]), (&json!("OOMKilled"), &json!("bye")));
-        assert_eq!(status["phase"], "Failed");
-        assert_eq!(condition(&status, "Ready")["reason"], "PodFailed");
-    }
-
-    #[test]
-    fn transition_times_and_foreign_conditions_are_kept() {
-        let mut case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
-        case.run("c0");
-        let mut first = case.status_at("2026-01-01T00:00:00Z", UNSUPPORTED, None);
-        first["conditions"].as_array_mut().expect("conditions").push(
-            json!({"type": "DisruptionTarget", "status": "True", "lastTransitionTime": null}),
-        );
-        case.pod.status = Some(serde_json::from_value(first.clone()).expect("a status"));
-        let second = case.status_at("2026-01-01T01:00:00Z", UNSUPPORTED, None);
-        assert_eq!(condition(&second, "Ready"), condition(&first, "Ready"));
-        assert_eq!(condition(&second, "DisruptionTarget")["status"], "True");
-        assert_eq!(second["startTime"], "2026-01-01T00:00:00Z");
-    }
-
-    #[test]
-    fn what_is_not_implemented_keeps_the_pod_pending_and_is_named() {
-        let case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
-        let fields = ["spec.hostPID".to_owned()];
-        let status = case.status_at("2026-01-01T00:00:00Z", &fields, None);
-        assert_eq!(status["phase"], "Pending");
-        let waiting = &status["containerStatuses"][0]["state"]["waiting"];
-        assert_eq!(waiting["message"], "this node does not implement: spec.hostPID");
-        let condition = condition(&status, "PodReadyToStartContainers");
-        assert_eq!(
-            (&condition["status"], &condition["reason"]),
-            (&json!("False"), &json!("UnsupportedField"))
-        );
-    }
-
-    #[test]
-    fn a_rejected_pod_is_failed_with_the_reason() {
-        let case = Case::new(&json!({"containers": [{"name": "a", "image": "i"}]}));
-        let rejection = Rejection { reason: "OutOfcpu", message: "no".to_owned() };
-        let status = case.status_at("2026-01-01T00:00:00Z", UNSUPPORTED, Some(&rejection));
-        assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("OutOfcpu")));
-    }
 }
