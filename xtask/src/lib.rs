@@ -26,6 +26,7 @@ pub mod paths;
 pub mod proof;
 mod rootfs;
 mod setup;
+mod skipped;
 pub mod stop;
 pub mod test;
 pub mod tidy;
