@@ -24,6 +24,7 @@ pub mod kubectl;
 mod oci;
 pub mod paths;
 pub mod proof;
+pub mod prove;
 mod rootfs;
 mod setup;
 mod skipped;
