@@ -174,10 +174,7 @@ mod tests {
     async fn has_kubectl() -> bool {
         let found = Command::new("kubectl").args(["version", "--client"]).output().await;
         if found.is_err() {
-            #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-            {
-                eprintln!("skipped: no kubectl in PATH");
-            }
+            skip::because("no kubectl in PATH");
         }
         found.is_ok()
     }

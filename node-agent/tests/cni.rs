@@ -32,7 +32,7 @@ mod tests {
     macro_rules! skip_unless_able {
         () => {
             if let Some(reason) = skip_reason() {
-                eprintln!("skipped: {reason}");
+                skip::because(reason);
                 return;
             }
         };
@@ -392,12 +392,11 @@ mod tests {
         Ok(result.unwrap_or(Value::Null))
     }
 
-    #[expect(clippy::print_stderr, reason = "a test says why it skips")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn debians_plugins_are_chained_before_and_behind() {
         skip_unless_able!();
         if !Path::new(PLUGINS).join("portmap").exists() {
-            eprintln!("skipped: needs Debian's containernetworking-plugins");
+            skip::because("needs Debian's containernetworking-plugins");
             return;
         }
         let node = Node::new("c1");

@@ -42,14 +42,13 @@ mod tests {
 
     const HOST_PORT: u16 = 18_080;
 
-    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     #[test]
     fn containerd_runs_pods_by_our_plugin() {
         if !is_possible() {
             return;
         }
         if let Some(what) = missing() {
-            eprintln!("skipped: {what}");
+            skip::because(&what);
             return;
         }
         let world = World::new();

@@ -1,8 +1,6 @@
 //! The DNS process of the built agent over real sockets on loopback: it outlives who started it, is
 //! replaced without a lost query, and follows the tables.
 
-#![cfg_attr(test, expect(clippy::print_stderr, reason = "says what it skips"))]
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -341,7 +339,7 @@ mod tests {
         // Every address of 127/8 is loopback; servers in resolv.conf are always asked at port 53.
         let ip = format!("127.53.{}.53", std::process::id() % 250);
         let Ok(upstream) = UdpSocket::bind((ip.as_str(), 53)) else {
-            eprintln!("skipped: needs root to be an upstream server at port 53");
+            skip::because("needs root to be an upstream server at port 53");
             return;
         };
         let answering = thread::spawn(move || answer_three(&upstream));

@@ -68,7 +68,7 @@ mod tests {
     #[expect(clippy::print_stdout, reason = "a measurement is worth reading")]
     fn thirty_thousand_services_fit() {
         if std::env::var_os("ORLOP_EMULATED").is_some() {
-            println!("skipped: nothing here asks the kernel, and an emulated processor takes long");
+            skip::because("nothing here asks the kernel, and an emulated processor takes long");
             return;
         }
         let mut last = resident();

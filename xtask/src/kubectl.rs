@@ -12,6 +12,46 @@ use serde_json::Value;
 
 use crate::exec::{cmd, output};
 
+/// The oldest `kubectl` that is promised to work, and the one that is named to those who have none.
+const OLDEST: (u32, u32) = (1, 31);
+const OFFERED: &str = "v1.32.4";
+
+/// What puts the offered `kubectl` into `/usr/local/bin`, once its SHA-256 is that which its makers publish. `arch` is
+/// Rust's word for it. As in <https://kubernetes.io/docs/tasks/tools/install-kubectl-linux/>.
+pub(crate) fn install_line(arch: &str) -> String {
+    let arch = match arch {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let url = format!("https://dl.k8s.io/release/{OFFERED}/bin/linux/{arch}/kubectl");
+    format!(
+        "curl -fLO {url} && echo \"$(curl -fL {url}.sha256)  kubectl\" | sha256sum --check \
+         && sudo install -m 0755 kubectl /usr/local/bin/kubectl"
+    )
+}
+
+/// What is wrong with a `kubectl` that answers this to `version --client -o json`.
+pub(crate) fn version_problem(said: &str) -> Option<String> {
+    let (major, minor) = OLDEST;
+    let Some(version) = version(said) else {
+        return Some("kubectl does not say its version".to_owned());
+    };
+    let is_old = version < OLDEST;
+    let (of, at) = version;
+    is_old.then(|| format!("kubectl is {of}.{at}, and {major}.{minor} or newer is needed"))
+}
+
+/// Major and minor version; some builds put a `+` behind.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let said: Value = serde_json::from_str(said).ok()?;
+    let number = |name: &str| {
+        let text = said["clientVersion"][name].as_str()?;
+        text.trim_end_matches(|last: char| !last.is_ascii_digit()).parse().ok()
+    };
+    Some((number("major")?, number("minor")?))
+}
+
 /// A `kubectl` that speaks to one cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Kubectl<'a> {
@@ -121,5 +161,36 @@ pub fn wait_for<T>(
             };
         }
         std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_below_the_oldest_are_told() {
+        let problem = |minor: &str| {
+            let version = serde_json::json!({ "major": "1", "minor": minor });
+            version_problem(&serde_json::json!({ "clientVersion": version }).to_string())
+        };
+        for fine in ["31", "32+", "40"] {
+            assert_eq!(problem(fine), None, "{fine}");
+        }
+        let told = "kubectl is 1.30, and 1.31 or newer is needed";
+        assert_eq!(problem("30").as_deref(), Some(told));
+        assert_eq!(problem("9+").as_deref(), Some("kubectl is 1.9, and 1.31 or newer is needed"));
+        assert_eq!(version_problem("{}").as_deref(), Some("kubectl does not say its version"));
+    }
+
+    #[test]
+    fn line_to_run_fetches_and_checks_for_this_architecture() {
+        let line = install_line("aarch64");
+        assert!(
+            line.contains("https://dl.k8s.io/release/v1.32.4/bin/linux/arm64/kubectl "),
+            "{line}"
+        );
+        assert!(line.contains("kubectl.sha256") && line.contains("sha256sum --check"), "{line}");
+        assert!(install_line("x86_64").contains("/amd64/kubectl"));
     }
 }

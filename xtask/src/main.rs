@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, ci, down, image, paths::Paths, stop, test, tidy, up};
+use xtask::{bench, build_ebpf, ci, down, image, paths::Paths, prove, stop, test, tidy, up};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ struct Cli {
 enum Command {
     /// From nothing to a cluster of virtual machines with the proven sample.
     Up(up::Wish),
+    /// On the cluster that `up` made: limits, deletion under load and killed agents, each with its figures.
+    Prove,
     /// Ends the local cluster and removes what it stored.
     Down {
         /// The cluster of `test` instead, which `--keep` or an interruption has left.
@@ -59,6 +61,7 @@ fn run(command: Command) -> Result<()> {
     let paths = Paths::new();
     match command {
         Command::Up(wish) => up::up(&paths, &wish),
+        Command::Prove => prove::prove(&paths),
         Command::Down { tests: false } => down::down(&paths),
         Command::Down { tests: true } => down::down(&Paths::for_tests()),
         Command::Test(wish) => test::test(&paths, &wish),

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::{
     exec::{cmd, find, output, run},
+    kubectl,
     paths::Paths,
     step,
     stop::impossible,
@@ -78,10 +79,8 @@ pub(crate) fn ensure(paths: &Paths, needs: &[Need]) -> Result<()> {
     let linker = needs.contains(&Need::Ebpf) && !has_bpf_linker();
     packages.sort_unstable();
     packages.dedup();
-    if needs.contains(&Need::Kubectl) && find("kubectl").is_none() {
-        return Err(impossible(
-            "kubectl is not in PATH; install it (https://kubernetes.io/docs/tasks/tools/), 1.31 or newer",
-        ));
+    if let Some(why) = kubectl_obstacle().filter(|_| needs.contains(&Need::Kubectl)) {
+        return Err(impossible(why));
     }
     if !packages.is_empty() {
         install(paths, &packages)?;
@@ -99,19 +98,32 @@ pub(crate) fn missing(needs: &[Need]) -> Option<String> {
         .iter()
         .flat_map(|need| tools(*need))
         .map(|(program, _)| *program)
-        .chain(needs.contains(&Need::Kubectl).then_some("kubectl"))
         .filter(|program| find(program).is_none())
         .collect();
-    (!lacks.is_empty()).then(|| format!("no {}", lacks.join(", ")))
+    if lacks.is_empty() {
+        return kubectl_obstacle().filter(|_| needs.contains(&Need::Kubectl));
+    }
+    Some(format!("no {}", lacks.join(", ")))
+}
+
+/// Why there is no `kubectl` that can be used, and what to run for one.
+pub(crate) fn kubectl_obstacle() -> Option<String> {
+    let install = kubectl::install_line(std::env::consts::ARCH);
+    if find("kubectl").is_none() {
+        return Some(format!("kubectl is not in PATH; install it: {install}"));
+    }
+    let said = output(&mut cmd("kubectl", ["version", "--client", "-o", "json"]));
+    let problem = match said.map(|said| kubectl::version_problem(&said)) {
+        Ok(problem) => problem?,
+        Err(error) => format!("{error:#}").replace('\n', " "),
+    };
+    Some(format!("{problem}; install another: {install}"))
 }
 
 fn install(paths: &Paths, packages: &[&str]) -> Result<()> {
     let line = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     if find("apt-get").is_none() {
-        return Err(impossible(format!(
-            "this machine lacks what Debian and Ubuntu have in the packages {}; install their like",
-            packages.join(", ")
-        )));
+        return Err(impossible(elsewhere(packages)));
     }
     if !is_root() {
         return Err(impossible(format!("run this first, as root: {line}")));
@@ -134,6 +146,22 @@ fn install(paths: &Paths, packages: &[&str]) -> Result<()> {
         apt(&install).map_err(|error| impossible(format!("{line}: {error:#}")))?;
     }
     Ok(())
+}
+
+/// What to install where there is no apt-get.
+fn elsewhere(packages: &[&str]) -> String {
+    let mut line = format!(
+        "this machine lacks what Debian and Ubuntu have in the packages {}; install their like",
+        packages.join(", ")
+    );
+    if packages.contains(&"apt") || packages.contains(&"dpkg") {
+        line.push_str(
+            ". apt-get (with Debian's sources) and dpkg-deb fetch and unpack, without root, the VMs' busybox, nft, \
+             iptables-save and certificate authorities, the sample's nginx, and the kernel, which alone --kernel FILE \
+             replaces",
+        );
+    }
+    line
 }
 
 /// By the owner of this process's folder in `/proc`: no system call of our own is needed.
@@ -159,4 +187,17 @@ fn has_bpf_linker() -> bool {
         Into::into,
     );
     find("bpf-linker").is_some() || home.join("bin/bpf-linker").is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_is_for_is_said_where_it_is_not() {
+        let line = elsewhere(&["apt", "dpkg"]);
+        assert!(line.contains("busybox") && line.contains("nginx"), "{line}");
+        assert!(line.contains("--kernel FILE") && !line.contains('\n'), "{line}");
+        assert!(!elsewhere(&["qemu-system-x86"]).contains("busybox"));
+    }
 }

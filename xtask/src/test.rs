@@ -12,7 +12,7 @@ use crate::{
     kernel, kernel_tests,
     paths::Paths,
     setup::{self, Need},
-    step,
+    skipped, step,
     stop::impossible,
     timed, up,
 };
@@ -90,7 +90,9 @@ impl Wish {
 struct Report {
     passed: u32,
     failed: u32,
-    /// Kinds of tests that were not run, with the reason.
+    /// Of those that passed, how many were skipped by themselves, in whole or in part.
+    by_themselves: usize,
+    /// What was not run, with the reason.
     skipped: Vec<String>,
     /// Why calls of the test runner failed.
     errors: Vec<anyhow::Error>,
@@ -100,8 +102,18 @@ impl Report {
     fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.by_themselves += other.by_themselves;
         self.skipped.extend(other.skipped);
         self.errors.extend(other.errors);
+    }
+
+    /// The closing line.
+    fn numbers(&self) -> String {
+        let Self { passed, failed, by_themselves, .. } = self;
+        match by_themselves {
+            0 => format!("{passed} passed, {failed} failed"),
+            some => format!("{passed} passed, of which {some} skipped, {failed} failed"),
+        }
     }
 }
 
@@ -125,8 +137,8 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
         thread::scope(|scope| {
             // These tests leave processors idle at times. Whoever needs what could not be made says so.
             let _made = goes_on.then(|| scope.spawn(|| kernel_tests::prepare(paths, &series)));
-            timed("tests on this machine", || host(paths, wish.filter.as_deref(), &mut report));
-        });
+            timed("tests on this machine", || host(paths, wish.filter.as_deref(), &mut report))
+        })?;
     }
     match (kinds, obstacle) {
         (Kinds::Host, _) => {
@@ -148,17 +160,17 @@ pub fn test(paths: &Paths, wish: &Wish) -> Result<()> {
     for error in report.errors.iter().skip(1) {
         println!("failed: {error:#}");
     }
-    println!("{} passed, {} failed", report.passed, report.failed);
+    println!("{}", report.numbers());
     if let Some(error) = report.errors.into_iter().next() {
         return Err(error);
     }
     if kinds == Kinds::All && !report.skipped.is_empty() {
-        bail!("--all was asked for, and {} kinds of tests were skipped", report.skipped.len());
+        bail!("--all was asked for, and not all was run, for {} reasons", report.skipped.len());
     }
     Ok(())
 }
 
-fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
+fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) -> Result<()> {
     if !setup::is_root() {
         report
             .skipped
@@ -175,7 +187,12 @@ fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) {
     } else {
         cmd("cargo", ["test", "--workspace", "--locked", "--no-fail-fast"])
     };
-    runner(cargo.args(filter).current_dir(&paths.root), report);
+    let list = skipped::List::begin(paths)?;
+    runner(cargo.args(filter).env(skipped::FILE, &list.file).current_dir(&paths.root), report);
+    let said = list.end()?;
+    report.by_themselves = skipped::count(&said);
+    report.skipped.extend(skipped::by_reason(&said));
+    Ok(())
 }
 
 /// Runs a test runner and adds its numbers.
@@ -263,6 +280,16 @@ fn wanted_clusters(wish: &Wish) -> Vec<Wanted> {
 /// Boots clusters in turn and runs the tests that are marked as needing them; four VMs at once are too much for two
 /// processors. A cluster that `up` made for the user is not touched.
 fn clusters(paths: &Paths, wish: &Wish, wanted: Vec<Wanted>, report: &mut Report) -> Result<()> {
+    if let Some(why) = setup::kubectl_obstacle() {
+        if wish.kinds() != Kinds::Possible {
+            return Err(impossible(format!("tests on clusters cannot run: {why}")));
+        }
+        let line = format!("tests on clusters: {why}");
+        if !report.skipped.contains(&line) {
+            report.skipped.push(line);
+        }
+        return Ok(());
+    }
     setup::ensure(paths, &[Need::Registry])?;
     for (file, cluster) in wanted {
         if cluster.debian && !setup::is_root() {
@@ -328,8 +355,8 @@ fn vm_obstacle() -> Option<String> {
         return Some("the VM images are made for x86-64 hosts only".to_owned());
     }
     if setup::is_root() {
-        // What is missing is installed.
-        return setup::missing(&[Need::Kubectl]);
+        // What is missing is installed; only clusters need what is not, a kubectl.
+        return None;
     }
     setup::missing(&[Need::Vm, Need::Packages, Need::Kubectl, Need::Registry])
 }
@@ -348,5 +375,12 @@ mod tests {
         assert_eq!(counts(nextest), Some((340, 5)));
         assert_eq!(counts("  Summary [ 1s] 3 tests run: 3 passed, 0 skipped"), Some((3, 0)));
         assert_eq!(counts("test a ... 5 passed"), None);
+    }
+
+    #[test]
+    fn tests_that_skipped_themselves_are_told_apart() {
+        let report = Report { passed: 9, by_themselves: 2, ..Report::default() };
+        assert_eq!(report.numbers(), "9 passed, of which 2 skipped, 0 failed");
+        assert_eq!(Report { passed: 9, ..Report::default() }.numbers(), "9 passed, 0 failed");
     }
 }

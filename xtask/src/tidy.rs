@@ -22,6 +22,9 @@ const MAX_TABLE_LINES: usize = 1000;
 const MAX_PROGRAM_LINES: usize = 120;
 /// `BPF_OBJ_NAME_LEN` is 16 with the NUL (kernel: include/uapi/linux/bpf.h); aya cuts longer names.
 const MAX_MAP_NAME: usize = 15;
+/// The map of the code is to be read in one go; what is longer is a page of `docs`.
+const MAP: &str = "ARCHITECTURE.md";
+const MAX_MAP_WORDS: usize = 1000;
 
 /// Which workspace crates each crate may name. `tests` and `xtask` may name any.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -29,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ebpf-common", &[]),
     ("ebpf-build", &[]),
     ("shim", &[]),
+    ("skip", &[]),
     ("control-plane", &["api"]),
     ("node-agent", &["api", "ebpf-common", "ebpf-build", "shim"]),
 ];
@@ -53,6 +57,8 @@ pub fn tidy(paths: &Paths) -> Result<()> {
             .with_context(|| format!("read {}", file.display()))?;
         findings.extend(check_file(&file.to_string_lossy(), &text));
     }
+    let map = fs::read_to_string(paths.root.join(MAP)).with_context(|| format!("read {MAP}"))?;
+    findings.extend(check_map(&map));
     findings.extend(check_arrows(&dependencies(paths)?));
     if !findings.is_empty() {
         bail!("{} findings:\n{}", findings.len(), findings.join("\n"));
@@ -104,6 +110,13 @@ fn check_file(name: &str, text: &str) -> Vec<String> {
         findings.extend(long_map_names(name, text));
     }
     findings
+}
+
+/// The map of the code stays one page.
+fn check_map(text: &str) -> Option<String> {
+    let words = text.split_whitespace().count();
+    (words > MAX_MAP_WORDS)
+        .then(|| format!("{MAP}: {words} words, more than {MAX_MAP_WORDS}; detail goes into docs"))
 }
 
 /// Whether the word stands in a comment without `(owner)` after it.
@@ -190,6 +203,12 @@ mod tests {
         assert_eq!(check_file("ebpf-programs/src/tc_a.rs", &of_lines(200)).len(), 1);
         assert_eq!(check_file("a/src/b.rs", "fn f() {}").len(), 1);
         assert!(check_file("a/src/b.rs", "//! Doc.\nfn f() {}").is_empty());
+    }
+
+    #[test]
+    fn map_of_more_than_a_page_is_found() {
+        assert_eq!(check_map(&"word ".repeat(MAX_MAP_WORDS)), None);
+        assert!(check_map(&"word ".repeat(MAX_MAP_WORDS + 1)).is_some());
     }
 
     #[test]

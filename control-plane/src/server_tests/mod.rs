@@ -56,7 +56,7 @@ fn kubectl() -> Option<PathBuf> {
         std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.exists())
     });
     if found.is_none() {
-        tracing::warn!("skipped: there is no kubectl on this machine");
+        skip::because("no kubectl in PATH");
     }
     found
 }

@@ -128,7 +128,6 @@ impl World {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_death_at_any_step_is_made_good_by_the_next_agent() {
     if let Some(place) = std::env::var_os(SERVER) {
@@ -137,7 +136,7 @@ async fn a_death_at_any_step_is_made_good_by_the_next_agent() {
         return server.join().unwrap();
     }
     if let Some(reason) = skip_reason() {
-        eprintln!("skipped: {reason}");
+        skip::because(reason);
         return;
     }
     let mut world = World::new().await;

@@ -1,6 +1,6 @@
 //! The reference: what each hook may do with a packet, and what a node remembers of what it did.
 //!
-//! Written from the promises (`ARCHITECTURE.md`, "The packet paths"; kube-proxy's rules) and not from the
+//! Written from the promises (`docs/dataplane.md`; kube-proxy's rules) and not from the
 //! programs; it shares no logic with them.
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -17,11 +17,10 @@ use rustix::{
 use super::cluster::{TIMEOUT, answer};
 
 /// Whether this kernel has the protocol; says so if not.
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) fn is_there() -> bool {
     let Err(error) = make("127.0.0.1".parse().unwrap()) else { return true };
     assert_eq!(error, Errno::PROTONOSUPPORT);
-    eprintln!("skipped: associations of SCTP, which this kernel does not have (module sctp)");
+    skip::because("associations of SCTP, which this kernel does not have (module sctp)");
     false
 }
 

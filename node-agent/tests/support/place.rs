@@ -29,10 +29,9 @@ fn missing() -> Option<&'static str> {
 }
 
 /// Whether the test can run here; says why if not.
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) fn is_possible() -> bool {
     if let Some(why) = missing() {
-        eprintln!("skipped: {why}");
+        skip::because(why);
         return false;
     }
     true

@@ -33,10 +33,7 @@ pub(crate) fn tree() -> Option<&'static Path> {
     } else {
         return tree;
     };
-    #[expect(clippy::print_stderr, reason = "a test says why it skips")]
-    {
-        eprintln!("skipped: no {missing}");
-    }
+    skip::because(&format!("no {missing}"));
     None
 }
 

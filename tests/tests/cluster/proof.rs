@@ -1,8 +1,14 @@
-//! The sample's proof, as `up` prints it and more.
+//! The sample's proof, as `up` and `prove` print it, and more.
 
-use xtask::proof;
+use xtask::{cluster::Cluster, paths::Paths, proof};
 
 use crate::cluster;
+
+/// Runs a proof as `cargo xtask prove` does.
+fn shows(part: fn(&Paths, &Cluster) -> anyhow::Result<String>) {
+    let (paths, cluster) = cluster();
+    println!("{}", part(&paths, &cluster).unwrap());
+}
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
@@ -19,26 +25,19 @@ fn a_requests_by_name_and_by_node_port_reach_every_replica() {
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn b_no_node_has_a_packet_filter_rule() {
-    proof::no_rules(&cluster().1).unwrap();
+    shows(proof::rules);
 }
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn c_busy_loop_is_held_to_a_fifth_of_a_core() {
-    let (paths, cluster) = cluster();
-    let cores = proof::cpu_limit(&paths, &cluster).unwrap();
-    println!("busy loop: {cores:.3} cores");
-    // 5 % either way: one period of 100 ms more or less in ten seconds is 1 %, the rest is emulation.
-    assert!((0.19..=0.21).contains(&cores), "{cores} cores");
+    shows(proof::cpu);
 }
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn d_pod_past_its_memory_limit_is_oom_killed() {
-    let (paths, cluster) = cluster();
-    let state = proof::memory_limit(&paths, &cluster).unwrap();
-    assert_eq!(state["reason"], "OOMKilled", "{state}");
-    assert_eq!(state["exitCode"], 137, "{state}");
+    shows(proof::memory);
 }
 
 #[test]
@@ -53,16 +52,13 @@ fn f_killed_server_costs_no_request_and_nothing_that_was_stored() {
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn e_killed_agents_cost_no_request_and_restart_no_container() {
-    let requests = proof::agent_killed(&cluster().1).unwrap();
-    println!("kill -9 of two agents: {requests} requests, all answered");
+    shows(proof::agents);
 }
 
 #[test]
 #[ignore = "needs the VMs: cargo xtask test --vm"]
 fn g_deleted_replica_is_taken_out_in_time_and_replaced() {
-    let seconds = proof::deletion_under_load(&cluster().1).unwrap();
-    println!("replaced after {seconds:.1} s");
-    assert!(seconds < 20.0, "{seconds} s until the replacement was ready");
+    shows(proof::deletion);
 }
 
 #[test]

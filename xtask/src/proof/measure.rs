@@ -20,7 +20,7 @@ use crate::{
 ///
 /// # Errors
 /// When a request broke the rule, or the replica was not replaced within 30 s.
-pub fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
+pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let before = replicas(kubectl)?;
     let (victim, _) = before.first_key_value().context("no replica to delete")?;
@@ -65,7 +65,7 @@ pub fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
 ///
 /// # Errors
 /// When the pod does not run or its cgroup cannot be read.
-pub fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
+pub(super) fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "pod", "busy-loop", "--ignore-not-found", "--timeout=60s"])?;
     apply_file(paths, kubectl, "cpu-limit.yaml")?;
@@ -99,7 +99,7 @@ pub fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
 ///
 /// # Errors
 /// When it does not end.
-pub fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
+pub(super) fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "pod", "memory-hog", "--ignore-not-found", "--timeout=60s"])?;
     apply_file(paths, kubectl, "memory-limit.yaml")?;

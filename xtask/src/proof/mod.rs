@@ -1,10 +1,11 @@
-//! The sample's proof: what `up` prints and the end-to-end tests assert. `judge` holds the pure part;
+//! The sample's proof: what `up` and `prove` print and the end-to-end tests assert. `judge` holds the pure part;
 //! here requests are sent, pods deleted and processes killed.
 
 mod driver;
 mod judge;
 mod measure;
 mod server;
+mod told;
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +20,10 @@ use serde_json::{Value, json};
 
 pub use driver::{Carried, carried_by_xdp, traced, xdp_outlives_agent};
 pub use judge::{Request, Tally};
-pub use measure::{
-    agent_killed, cpu_limit, deletion_under_load, memory_limit, no_rules, unit_restarted,
-};
+pub use measure::{agent_killed, no_rules, unit_restarted};
 pub use server::{ServerKilled, server_killed};
+pub(crate) use told::PARTS;
+pub use told::{agents, cpu, deletion, memory, rules};
 
 use crate::{
     cluster::Cluster,

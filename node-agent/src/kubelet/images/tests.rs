@@ -11,14 +11,9 @@ use super::{unpack::unpack_layer, *};
 fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        print("skipped: not root");
+        skip::because("not root");
     }
     root
-}
-
-#[expect(clippy::print_stderr, reason = "a test says why it skips")]
-fn print(text: &str) {
-    eprintln!("{text}");
 }
 
 fn entry(builder: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, path: &str, content: &str) {
@@ -218,7 +213,7 @@ impl Drop for Registry {
 async fn registry() -> Option<Registry> {
     for tool in ["/usr/bin/docker-registry", "/usr/bin/skopeo"] {
         if !Path::new(tool).exists() {
-            print(&format!("skipped: no {tool}"));
+            skip::because(&format!("no {tool}"));
             return None;
         }
     }
