@@ -88,6 +88,10 @@ async fn a_duplicate_name() {
     let twice = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}, {name: c, image: i}]}";
     let said = refused(&server, STRICT, twice, "422 Unprocessable Entity").await;
     assert!(said.contains("spec.containers[1].name: Duplicate value: \"c\""), "{said}");
+    // Of two with one name server-side apply can keep only one, which its sender would not see.
+    let apply = "apply --server-side --force-conflicts -f -";
+    let said = refused(&server, apply, twice, "400 Bad Request").await;
+    assert!(said.contains(".spec.containers: duplicate entries for key [name=\"c\"]"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -79,6 +79,15 @@ impl FieldSet {
         self.children.remove(element);
     }
 
+    /// Refuses an entry of the list at `path` that the set already has; in upstream's words
+    /// (`typed/validate.go` of structured-merge-diff).
+    fn refuse_second(&self, element: &str, path: &str) -> Result<(), String> {
+        if self.children.contains_key(element) {
+            return Err(format!("{path}: duplicate entries for key {}", shown(element)));
+        }
+        Ok(())
+    }
+
     /// Drops paths that lead to nothing.
     pub(super) fn trim(&mut self) {
         self.children.retain(|_, node| {
@@ -232,7 +241,7 @@ pub(super) fn key_of(field: Field, item: &Value) -> Result<String, &'static str>
 /// All fields of an object or part of one.
 ///
 /// # Errors
-/// A field that the type does not have, or a list entry without its keys, by path.
+/// A field that the type does not have, a list entry without its keys, or the same entry twice, by path.
 pub(super) fn fields_of(shape: Shape, value: &Value, path: &str) -> Result<FieldSet, String> {
     let mut set = FieldSet::default();
     match (shape, value) {
@@ -253,7 +262,9 @@ pub(super) fn fields_of(shape: Shape, value: &Value, path: &str) -> Result<Field
         }
         (Shape::Set, Value::Array(items)) => {
             for item in items {
-                set.insert(format!("v:{item}"));
+                let element = format!("v:{item}");
+                set.refuse_second(&element, path)?;
+                set.insert(element);
             }
         }
         (Shape::Keyed(field, of), Value::Array(items)) => {
@@ -261,6 +272,7 @@ pub(super) fn fields_of(shape: Shape, value: &Value, path: &str) -> Result<Field
                 let key = key_of(field, item).map_err(|key| {
                     format!("{path}: element {index}: associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
                 })?;
+                set.refuse_second(&key, path)?;
                 let path = format!("{path}{}", shown(&key));
                 put(&mut set, key.clone(), Shape::Object(of), item, &path)?;
                 set.insert(key);
