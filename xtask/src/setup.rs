@@ -79,7 +79,9 @@ pub(crate) fn ensure(paths: &Paths, needs: &[Need]) -> Result<()> {
     let linker = needs.contains(&Need::Ebpf) && !has_bpf_linker();
     packages.sort_unstable();
     packages.dedup();
-    if let Some(why) = kubectl_obstacle().filter(|_| needs.contains(&Need::Kubectl)) {
+    if needs.contains(&Need::Kubectl)
+        && let Some(why) = kubectl_obstacle()
+    {
         return Err(impossible(why));
     }
     if !packages.is_empty() {
@@ -101,7 +103,7 @@ pub(crate) fn missing(needs: &[Need]) -> Option<String> {
         .filter(|program| find(program).is_none())
         .collect();
     if lacks.is_empty() {
-        return kubectl_obstacle().filter(|_| needs.contains(&Need::Kubectl));
+        return needs.contains(&Need::Kubectl).then(kubectl_obstacle).flatten();
     }
     Some(format!("no {}", lacks.join(", ")))
 }
