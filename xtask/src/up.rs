@@ -72,7 +72,9 @@ pub fn up(paths: &Paths, wish: &Wish) -> Result<()> {
     println!("  kubectl get nodes,pods,svc -o wide");
     println!("  kubectl exec client -- wget -qO- http://nginx");
     println!("  kubectl delete pod -l app=nginx --wait=false && kubectl get pods -w");
-    println!("  cargo xtask prove      # limits, deletion under load, killed agents: a minute or so");
+    println!(
+        "  cargo xtask prove      # limits, deletion under load, killed agents: a minute or so"
+    );
     println!("export KUBECONFIG={}", ready.cluster.kubeconfig.display());
     Ok(())
 }
