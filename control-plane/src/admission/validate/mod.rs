@@ -14,6 +14,7 @@ mod endpoint_slice;
 mod meta;
 mod other;
 mod pod;
+mod pod_spec;
 mod service;
 mod service_update;
 mod workload;
@@ -27,7 +28,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let old = attempt.old;
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
-            None => pod::spec(&object["spec"], &Path::new("spec")),
+            None => pod_spec::spec(&object["spec"], &Path::new("spec")),
             Some(old) => pod::update(object, old),
         },
         ("", "services") => service::service(object, old),

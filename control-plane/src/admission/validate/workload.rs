@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{immutable, labels, non_negative, one_of, pod, selector, selects};
+use super::{immutable, labels, non_negative, one_of, pod_spec, selector, selects};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
@@ -112,7 +112,7 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     }
     let unchanged = old.is_some_and(|old| old["spec"]["template"] == *template);
     if !unchanged {
-        errors.extend(pod::spec(&template["spec"], &place.child("spec")));
+        errors.extend(pod_spec::spec(&template["spec"], &place.child("spec")));
     }
     let restart = &template["spec"]["restartPolicy"];
     if restart.as_str().is_some_and(|policy| policy != "Always") {
