@@ -8,6 +8,7 @@ use crate::{
     api::prepare::{Part, text},
     schema::{FieldError, Path},
 };
+use pod_spec::Of;
 
 mod address;
 mod endpoint_slice;
@@ -28,7 +29,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let old = attempt.old;
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
-            None => pod_spec::spec(&object["spec"], &Path::new("spec")),
+            None => pod_spec::spec(Of::Pod, &object["spec"], &Path::new("spec")),
             Some(old) => pod::update(object, old),
         },
         ("", "services") => service::service(object, old),
@@ -98,6 +99,13 @@ fn one_of(errors: &mut Vec<FieldError>, path: &Path, value: &Value, supported: &
         None | Some("") => errors.push(FieldError::required(path, "")),
         Some(word) if supported.contains(&word) => {}
         Some(_) => errors.push(FieldError::not_supported(path, value, supported)),
+    }
+}
+
+/// Refuses what is set to none of these words.
+fn supported(errors: &mut Vec<FieldError>, path: &Path, value: &Value, words: &[&str]) {
+    if value.as_str().is_some_and(|word| !words.contains(&word)) {
+        errors.push(FieldError::not_supported(path, value, words));
     }
 }
 

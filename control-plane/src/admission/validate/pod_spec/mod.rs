@@ -1,48 +1,67 @@
-//! Pod specs, of Pods and of templates, in the order of upstream's `ValidatePodSpec`. Pure.
+//! Pod specs, of Pods and of templates, in the order and the words of upstream's `ValidatePodSpec`. Pure.
 
 use std::collections::BTreeSet;
 
 use api::names;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{invalid, labels, list, non_negative, one_of, port_or_name, positive};
+use super::{invalid, labels, list, non_negative, one_of, port_or_name, positive, supported};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
 };
-use container::ports_apart;
-use scheduling::tolerations;
-use volumes::volumes;
 
 mod container;
 mod env;
+mod mounts;
+mod paths;
 mod probe;
 mod resources;
 mod scheduling;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
-pub(super) fn spec(spec: &Value, path: &Path) -> Vec<FieldError> {
+/// What a spec is the spec of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A new Pod.
+    Pod,
+    /// A template, of which Pods will be made.
+    Template,
+}
+
+pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let volumes = volumes(&mut errors, &path.child("volumes"), spec);
-    let mut seen = BTreeSet::new();
-    if list(spec, "containers").next().is_none() {
-        errors.push(FieldError::required(&path.child("containers"), ""));
-    }
-    for key in ["containers", "initContainers"] {
-        for (index, container) in list(spec, key) {
-            let path = path.child(key).index(index);
-            name(&mut errors, &path.child("name"), container, &mut seen);
-            container::container(&mut errors, &path, container, &volumes);
-        }
-    }
-    ports_apart(&mut errors, path, spec);
-    let policies = ["Always", "OnFailure", "Never"];
-    one_of(&mut errors, &path.child("restartPolicy"), &spec["restartPolicy"], &policies);
-    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
-    one_of(&mut errors, &path.child("dnsPolicy"), &spec["dnsPolicy"], &policies);
+    let volumes = volumes::volumes(&mut errors, &path.child("volumes"), spec);
+    let around = container::Around { spec, volumes };
+    container::containers(&mut errors, path, &around);
+    container::init_containers(&mut errors, path, &around);
+    container::ports_on_host(&mut errors, path, spec, of);
+    policies(&mut errors, path, spec);
     labels(&mut errors, &path.child("nodeSelector"), &spec["nodeSelector"]);
+    numbers(&mut errors, path, spec);
+    references(&mut errors, path, spec);
+    scheduling::tolerations(&mut errors, &path.child("tolerations"), spec);
+    let overhead = json!({"limits": spec["overhead"]});
+    resources::resources(&mut errors, &path.child("overhead"), &overhead);
+    match of {
+        Of::Pod => only_pods(&mut errors, path, spec),
+        Of::Template => only_templates(&mut errors, path, spec),
+    }
+    errors
+}
+
+fn policies(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    let policies = ["Always", "OnFailure", "Never"];
+    one_of(errors, &path.child("restartPolicy"), &spec["restartPolicy"], &policies);
+    let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+    one_of(errors, &path.child("dnsPolicy"), &spec["dnsPolicy"], &policies);
+}
+
+fn numbers(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
     let grace = path.child("terminationGracePeriodSeconds");
-    non_negative(&mut errors, &grace, &spec["terminationGracePeriodSeconds"]);
+    non_negative(errors, &grace, &spec["terminationGracePeriodSeconds"]);
     let deadline = &spec["activeDeadlineSeconds"];
     if deadline.as_i64().is_some_and(|n| !(1..=i64::from(i32::MAX)).contains(&n)) {
         errors.push(FieldError::invalid(
@@ -51,6 +70,10 @@ pub(super) fn spec(spec: &Value, path: &Path) -> Vec<FieldError> {
             "must be between 1 and 2147483647, inclusive",
         ));
     }
+}
+
+/// Names of other objects, and the pod's own in the network.
+fn references(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
     for (field, check) in [
         ("serviceAccountName", names::dns1123_subdomain as fn(&str) -> Vec<String>),
         ("nodeName", names::dns1123_subdomain),
@@ -58,11 +81,30 @@ pub(super) fn spec(spec: &Value, path: &Path) -> Vec<FieldError> {
         ("subdomain", names::dns1123_label),
     ] {
         if let Some(word) = spec[field].as_str().filter(|word| !word.is_empty()) {
-            invalid(&mut errors, &path.child(field), &spec[field], check(word));
+            invalid(errors, &path.child(field), &spec[field], check(word));
         }
     }
-    tolerations(&mut errors, &path.child("tolerations"), spec);
-    errors
+}
+
+/// What upstream asks of Pods only, so that templates from before stay valid.
+fn only_pods(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    container::only_in_pods(errors, path, spec);
+    if list(spec, "ephemeralContainers").count() > 0 {
+        let path = path.child("ephemeralContainers");
+        errors.push(FieldError::forbidden(&path, "cannot be set on create"));
+    }
+    if !text(spec, "/nodeName").is_empty() && list(spec, "schedulingGates").count() > 0 {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(&path.child("nodeName"), why));
+    }
+}
+
+fn only_templates(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    if list(spec, "ephemeralContainers").count() > 0 {
+        let path = path.child("ephemeralContainers");
+        let why = "ephemeral containers not allowed in pod template";
+        errors.push(FieldError::forbidden(&path, why));
+    }
 }
 
 fn name(errors: &mut Vec<FieldError>, path: &Path, of: &Value, seen: &mut BTreeSet<String>) {
