@@ -13,7 +13,7 @@ use super::{
     one_of,
     probe::probes_and_hooks,
     resources::resources,
-    supported,
+    security, supported,
     volumes::Volumes,
 };
 use crate::{
@@ -130,6 +130,7 @@ fn common(errors: &mut Vec<FieldError>, path: &Path, container: &Value, around: 
     let policies = ["Always", "IfNotPresent", "Never"];
     one_of(errors, &path.child("imagePullPolicy"), &container["imagePullPolicy"], &policies);
     resources(errors, &path.child("resources"), &container["resources"]);
+    security::of_container(errors, &path.child("securityContext"), container, around.spec);
 }
 
 fn named_once<'a>(

@@ -5,19 +5,25 @@ use std::collections::BTreeSet;
 use api::names;
 use serde_json::{Value, json};
 
-use super::{invalid, labels, list, non_negative, one_of, port_or_name, positive, supported};
+use super::{
+    address, invalid, labels, list, non_negative, one_of, port_or_name, positive, selector,
+    supported,
+};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
 };
 
+mod affinity;
 mod container;
+mod dns;
 mod env;
 mod mounts;
 mod paths;
 mod probe;
 mod resources;
 mod scheduling;
+mod security;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -40,11 +46,20 @@ pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     container::ports_on_host(&mut errors, path, spec, of);
     policies(&mut errors, path, spec);
     labels(&mut errors, &path.child("nodeSelector"), &spec["nodeSelector"]);
+    security::of_pod(&mut errors, path, spec);
+    affinity::affinity(&mut errors, &path.child("affinity"), &spec["affinity"]);
+    dns::config(&mut errors, &path.child("dnsConfig"), spec);
+    scheduling::gates(&mut errors, path, spec);
+    scheduling::spread(&mut errors, &path.child("topologySpreadConstraints"), spec);
+    security::host_users(&mut errors, path, spec);
     numbers(&mut errors, path, spec);
     references(&mut errors, path, spec);
     scheduling::tolerations(&mut errors, &path.child("tolerations"), spec);
+    dns::host_aliases(&mut errors, &path.child("hostAliases"), spec);
+    preemption(&mut errors, &path.child("preemptionPolicy"), &spec["preemptionPolicy"]);
     let overhead = json!({"limits": spec["overhead"]});
     resources::resources(&mut errors, &path.child("overhead"), &overhead);
+    system(&mut errors, &path.child("os"), &spec["os"]);
     match of {
         Of::Pod => only_pods(&mut errors, path, spec),
         Of::Template => only_templates(&mut errors, path, spec),
@@ -79,10 +94,28 @@ fn references(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
         ("nodeName", names::dns1123_subdomain),
         ("hostname", names::dns1123_label),
         ("subdomain", names::dns1123_label),
+        ("priorityClassName", names::dns1123_subdomain),
+        ("runtimeClassName", names::dns1123_subdomain),
     ] {
         if let Some(word) = spec[field].as_str().filter(|word| !word.is_empty()) {
             invalid(errors, &path.child(field), &spec[field], check(word));
         }
+    }
+}
+
+fn preemption(errors: &mut Vec<FieldError>, path: &Path, policy: &Value) {
+    if !policy.is_null() {
+        one_of(errors, path, policy, &["PreemptLowerPriority", "Never"]);
+    }
+}
+
+fn system(errors: &mut Vec<FieldError>, path: &Path, system: &Value) {
+    if !system.is_object() {
+        return;
+    }
+    match text(system, "/name") {
+        "" => errors.push(FieldError::required(&path.child("name"), "cannot be empty")),
+        _ => supported(errors, path, &system["name"], &["linux", "windows"]),
     }
 }
 

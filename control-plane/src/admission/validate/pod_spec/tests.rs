@@ -10,11 +10,15 @@ use crate::{
     schema::{Path, decode::parse_yaml, resource},
 };
 
+const AFFINITY: &str = include_str!("tables/affinity.txt");
 const CONTAINERS: &str = include_str!("tables/containers.txt");
+const DNS: &str = include_str!("tables/dns.txt");
 const ENV: &str = include_str!("tables/env.txt");
 const MOUNTS: &str = include_str!("tables/mounts.txt");
 const PROBES: &str = include_str!("tables/probes.txt");
 const RESOURCES: &str = include_str!("tables/resources.txt");
+const SCHEDULING: &str = include_str!("tables/scheduling.txt");
+const SECURITY: &str = include_str!("tables/security.txt");
 const VOLUMES: &str = include_str!("tables/volumes.txt");
 
 /// Puts fields over those of an object.
@@ -88,8 +92,18 @@ fn check(table: &str) {
 }
 
 #[test]
+fn affinity() {
+    check(AFFINITY);
+}
+
+#[test]
 fn containers() {
     check(CONTAINERS);
+}
+
+#[test]
+fn dns() {
+    check(DNS);
 }
 
 #[test]
@@ -110,6 +124,16 @@ fn probes() {
 #[test]
 fn resources() {
     check(RESOURCES);
+}
+
+#[test]
+fn scheduling() {
+    check(SCHEDULING);
+}
+
+#[test]
+fn security() {
+    check(SECURITY);
 }
 
 #[test]
