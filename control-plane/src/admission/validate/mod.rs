@@ -64,6 +64,9 @@ pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     if attempt.part == Part::Status && (group, plural) == ("", "pods") {
         errors.extend(other::pod_status(object));
     }
+    if attempt.part == Part::Status && (group, plural) == ("", "nodes") {
+        errors.extend(other::node_resources(object));
+    }
     if attempt.part == Part::Status && group == "apps" {
         for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
             let path = Path::new("status").child(field);

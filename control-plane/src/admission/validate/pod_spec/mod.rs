@@ -28,6 +28,9 @@ mod security;
 mod tests;
 mod volumes;
 
+pub(super) use resources::amount;
+pub(super) use scheduling::TAINT_EFFECTS;
+
 /// What a spec is the spec of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Of {
