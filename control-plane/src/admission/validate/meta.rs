@@ -62,7 +62,7 @@ fn name(errors: &mut Vec<FieldError>, attempt: &Attempt<'_>, metadata: &Value) {
     invalid(errors, &path, &json!(name), reasons);
 }
 
-fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value) {
+pub(super) fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value) {
     let mut size = 0;
     for (key, value) in map.as_object().into_iter().flatten() {
         // Annotation keys may have capitals in their prefix.

@@ -8,7 +8,6 @@ use crate::{
     api::prepare::{Part, text},
     schema::{FieldError, Path},
 };
-use pod_spec::Of;
 
 mod address;
 mod endpoint_slice;
@@ -29,7 +28,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let old = attempt.old;
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
-            None => pod_spec::spec(Of::Pod, &object["spec"], &Path::new("spec")),
+            None => pod_spec::new_pod(object),
             Some(old) => pod::update(object, old),
         },
         ("", "services") => service::service(object, old),

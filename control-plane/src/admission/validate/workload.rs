@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    immutable, labels, non_negative, one_of,
+    immutable, labels, meta, non_negative, one_of,
     pod_spec::{self, Of},
     selector, selects,
 };
@@ -116,7 +116,6 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let template = &spec["template"];
     let place = path.child("template");
     let own = &template["metadata"]["labels"];
-    labels(&mut errors, &place.child("metadata").child("labels"), own);
     // Without a selector nothing is selected.
     if !spec["selector"].is_object() || !selects(&spec["selector"], own) {
         errors.push(FieldError::invalid(
@@ -127,6 +126,11 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     }
     let unchanged = old.is_some_and(|old| old["spec"]["template"] == *template);
     if !unchanged {
+        // Upstream names them without `metadata`.
+        labels(&mut errors, &place.child("labels"), own);
+        let (path, notes) = (place.child("annotations"), &template["metadata"]["annotations"]);
+        meta::annotations(&mut errors, &path, notes);
+        pod_spec::annotations(&mut errors, &path, notes, &template["spec"]);
         errors.extend(pod_spec::spec(Of::Template, &template["spec"], &place.child("spec")));
     }
     let restart = &template["spec"]["restartPolicy"];
@@ -190,6 +194,20 @@ mod tests {
         for (spec, want) in table {
             assert_eq!(said(spec.clone()), want, "{spec}");
         }
+    }
+
+    #[test]
+    fn labels_and_annotations_of_a_template() {
+        let metadata = json!({"labels": {"a": "b", "c": "d e"}, "annotations": {"x y": ""}});
+        let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        let said = said(json!({"template": {"metadata": metadata, "spec": spec}}));
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        assert!(lines[0].starts_with("spec.template.labels: Invalid value: \"d e\": "), "{said}");
+        assert!(
+            lines[1].starts_with("spec.template.annotations: Invalid value: \"x y\": "),
+            "{said}"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use api::names;
 use serde_json::{Value, json};
 
 use super::{
-    Of,
+    Of, claims,
     env::environment,
     invalid, list,
     mounts::{devices, mounts},
@@ -129,7 +129,10 @@ fn common(errors: &mut Vec<FieldError>, path: &Path, container: &Value, around: 
     devices(errors, &path.child("volumeDevices"), container, &around.volumes);
     let policies = ["Always", "IfNotPresent", "Never"];
     one_of(errors, &path.child("imagePullPolicy"), &container["imagePullPolicy"], &policies);
-    resources(errors, &path.child("resources"), &container["resources"]);
+    let place = path.child("resources");
+    resources(errors, &place, &container["resources"]);
+    claims::of_container(errors, &place.child("claims"), &container["resources"], around.spec);
+    claims::resize(errors, &path.child("resizePolicy"), container, around.spec);
     security::of_container(errors, &path.child("securityContext"), container, around.spec);
 }
 

@@ -15,6 +15,8 @@ use crate::{
 };
 
 mod affinity;
+mod annotations;
+mod claims;
 mod container;
 mod dns;
 mod env;
@@ -28,6 +30,7 @@ mod security;
 mod tests;
 mod volumes;
 
+pub(super) use annotations::annotations;
 pub(super) use resources::amount;
 pub(super) use scheduling::TAINT_EFFECTS;
 
@@ -40,9 +43,19 @@ pub(super) enum Of {
     Template,
 }
 
+/// A Pod that is to be created.
+pub(super) fn new_pod(object: &Value) -> Vec<FieldError> {
+    let (mut errors, spec) = (Vec::new(), &object["spec"]);
+    let own = &object["metadata"]["annotations"];
+    annotations(&mut errors, &Path::new("metadata.annotations"), own, spec);
+    errors.extend(self::spec(Of::Pod, spec, &Path::new("spec")));
+    errors
+}
+
 pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let volumes = volumes::volumes(&mut errors, &path.child("volumes"), spec);
+    claims::of_pod(&mut errors, &path.child("resourceClaims"), spec);
     let around = container::Around { spec, volumes };
     container::containers(&mut errors, path, &around);
     container::init_containers(&mut errors, path, &around);
