@@ -198,11 +198,12 @@ mod tests {
 
     #[test]
     fn labels_and_annotations_of_a_template() {
-        let metadata = json!({"labels": {"a": "b", "c": "d e"}, "annotations": {"x y": ""}});
+        let metadata = json!({"labels": {"a": "b", "c": "d e"}, "annotations": {"x y": "",
+            "controller.kubernetes.io/pod-deletion-cost": "much"}});
         let spec = json!({"containers": [{"name": "c", "image": "i"}]});
         let said = said(json!({"template": {"metadata": metadata, "spec": spec}}));
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines.len(), 2, "{said}");
+        assert_eq!(lines.len(), 3, "{said}");
         assert!(lines[0].starts_with("spec.template.labels: Invalid value: \"d e\": "), "{said}");
         assert!(
             lines[1].starts_with("spec.template.annotations: Invalid value: \"x y\": "),

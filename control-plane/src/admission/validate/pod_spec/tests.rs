@@ -140,3 +140,27 @@ fn security() {
 fn volumes() {
     check(VOLUMES);
 }
+
+#[test]
+fn annotations_of_a_new_pod() {
+    let cost = "controller.kubernetes.io/pod-deletion-cost";
+    let spec = whole("pod", &json!({}));
+    let mut object = json!({"metadata": {"annotations": {cost: "much"}}, "spec": spec});
+    defaults::apply(resource("", "v1", "pods").unwrap(), &mut object);
+    let said: Vec<String> = super::new_pod(&object).iter().map(ToString::to_string).collect();
+    let want =
+        format!("metadata.annotations[{cost}]: Invalid value: \"much\": must be a 32bit integer");
+    assert_eq!(said, [want]);
+}
+
+/// What is deployed to other clusters is good enough for ours.
+#[test]
+fn the_daemon_set_of_this_repository() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/daemonset.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let documents = text.split("\n---\n");
+    let parsed = documents.map(|document| parse_yaml(document.as_bytes()).unwrap().0);
+    let set = parsed.into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    let said = said("template", &set["spec"]["template"]["spec"]);
+    assert_eq!(said, Vec::<String>::new());
+}
