@@ -15,18 +15,28 @@ use crate::{
 /// Most bytes of data in a ConfigMap or Secret (upstream: 1 MiB).
 const DATA: usize = 1 << 20;
 
-fn data(errors: &mut Vec<FieldError>, object: &Value, fields: &[&str]) {
+/// Fields, and whether their values are bytes in base64.
+type Data = [(&'static str, bool)];
+
+/// `whole` is what is too long where it is.
+fn data(errors: &mut Vec<FieldError>, object: &Value, fields: &Data, whole: &str) {
     let mut size = 0;
-    for field in fields {
+    for (field, is_base64) in fields {
         let path = Path::new(field);
         for (key, value) in object[*field].as_object().into_iter().flatten() {
             invalid(errors, &path.key(key), &json!(key), names::config_map_key(key));
-            size += value.as_str().map_or(0, str::len);
+            let text = value.as_str().unwrap_or("");
+            size += if *is_base64 { decoded_bytes(text) } else { text.len() };
         }
     }
     if size > DATA {
-        errors.push(FieldError::too_long(&Path::root(), DATA));
+        errors.push(FieldError::too_long(&Path::new(whole), DATA));
     }
+}
+
+fn decoded_bytes(base64: &str) -> usize {
+    let padding = base64.bytes().rev().take_while(|byte| *byte == b'=').count();
+    (base64.len() / 4 * 3).saturating_sub(padding)
 }
 
 fn frozen(errors: &mut Vec<FieldError>, object: &Value, old: Option<&Value>, fields: &[&str]) {
@@ -45,7 +55,8 @@ fn frozen(errors: &mut Vec<FieldError>, object: &Value, old: Option<&Value>, fie
 
 pub(super) fn config_map(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    data(&mut errors, object, &["data", "binaryData"]);
+    // Upstream's path of the object itself.
+    data(&mut errors, object, &[("data", false), ("binaryData", true)], "[]");
     for key in object["data"].as_object().into_iter().flat_map(|map| map.keys()) {
         if object["binaryData"].get(key).is_some() {
             let path = Path::new("data").key(key);
@@ -59,7 +70,7 @@ pub(super) fn config_map(object: &Value, old: Option<&Value>) -> Vec<FieldError>
 
 pub(super) fn secret(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    data(&mut errors, object, &["data"]);
+    data(&mut errors, object, &[("data", true)], "data");
     secret_type(&mut errors, object);
     if let Some(old) = old {
         immutable(&mut errors, &Path::new("type"), &object["type"], &old["type"]);
@@ -290,6 +301,22 @@ mod tests {
         for (object, want) in table {
             assert_eq!(texts(&node(&object, None)), want, "{object}");
         }
+    }
+
+    #[test]
+    fn a_mebibyte_of_data_and_no_more() {
+        let engine = base64::engine::general_purpose::STANDARD;
+        let bytes = |count: usize| engine.encode(vec![0; count]);
+        let text = |count: usize| "x".repeat(count);
+        let long = "Too long: may not be more than 1048576 bytes";
+        let secret = |value: String| texts(&secret(&json!({"data": {"a": value}}), None));
+        assert_eq!(secret(bytes(DATA)), "");
+        assert_eq!(secret(bytes(DATA + 1)), format!("data: {long}"));
+        let map = |data: String, more: String| {
+            texts(&config_map(&json!({"data": {"a": data}, "binaryData": {"b": more}}), None))
+        };
+        assert_eq!(map(text(DATA - 1), bytes(1)), "");
+        assert_eq!(map(text(DATA - 1), bytes(2)), format!("[]: {long}"));
     }
 
     #[test]
