@@ -77,7 +77,7 @@ pub(super) fn init_containers(errors: &mut Vec<FieldError>, path: &Path, around:
     }
 }
 
-/// What is asked of containers in a Pod, not of those in a template.
+/// What upstream asks of containers in a Pod only, so that templates from before stay valid.
 pub(super) fn only_in_pods(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
     for key in ["containers", "initContainers"] {
         for (index, container) in list(spec, key) {

@@ -37,7 +37,7 @@ pub(super) use scheduling::TAINT_EFFECTS;
 /// What a spec is the spec of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Of {
-    /// A new Pod.
+    /// A Pod, new or changed.
     Pod,
     /// A template, of which Pods will be made.
     Template,
@@ -48,7 +48,16 @@ pub(super) fn new_pod(object: &Value) -> Vec<FieldError> {
     let (mut errors, spec) = (Vec::new(), &object["spec"]);
     let own = &object["metadata"]["annotations"];
     annotations(&mut errors, &Path::new("metadata.annotations"), own, spec);
-    errors.extend(self::spec(Of::Pod, spec, &Path::new("spec")));
+    let path = Path::new("spec");
+    errors.extend(self::spec(Of::Pod, spec, &path));
+    if list(spec, "ephemeralContainers").count() > 0 {
+        let path = path.child("ephemeralContainers");
+        errors.push(FieldError::forbidden(&path, "cannot be set on create"));
+    }
+    if !text(spec, "/nodeName").is_empty() && list(spec, "schedulingGates").count() > 0 {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(&path.child("nodeName"), why));
+    }
     errors
 }
 
@@ -77,7 +86,7 @@ pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     resources::resources(&mut errors, &path.child("overhead"), &overhead);
     system(&mut errors, &path.child("os"), &spec["os"]);
     match of {
-        Of::Pod => only_pods(&mut errors, path, spec),
+        Of::Pod => container::only_in_pods(&mut errors, path, spec),
         Of::Template => only_templates(&mut errors, path, spec),
     }
     errors
@@ -132,19 +141,6 @@ fn system(errors: &mut Vec<FieldError>, path: &Path, system: &Value) {
     match text(system, "/name") {
         "" => errors.push(FieldError::required(&path.child("name"), "cannot be empty")),
         _ => supported(errors, path, &system["name"], &["linux", "windows"]),
-    }
-}
-
-/// What upstream asks of Pods only, so that templates from before stay valid.
-fn only_pods(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
-    container::only_in_pods(errors, path, spec);
-    if list(spec, "ephemeralContainers").count() > 0 {
-        let path = path.child("ephemeralContainers");
-        errors.push(FieldError::forbidden(&path, "cannot be set on create"));
-    }
-    if !text(spec, "/nodeName").is_empty() && list(spec, "schedulingGates").count() > 0 {
-        let why = "cannot be set until all schedulingGates have been cleared";
-        errors.push(FieldError::forbidden(&path.child("nodeName"), why));
     }
 }
 

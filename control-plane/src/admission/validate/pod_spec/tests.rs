@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Of, spec};
+use super::Of;
 use crate::{
     admission::defaults,
     schema::{Path, decode::parse_yaml, resource},
@@ -47,18 +47,17 @@ fn whole(kind: &str, fields: &Value) -> Value {
 /// What is said, one reason a line.
 fn said(kind: &str, fields: &Value) -> Vec<String> {
     let spec = whole(kind, fields);
-    let (of, place, served, object) = match kind {
-        "template" => (
-            Of::Template,
-            "/spec/template/spec",
-            resource("apps", "v1", "deployments"),
-            json!({"spec": {"template": {"spec": spec}}}),
-        ),
-        _ => (Of::Pod, "/spec", resource("", "v1", "pods"), json!({"spec": spec})),
+    let (served, mut object) = match kind {
+        "template" => {
+            (resource("apps", "v1", "deployments"), json!({"spec": {"template": {"spec": spec}}}))
+        }
+        _ => (resource("", "v1", "pods"), json!({"spec": spec})),
     };
-    let mut object = object;
     defaults::apply(served.unwrap(), &mut object);
-    let errors = self::spec(of, object.pointer(place).unwrap(), &Path::new("spec"));
+    let errors = match object.pointer("/spec/template/spec") {
+        Some(template) => super::spec(Of::Template, template, &Path::new("spec")),
+        None => super::new_pod(&object),
+    };
     errors.iter().map(ToString::to_string).collect()
 }
 
