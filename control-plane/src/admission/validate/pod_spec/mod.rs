@@ -77,7 +77,7 @@ pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     scheduling::gates(&mut errors, path, spec);
     scheduling::spread(&mut errors, &path.child("topologySpreadConstraints"), spec);
     security::host_users(&mut errors, path, spec);
-    numbers(&mut errors, path, spec);
+    deadline(&mut errors, path, spec);
     references(&mut errors, path, spec);
     scheduling::tolerations(&mut errors, &path.child("tolerations"), spec);
     dns::host_aliases(&mut errors, &path.child("hostAliases"), spec);
@@ -99,9 +99,7 @@ fn policies(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
     one_of(errors, &path.child("dnsPolicy"), &spec["dnsPolicy"], &policies);
 }
 
-fn numbers(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
-    let grace = path.child("terminationGracePeriodSeconds");
-    non_negative(errors, &grace, &spec["terminationGracePeriodSeconds"]);
+fn deadline(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
     let deadline = &spec["activeDeadlineSeconds"];
     if deadline.as_i64().is_some_and(|n| !(1..=i64::from(i32::MAX)).contains(&n)) {
         errors.push(FieldError::invalid(
