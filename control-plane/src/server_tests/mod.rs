@@ -1,6 +1,7 @@
 //! The server as stock `kubectl` sees it: a real one on loopback, real certificates, a real store.
 
 mod bad_input;
+mod bad_pods;
 mod describing;
 mod dual_stack;
 mod identity;
