@@ -44,6 +44,26 @@ async fn an_unknown_or_misspelt_field() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_patch_of_an_unknown_field_warns() {
+    let Some(server) = server().await else { return };
+    server.ok(STRICT, &deployment()).await;
+    let merge = r#"--type=merge -p {"spec":{"replcas":2}}"#;
+    let patches = [
+        r#"-p {"spec":{"replcas":2}}"#,
+        merge,
+        r#"--type=json -p [{"op":"add","path":"/spec/replcas","value":2}]"#,
+        &format!("--subresource=status {merge}"),
+        &format!("--subresource=scale {merge}"),
+    ];
+    for patch in patches {
+        let output = server.output(&format!("patch deployment web {patch}"), "").await;
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{patch}: {said}");
+        assert_eq!(said, "Warning: unknown field \"spec.replcas\"\n", "{patch}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_type() {
     let Some(server) = server().await else { return };
     let wrong = deployment().replace("replicas: 2", "replicas: two");
