@@ -10,7 +10,7 @@ use crate::{
         prepare::Part,
     },
     client::ApiError,
-    schema::decode,
+    schema::{Served, decode},
 };
 
 /// Part of a resource, as `managedFields` name it.
@@ -24,13 +24,25 @@ fn subresource(part: Part) -> &'static str {
     }
 }
 
-/// Records an ordinary write. A writer that gives no name is recorded only where somebody else
-/// is, by its `User-Agent`, so that objects that only controllers write stay small.
+/// The top-level fields that a write to this part does not touch, whatever its body says of them.
+fn ignored(served: &Served, part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Main if served.subresource("status").is_some() => &["status"],
+        Part::Main | Part::Binding => &[],
+        Part::Status | Part::Approval => &["spec"],
+        Part::Finalize => &["status"],
+    }
+}
+
+/// Records an ordinary write: `new` is what the writer sent, with defaults, before admission and allocation add to
+/// it what he does not answer for. A writer that gives no name is recorded only where somebody else is, by its
+/// `User-Agent`, so that objects that only controllers write stay small. A binding is nobody's, as upstream.
 #[must_use]
 pub fn record(call: &Call, part: Part, old: Option<&Value>, new: Value) -> Value {
     let recorded = old.unwrap_or(&new).pointer("/metadata/managedFields").is_some();
     let manager = call.options.field_manager.as_str();
-    let Some(kind) = call.served.kind().filter(|_| recorded || !manager.is_empty()) else {
+    let traced = part != Part::Binding && (recorded || !manager.is_empty());
+    let Some(kind) = call.served.kind().filter(|_| traced) else {
         return new;
     };
     let api_version = call.served.api_version();
@@ -45,7 +57,34 @@ pub fn record(call: &Call, part: Part, old: Option<&Value>, new: Value) -> Value
         subresource: subresource(part),
         time: &time,
     };
-    apply::update(kind.body, old, new, writer)
+    apply::update(kind.body, (old, new), writer, ignored(call.served, part))
+}
+
+/// Whether a write changes nothing, but for the times at which fields are said to have been written.
+#[must_use]
+pub fn is_idle(new: &Value, old: &Value) -> bool {
+    let timeless = |entries: &Value| {
+        let mut entries = entries.clone();
+        for entry in entries.as_array_mut().into_iter().flatten() {
+            entry.as_object_mut().map(|entry| entry.remove("time"));
+        }
+        entries
+    };
+    let metadata = |new: &Value, old: &Value| {
+        alike(new, old, "managedFields", |new, old| timeless(new) == timeless(old))
+    };
+    alike(new, old, "metadata", metadata)
+}
+
+/// Whether two objects have the same fields, one of which is compared in a way of its own.
+fn alike(new: &Value, old: &Value, special: &str, same: impl Fn(&Value, &Value) -> bool) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else {
+        return new == old;
+    };
+    new.len() == old.len()
+        && new.iter().zip(old).all(|((key, new), (other, old))| {
+            key == other && if key == special { same(new, old) } else { new == old }
+        })
 }
 
 impl Api {
@@ -106,12 +145,7 @@ fn applied(
         time: &time,
     };
     let force = if call.options.force { Force::Yes } else { Force::No };
-    let ignored: &[&str] = match part {
-        Part::Main if call.served.subresource("status").is_some() => &["status"],
-        Part::Main | Part::Binding => &[],
-        Part::Status | Part::Approval => &["spec"],
-        Part::Finalize => &["status"],
-    };
+    let ignored = ignored(call.served, part);
     let object = apply::apply(kind.body, shown.as_ref(), config, writer, (force, ignored))
         .map_err(|failure| refused(&failure))?;
     let decoded = decode::value(&kind, object, decode::Strictness::Ignore);
@@ -128,5 +162,31 @@ fn refused(failure: &ApplyError) -> ApiError {
             message: failure.to_string(),
             details: json!({"causes": failure.causes()}),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_times_of_the_record_are_idle() {
+        let old = json!({"metadata": {"name": "a", "managedFields": [{"manager": "m", "time": "1"}]},
+            "spec": {"a": 1}});
+        let changed = |pointer: &str, value: Value| {
+            let mut new = old.clone();
+            *new.pointer_mut(pointer).unwrap() = value;
+            new
+        };
+        assert!(is_idle(&changed("/metadata/managedFields/0/time", json!("2")), &old));
+        for (pointer, value) in [
+            ("/metadata/managedFields/0/manager", json!("n")),
+            ("/metadata/managedFields", json!([])),
+            ("/metadata/name", json!("b")),
+            ("/spec", json!({"a": 2})),
+            ("", json!({"metadata": {"name": "a"}})),
+        ] {
+            assert!(!is_idle(&changed(pointer, value), &old), "{pointer}");
+        }
     }
 }
