@@ -22,7 +22,7 @@ use crate::{
         service_account::Keys,
     },
     client::ApiError,
-    schema::{FieldError, Served, decode::print_time, field},
+    schema::{FieldError, Served, decode::print_time},
     store::{CommitError, Draft, Entry, Expect, Key, ListRequest, Scope, Store, Txn},
 };
 
@@ -414,13 +414,7 @@ fn pins(object: &Value, old: &Value) -> bool {
 /// The 422 of refused fields.
 #[must_use]
 pub fn invalid(call: &Call, errors: &[FieldError]) -> ApiError {
-    let status = field::invalid_status(call.served.group, call.served.kind, &call.name, errors);
-    ApiError {
-        code: 422,
-        reason: "Invalid",
-        message: text(&status, "/message").to_owned(),
-        details: status["details"].clone(),
-    }
+    error::invalid((call.served.group, call.served.kind), &call.name, errors)
 }
 
 /// A failure of the store itself.

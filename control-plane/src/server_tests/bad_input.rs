@@ -152,3 +152,27 @@ async fn a_value_out_of_range_names_every_field() {
     assert!(said.contains("* spec.selector: Required value"), "{said}");
     assert!(said.contains("* spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_served() {
+    let Some(server) = server().await else { return };
+    let pod =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}";
+    server.ok(STRICT, pod).await;
+    let said = refused(&server, "debug p --image=i", "", "404 Not Found").await;
+    assert!(
+        said.contains(
+            "error: ephemeral containers are disabled for this cluster (error from server: "
+        ),
+        "{said}"
+    );
+}
+
+/// `kubectl replace` of what is there already sends it without the defaults.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_that_lacks_defaults_alone_is_no_change_of_the_spec() {
+    let Some(server) = server().await else { return };
+    server.ok(STRICT, &deployment()).await;
+    server.ok("replace -f -", &deployment()).await;
+    assert_eq!(server.json("get deployment web").await["metadata"]["generation"], 1);
+}
