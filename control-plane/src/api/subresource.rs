@@ -58,7 +58,7 @@ impl Handler {
             }
             "eviction" => {
                 let (eviction, warnings) = decode(&bytes)?;
-                let options = deletion::Options::read(&eviction["deleteOptions"]);
+                let options = deletion::Options::read(&eviction["deleteOptions"])?;
                 self.api.delete(call, &options).await?;
                 done(warnings)
             }

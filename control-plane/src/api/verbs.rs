@@ -223,7 +223,7 @@ fn delete_options(asked: &Asked, bytes: &[u8]) -> Result<deletion::Options, ApiE
         })?;
         body["gracePeriodSeconds"] = json!(seconds);
     }
-    Ok(deletion::Options::read(&body))
+    deletion::Options::read(&body)
 }
 
 fn watch_type(media: Media) -> &'static str {
