@@ -7,7 +7,7 @@ use crate::{
         core::{Api, Call, Track, Written},
         error, event_form,
         patch::apply::{self, ApplyError, Force, Writer},
-        prepare::Part,
+        prepare::{self, Part, text},
     },
     client::ApiError,
     schema::{Served, decode},
@@ -114,9 +114,8 @@ impl Api {
                 Err(failure) if failure.code == 404 && part == Part::Main => {}
                 outcome => return outcome,
             }
-            // Named by the path, as the body may leave the name out.
-            let mut object = change(None)?;
-            object["metadata"]["name"] = json!(call.name);
+            let object = change(None)?;
+            prepare::named(call.about(), &object)?;
             match self.create_as(call, Track::Given, object).await {
                 Err(failure) if failure.reason == "AlreadyExists" => {}
                 outcome => return outcome,
@@ -133,10 +132,15 @@ fn applied(
     config: &Value,
 ) -> Result<Value, ApiError> {
     let kind = super::verbs::kind_of(call.served)?;
+    let api_version = call.served.api_version();
+    let given = (text(config, "/apiVersion"), text(config, "/kind"));
+    if given != (api_version.as_str(), call.served.kind) {
+        let given = apply::go_kind(config);
+        return Err(error::bad_request(format!("invalid object type: {given}")));
+    }
     let checked = decode::value(&kind, config.clone(), call.options.validation);
     checked.map_err(|why| error::bad_request(why.message(&kind)))?;
     let shown = live.map(|live| event_form::outward(call.served, live.clone()));
-    let api_version = call.served.api_version();
     let time = decode::print_time(jiff::Timestamp::now(), false);
     let writer = Writer {
         manager: &call.options.field_manager,
@@ -167,7 +171,92 @@ fn refused(failure: &ApplyError) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        admission::Networks,
+        api::{
+            attributes,
+            authn::{MASTERS, User},
+            bootstrap::bootstrap,
+            local::Local,
+            query::WriteOptions,
+        },
+        client::{Client as _, ObjectRef, Resource, Write},
+        schema,
+        store::{Options, embedded::Embedded},
+    };
+
+    async fn api() -> (tempfile::TempDir, Arc<Api>) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { class: attributes::class, attributes: attributes::attributes };
+        let store = Embedded::open(&dir.path().join("state.db"), options).unwrap();
+        let networks = Networks::new(vec!["10.96.0.0/16".parse().unwrap()]);
+        let api = Arc::new(Api::new(Arc::new(store), networks, None));
+        bootstrap(&api, "127.0.0.1".parse().unwrap(), 6443).await.unwrap();
+        (dir, api)
+    }
+
+    /// By the manager `me`, of the ConfigMap `c`.
+    fn call() -> Call {
+        Call {
+            served: schema::resource("", "v1", "configmaps").unwrap(),
+            namespace: "default".to_owned(),
+            name: "c".to_owned(),
+            user: Arc::new(User::new("admin", &[MASTERS])),
+            options: WriteOptions { field_manager: "me".to_owned(), ..WriteOptions::default() },
+        }
+    }
+
+    fn config_map(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {"b": "1"}})
+    }
+
+    #[tokio::test]
+    async fn a_configuration_of_something_else_is_refused() {
+        let (_dir, api) = api().await;
+        let wrong = [
+            (config_map("d"), "the name of the object (d) does not match the name on the URL (c)"),
+            (
+                json!({"apiVersion": "v1", "kind": "ConfigMap"}),
+                "the name of the object (c based on URL) was undeterminable: name must be provided",
+            ),
+            (json!({"metadata": {"name": "c"}}), "invalid object type: /, Kind="),
+            (
+                json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c"}}),
+                "invalid object type: /v1, Kind=Secret",
+            ),
+        ];
+        for (config, said) in &wrong {
+            let refused = api.apply(&call(), Part::Main, config).await.unwrap_err();
+            assert_eq!((refused.code, refused.message.as_str()), (400, *said));
+        }
+        api.apply(&call(), Part::Main, &config_map("c")).await.unwrap();
+        // Once it is there the name may be left out.
+        api.apply(&call(), Part::Main, &wrong[1].0).await.unwrap();
+        let refused = api.apply(&call(), Part::Main, &wrong[0].0).await.unwrap_err();
+        assert_eq!((refused.code, refused.message.as_str()), (400, wrong[0].1));
+    }
+
+    #[tokio::test]
+    async fn what_writes_in_process_is_known_by_its_name() {
+        let (_dir, api) = api().await;
+        api.apply(&call(), Part::Main, &config_map("c")).await.unwrap();
+        let local = Local::new(Arc::clone(&api), "kube-scheduler");
+        let resource = Resource { group: "", version: "v1", plural: "configmaps" };
+        let object = ObjectRef { resource, namespace: "default".into(), name: "c".into() };
+        let patch = json!({"data": {"a": "1"}});
+        let written = local.write(Write::Patch { object, subresource: "", patch }).await.unwrap();
+        let managers: Vec<&str> = written["metadata"]["managedFields"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| text(entry, "/manager"))
+            .collect();
+        assert_eq!(managers, ["me", "kube-scheduler"]);
+    }
 
     #[test]
     fn only_the_times_of_the_record_are_idle() {

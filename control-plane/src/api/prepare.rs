@@ -234,17 +234,31 @@ fn keep_only(served: &Served, fields: &mut Map<String, Value>, old: &Value, kept
     }
 }
 
+/// Refuses a new object that is not called what the path says.
+///
+/// # Errors
+/// 400.
+pub fn named(about: About<'_>, object: &Value) -> Result<(), ApiError> {
+    match text(object, "/metadata/name") {
+        "" => Err(error::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            about.name
+        ))),
+        name if name != about.name => Err(error::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            about.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses an update of another object than the stored one.
 ///
 /// # Errors
 /// 409 for a stale `resourceVersion` or another `uid`, 400 for another name.
 pub fn same(about: About<'_>, object: &Value, old: &Value) -> Result<(), ApiError> {
-    let name = text(object, "/metadata/name");
-    if !name.is_empty() && name != about.name {
-        return Err(error::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            about.name
-        )));
+    if !text(object, "/metadata/name").is_empty() {
+        named(about, object)?;
     }
     let (uid, stored) = (text(object, "/metadata/uid"), text(old, "/metadata/uid"));
     if !uid.is_empty() && uid != stored {

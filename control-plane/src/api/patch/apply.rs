@@ -287,7 +287,15 @@ pub fn apply(
 fn id(config: &Value) -> String {
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
-    format!("{namespace}/{name}; {}, Kind={}", text("/apiVersion"), text("/kind"))
+    format!("{namespace}/{name}; {}", go_kind(config))
+}
+
+/// What an object says to be, as Go prints a `GroupVersionKind`: the core group has no name, and yet its slash.
+pub fn go_kind(object: &Value) -> String {
+    let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    let version = text("apiVersion");
+    let slash = if version.contains('/') { "" } else { "/" };
+    format!("{slash}{version}, Kind={}", text("kind"))
 }
 
 /// Whether the objects are equal but for `managedFields`.
