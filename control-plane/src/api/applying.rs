@@ -138,7 +138,8 @@ fn applied(
         let given = apply::go_kind(config);
         return Err(error::bad_request(format!("invalid object type: {given}")));
     }
-    let checked = decode::value(&kind, config.clone(), call.options.validation);
+    // Unknown fields are told below, in server-side apply's own words.
+    let checked = decode::value(&kind, config.clone(), decode::Strictness::Ignore);
     checked.map_err(|why| error::bad_request(why.message(&kind)))?;
     let shown = live.map(|live| event_form::outward(call.served, live.clone()));
     let time = decode::print_time(jiff::Timestamp::now(), false);

@@ -231,6 +231,7 @@ impl Api {
             }
             let allocating = self.allocation(call.served).await;
             self.admit(call, Verb::Update, part, (&mut object, Some(&old))).await?;
+            prepare::count(call.served, part, &mut object, &old);
             object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             if applying::is_idle(&object, &old) {
                 return Ok(Written::Stored(stored));

@@ -64,6 +64,20 @@ async fn a_patch_of_an_unknown_field_warns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_apply_of_an_unknown_field_is_refused_whatever_the_strictness() {
+    let Some(server) = server().await else { return };
+    let wrong = deployment().replace("replicas: 2", "replcas: 2");
+    for validate in ["strict", "warn", "ignore"] {
+        let apply = format!("apply --server-side --validate={validate} -f -");
+        let said = refused(&server, &apply, &wrong, "400 Bad Request").await;
+        assert!(
+            said.contains("failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replcas: field not declared in schema"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_type() {
     let Some(server) = server().await else { return };
     let wrong = deployment().replace("replicas: 2", "replicas: two");
@@ -175,4 +189,15 @@ async fn a_replacement_that_lacks_defaults_alone_is_no_change_of_the_spec() {
     server.ok(STRICT, &deployment()).await;
     server.ok("replace -f -", &deployment()).await;
     assert_eq!(server.json("get deployment web").await["metadata"]["generation"], 1);
+}
+
+/// Admission adds tolerations to those of the manifest; the second `kubectl apply` sends the manifest's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_with_tolerations_applied_again_is_not_written() {
+    let Some(server) = server().await else { return };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {tolerations: [{key: a, operator: Exists}], containers: [{name: c, image: i}]}";
+    server.ok("apply -f -", pod).await;
+    let before = revision(&server).await;
+    server.ok("apply -f -", pod).await;
+    assert_eq!(revision(&server).await, before);
 }
