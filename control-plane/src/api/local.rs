@@ -32,19 +32,24 @@ const QUEUE: usize = 256;
 pub struct Local {
     api: Arc<Api>,
     user: Arc<User>,
+    component: &'static str,
 }
 
 impl Local {
-    /// Acts as `system:kube-controller-manager` in `system:masters`.
+    /// Acts as `system:` and the component's name, in `system:masters`. By this name `managedFields` know it.
     #[must_use]
-    pub fn new(api: Arc<Api>) -> Self {
-        let user = User::new("system:kube-controller-manager", &[MASTERS, AUTHENTICATED]);
-        Self { api, user: Arc::new(user) }
+    pub fn new(api: Arc<Api>, component: &'static str) -> Self {
+        let user = User::new(&format!("system:{component}"), &[MASTERS, AUTHENTICATED]);
+        Self { api, user: Arc::new(user), component }
     }
 
     fn call(&self, resource: Resource, namespace: &str, name: &str) -> Result<Call, ApiError> {
         let served = schema::resource(resource.group, resource.version, resource.plural);
-        let options = WriteOptions { validation: Strictness::Strict, ..WriteOptions::default() };
+        let options = WriteOptions {
+            validation: Strictness::Strict,
+            agent: self.component.to_owned(),
+            ..WriteOptions::default()
+        };
         Ok(Call {
             served: served.ok_or_else(error::no_resource)?,
             namespace: namespace.to_owned(),

@@ -14,6 +14,7 @@ mod endpoint_slice;
 mod meta;
 mod other;
 mod pod;
+mod pod_update;
 mod service;
 mod service_update;
 mod workload;
@@ -28,7 +29,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
             None => pod::spec(&object["spec"], &Path::new("spec")),
-            Some(old) => pod::update(object, old),
+            Some(old) => pod_update::update(object, old),
         },
         ("", "services") => service::service(object, old),
         ("apps", "deployments") => workload::deployment(object, old),
