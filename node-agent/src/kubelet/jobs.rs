@@ -26,6 +26,7 @@ use super::{
     env::{self, EnvContext, Objects, ServiceView},
     events::pod_reference,
     images::{Auth, ImageError, PullPolicy},
+    last_words,
     plan::containers,
     pod::{MIN_GRACE, Note, PodEvent, Role},
     prober,
@@ -279,7 +280,8 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
 
     /// Builds the container's spec and starts it; runs `postStart`.
     pub async fn start(self, slot: usize, restart_count: u32, image: UnpackedImage) -> PodEvent {
-        let failed = |reason, message| PodEvent::StartFailed { slot, reason, message };
+        let failed =
+            |reason, message| PodEvent::StartFailed { slot, reason, message, instance: None };
         let Some((_, container)) = self.container(slot) else {
             return failed("CreateContainerConfigError", "no such container".to_owned());
         };
@@ -289,7 +291,13 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
         };
         let started = match self.kubelet.runtime.start_container(&spec).await {
             Ok(started) => started,
-            Err(error) => return failed("RunContainerError", chain(&error)),
+            Err(error) if error.is_start_refused() => {
+                let message = format!("failed to start container: {}", error.source);
+                let exit = last_words::of_unstarted(message.clone());
+                let (instance, reason) = (Some((spec.id, exit)), "RunContainerError");
+                return PodEvent::StartFailed { slot, reason, message, instance };
+            }
+            Err(error) => return failed("CreateContainerError", chain(&error)),
         };
         self.say(Some(slot), "Created", format!("Created container: {}", container.name));
         self.say(Some(slot), "Started", format!("Started container {}", container.name));

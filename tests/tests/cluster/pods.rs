@@ -120,3 +120,25 @@ fn changed_image_restarts_its_container_and_no_other() {
     kubectl.run(&["exec", "changed", "-c", "main", "--", "/usr/sbin/nginx", "-v"]).unwrap();
     kubectl.run(&["delete", "pod", "changed", "--wait=false"]).unwrap();
 }
+
+#[test]
+#[ignore = "needs the VMs: cargo xtask test --vm"]
+fn command_that_the_image_does_not_have_fails_a_pod_that_is_not_restarted() {
+    let (_, cluster) = cluster();
+    let kubectl = Kubectl::new(&cluster.kubeconfig);
+    kubectl.run(&["delete", "pod", "nosuch", "--ignore-not-found", "--timeout=60s"]).unwrap();
+    let image = format!("--image={TOOLS_REFERENCE}");
+    kubectl
+        .run(&["run", "nosuch", &image, "--restart=Never", "--command", "--", "nosuch"])
+        .unwrap();
+    let pod = wait_for("pod nosuch to fail", Duration::from_secs(60), || {
+        let pod = kubectl.json(&["get", "pod", "nosuch"])?;
+        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", events(kubectl, "nosuch")));
+    let ended = &status(&pod, "nosuch")["state"]["terminated"];
+    assert_eq!((&ended["reason"], &ended["exitCode"]), (&json!("StartError"), &json!(128)));
+    let message = ended["message"].as_str().unwrap_or_default();
+    assert!(message.contains("\"nosuch\": executable file not found in $PATH"), "{message}");
+    kubectl.run(&["delete", "pod", "nosuch", "--wait=false"]).unwrap();
+}

@@ -115,11 +115,13 @@ pub enum PodEvent {
         id: ContainerId,
         started: Started,
     },
-    /// `reason` is upstream's, such as `CreateContainerConfigError` or `RunContainerError`.
+    /// `reason` is upstream's, such as `CreateContainerConfigError` or `RunContainerError`. An instance that was made
+    /// and could not be started has ended, with an exit of its own.
     StartFailed {
         slot: usize,
         reason: &'static str,
         message: String,
+        instance: Option<(ContainerId, Exit)>,
     },
     Exited {
         id: ContainerId,
@@ -384,6 +386,7 @@ fn unseen_exit(at: Timestamp) -> Exit {
         code: 137,
         signal: 9,
         oom_killed: false,
+        unstarted: false,
         at,
         message: "The container could not be located when the pod was terminated".to_owned(),
     }
