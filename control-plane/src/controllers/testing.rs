@@ -16,6 +16,7 @@ use super::{
     sync::Context,
     world::{Settings, World},
 };
+use crate::api::patch::merge;
 use crate::client::{ApiError, Client, Event, ObjectRef, Resource, Write, is_owned_by};
 
 pub(crate) fn context() -> Context {
@@ -430,7 +431,7 @@ impl State {
                 self.change(&object, subresource, |old| *old = value)
             }
             Write::Patch { object, subresource, patch } => {
-                self.change(&object, subresource, |old| merge(old, &patch))
+                self.change(&object, subresource, |old| *old = merge::patch(old.take(), &patch))
             }
             Write::Delete { object, options } => self.delete(&object, &options),
         };
@@ -438,24 +439,6 @@ impl State {
             *self.counts.entry(what).or_insert(0) += 1;
         }
         result
-    }
-}
-
-/// RFC 7386.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            target.as_object_mut().unwrap().remove(key);
-        } else {
-            merge(&mut target[key], value);
-        }
     }
 }
 

@@ -230,7 +230,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
     /// Has the container's image on this node; says so in upstream's words.
     pub async fn pull(self, slot: usize) -> (PodEvent, Option<UnpackedImage>) {
         let Some((_, container)) = self.container(slot) else {
-            return (failed_image(slot, "ErrImagePull", String::new()), None);
+            return (PodEvent::no_image(slot, "ErrImagePull", String::new()), None);
         };
         let image = container.image.clone().unwrap_or_default();
         let policy = pull_policy(container, &image);
@@ -246,7 +246,9 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
                     );
                 }
                 Err(ImageError::NeverPull { .. }) if policy == PullPolicy::IfNotPresent => {}
-                Err(error) => return (failed_image(slot, error.reason(), chain(&error)), None),
+                Err(error) => {
+                    return (PodEvent::no_image(slot, error.reason(), chain(&error)), None);
+                }
             }
         }
         self.say(Some(slot), "Pulling", format!("Pulling image \"{image}\""));
@@ -259,7 +261,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
                 self.say(Some(slot), "Pulled", message);
                 (PodEvent::ImageReady { slot, digest: found.digest.clone() }, Some(found))
             }
-            Err(error) => (failed_image(slot, error.reason(), chain(&error)), None),
+            Err(error) => (PodEvent::no_image(slot, error.reason(), chain(&error)), None),
         }
     }
 
@@ -280,8 +282,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
 
     /// Builds the container's spec and starts it; runs `postStart`.
     pub async fn start(self, slot: usize, restart_count: u32, image: UnpackedImage) -> PodEvent {
-        let failed =
-            |reason, message| PodEvent::StartFailed { slot, reason, message, instance: None };
+        let failed = |reason, message| PodEvent::not_made(slot, reason, message);
         let Some((_, container)) = self.container(slot) else {
             return failed("CreateContainerConfigError", "no such container".to_owned());
         };
@@ -293,9 +294,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
             Ok(started) => started,
             Err(error) if error.is_start_refused() => {
                 let message = format!("failed to start container: {}", error.source);
-                let exit = last_words::of_unstarted(message.clone());
-                let (instance, reason) = (Some((spec.id, exit)), "RunContainerError");
-                return PodEvent::StartFailed { slot, reason, message, instance };
+                return PodEvent::refused(slot, spec.id, last_words::of_unstarted(message));
             }
             Err(error) => return failed("CreateContainerError", chain(&error)),
         };
@@ -498,8 +497,4 @@ pub async fn patch_status(api: &Api<Pod>, pod: &Pod, status: &Value) -> Result<(
     let (_, name, uid) = identity(pod);
     let patch = json!({"metadata": {"uid": uid}, "status": status});
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
-}
-
-const fn failed_image(slot: usize, reason: &'static str, message: String) -> PodEvent {
-    PodEvent::ImageFailed { slot, reason, message }
 }

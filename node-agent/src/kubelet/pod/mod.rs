@@ -148,6 +148,25 @@ pub enum PodEvent {
     },
 }
 
+impl PodEvent {
+    pub(super) const fn no_image(slot: usize, reason: &'static str, message: String) -> Self {
+        Self::ImageFailed { slot, reason, message }
+    }
+
+    /// The instance was made and did not start.
+    #[must_use]
+    pub fn refused(slot: usize, id: ContainerId, exit: Exit) -> Self {
+        let (reason, message) = ("RunContainerError", exit.message.clone());
+        Self::StartFailed { slot, reason, message, instance: Some((id, exit)) }
+    }
+
+    /// There is no instance, and there will be another try.
+    #[must_use]
+    pub const fn not_made(slot: usize, reason: &'static str, message: String) -> Self {
+        Self::StartFailed { slot, reason, message, instance: None }
+    }
+}
+
 /// What the machine asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodEffect {
