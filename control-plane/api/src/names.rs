@@ -37,6 +37,26 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     wrong
 }
 
+/// As [`dns1123_subdomain`], but labels may have underscores, as names of services in DNS do.
+pub fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
+    let mut wrong = too_long(value, 253);
+    let is_form = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
+        let end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        label.starts_with(end)
+            && label.ends_with(end)
+            && label.bytes().all(|b| b"-_".contains(&b) || end(char::from(b)))
+    };
+    if !value.split('.').all(is_form) {
+        wrong.push(form_error(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            r"_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*",
+            &["example.com"],
+        ));
+    }
+    wrong
+}
+
 /// As [`dns1123_label`], and begins with a letter.
 pub fn dns1035_label(value: &str) -> Vec<String> {
     let mut wrong = too_long(value, 63);
@@ -164,6 +184,18 @@ pub fn env_var_name(value: &str) -> Vec<String> {
         );
     }
     wrong
+}
+
+/// The name of an HTTP header: letters, digits and `-`.
+pub fn http_header_name(value: &str) -> Vec<String> {
+    if !value.is_empty() && value.bytes().all(|b| b == b'-' || b.is_ascii_alphanumeric()) {
+        return Vec::new();
+    }
+    vec![form_error(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 /// Whether a ConfigMap key may be the name of an environment variable taken by `envFrom` in the strict

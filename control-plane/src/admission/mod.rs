@@ -1,7 +1,7 @@
 //! What happens to an object between decoding and storing. Pure: what has to be known of other objects is passed in.
 //!
-//! Order: namespace lifecycle, defaults, service account, tolerations, node restriction, addresses and ports of a
-//! Service (the caller holds a lock meanwhile), validation.
+//! Order: namespace lifecycle, defaults, service account, priority, tolerations, node restriction, addresses and
+//! ports of a Service (the caller holds a lock meanwhile), validation.
 
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use crate::{
 
 pub mod defaults;
 mod pod_status;
+mod priority;
 pub mod service;
 mod service_account;
 pub mod validate;
@@ -72,9 +73,13 @@ pub fn admit(
     }
     defaults::apply(attempt.served, object);
     if attempt.served.plural == "pods" {
-        if attempt.old.is_none() {
-            service_account::assign(attempt, view, object)?;
-            pod_status::initial(object);
+        match attempt.old {
+            None => {
+                service_account::assign(attempt, view, object)?;
+                priority::resolve(attempt, object)?;
+                pod_status::initial(object);
+            }
+            Some(old) => priority::keep(object, old),
         }
         // On updates too, as upstream: `kubectl apply` of a manifest with tolerations sends its own list.
         default_tolerations(object);

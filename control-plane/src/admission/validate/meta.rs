@@ -12,6 +12,8 @@ use crate::{
 
 /// All annotations of an object together, bytes of keys and values.
 const ANNOTATIONS: usize = 256 << 10;
+/// Those that need no domain (upstream's `standardFinalizers`).
+const FINALIZERS: &[&str] = &["kubernetes", "orphan", "foregroundDeletion"];
 
 pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -24,6 +26,10 @@ pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError>
         let path = path.child("finalizers").index(index);
         let word = finalizer.as_str().unwrap_or("");
         invalid(&mut errors, &path, finalizer, names::qualified_name(word));
+        if !word.contains('/') && !FINALIZERS.contains(&word) {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(&path, finalizer, why));
+        }
     }
     owners(&mut errors, &path.child("ownerReferences"), metadata);
     if let Some(old) = attempt.old {
@@ -62,7 +68,7 @@ fn name(errors: &mut Vec<FieldError>, attempt: &Attempt<'_>, metadata: &Value) {
     invalid(errors, &path, &json!(name), reasons);
 }
 
-fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value) {
+pub(super) fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value) {
     let mut size = 0;
     for (key, value) in map.as_object().into_iter().flatten() {
         // Annotation keys may have capitals in their prefix.
@@ -96,5 +102,35 @@ fn owners(errors: &mut Vec<FieldError>, path: &Path, metadata: &Value) {
             &metadata["ownerReferences"],
             "Only one reference can have Controller set to true",
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{authn::User, prepare::Part, route::Verb},
+        schema,
+    };
+
+    #[test]
+    fn a_finalizer_has_a_domain() {
+        let attempt = Attempt {
+            served: schema::resource("", "v1", "configmaps").unwrap(),
+            verb: Verb::Create,
+            part: Part::Main,
+            user: &User::default(),
+            old: None,
+        };
+        let said = |finalizers: Value| {
+            let object = json!({"metadata": {"name": "m", "finalizers": finalizers}});
+            let errors = metadata(&attempt, &object);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(said(json!(["foregroundDeletion", "orphan", "kubernetes", "a.b/c"])), "");
+        assert_eq!(
+            said(json!(["a.b/c", "mine"])),
+            "metadata.finalizers[1]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully qualified"
+        );
     }
 }

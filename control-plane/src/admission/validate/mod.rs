@@ -13,7 +13,7 @@ mod address;
 mod endpoint_slice;
 mod meta;
 mod other;
-mod pod;
+mod pod_spec;
 mod pod_update;
 mod service;
 mod service_update;
@@ -28,7 +28,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let old = attempt.old;
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
-            None => pod::spec(&object["spec"], &Path::new("spec")),
+            None => pod_spec::new_pod(object),
             Some(old) => pod_update::update(object, old),
         },
         ("", "services") => service::service(object, old),
@@ -62,6 +62,9 @@ pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     }
     if attempt.part == Part::Status && (group, plural) == ("", "pods") {
         errors.extend(other::pod_status(object));
+    }
+    if attempt.part == Part::Status && (group, plural) == ("", "nodes") {
+        errors.extend(other::node_resources(object));
     }
     if attempt.part == Part::Status && group == "apps" {
         for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
@@ -98,6 +101,13 @@ fn one_of(errors: &mut Vec<FieldError>, path: &Path, value: &Value, supported: &
         None | Some("") => errors.push(FieldError::required(path, "")),
         Some(word) if supported.contains(&word) => {}
         Some(_) => errors.push(FieldError::not_supported(path, value, supported)),
+    }
+}
+
+/// Refuses what is set to none of these words.
+fn supported(errors: &mut Vec<FieldError>, path: &Path, value: &Value, words: &[&str]) {
+    if value.as_str().is_some_and(|word| !words.contains(&word)) {
+        errors.push(FieldError::not_supported(path, value, words));
     }
 }
 

@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::{list, pod};
+use super::{
+    list,
+    pod_spec::{self, Of},
+};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
@@ -16,8 +19,8 @@ pub(super) fn update(pod: &Value, old: &Value) -> Vec<FieldError> {
         return Vec::new();
     }
     let path = Path::new("spec");
-    let stored = pod::spec(old, &path);
-    let mut errors = pod::spec(new, &path);
+    let stored = pod_spec::spec(Of::Pod, old, &path);
+    let mut errors = pod_spec::spec(Of::Pod, new, &path);
     errors.retain(|error| !stored.contains(error));
     for key in ["containers", "initContainers"] {
         if list(new, key).count() != list(old, key).count() {

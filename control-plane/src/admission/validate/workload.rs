@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{immutable, labels, non_negative, one_of, pod, selector, selects};
+use super::{
+    immutable, labels, meta, non_negative, one_of,
+    pod_spec::{self, Of},
+    selector, selects,
+};
 use crate::{
     api::prepare::text,
     schema::{FieldError, Path},
@@ -48,17 +52,28 @@ fn strategy(errors: &mut Vec<FieldError>, path: &Path, strategy: &Value) {
                     "may not be 0 when `maxSurge` is 0",
                 ));
             }
+            let most = &rolling["maxUnavailable"];
+            if percent(most).is_some_and(|percent| percent > 100) {
+                let why = "must not be greater than 100%";
+                errors.push(FieldError::invalid(&path.child("maxUnavailable"), most, why));
+            }
         }
         _ => {}
     }
 }
 
+/// Digits and a sign behind them.
+fn percent(value: &Value) -> Option<i64> {
+    let digits = value.as_str()?.strip_suffix('%')?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
 /// A number or a percentage.
 fn amount(errors: &mut Vec<FieldError>, path: &Path, value: &Value) -> Option<i64> {
     match value {
-        Value::String(text) => {
-            let number = text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok());
-            if number.is_none_or(|number| number < 0) {
+        Value::String(_) => {
+            let number = percent(value);
+            if number.is_none() {
                 errors.push(FieldError::invalid(
                     path,
                     value,
@@ -101,7 +116,6 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let template = &spec["template"];
     let place = path.child("template");
     let own = &template["metadata"]["labels"];
-    labels(&mut errors, &place.child("metadata").child("labels"), own);
     // Without a selector nothing is selected.
     if !spec["selector"].is_object() || !selects(&spec["selector"], own) {
         errors.push(FieldError::invalid(
@@ -112,12 +126,23 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     }
     let unchanged = old.is_some_and(|old| old["spec"]["template"] == *template);
     if !unchanged {
-        errors.extend(pod::spec(&template["spec"], &place.child("spec")));
+        // Upstream names them without `metadata`.
+        labels(&mut errors, &place.child("labels"), own);
+        let (path, notes) = (place.child("annotations"), &template["metadata"]["annotations"]);
+        meta::annotations(&mut errors, &path, notes);
+        pod_spec::annotations(&mut errors, &path, notes, &template["spec"]);
+        errors.extend(pod_spec::spec(Of::Template, &template["spec"], &place.child("spec")));
     }
     let restart = &template["spec"]["restartPolicy"];
     if restart.as_str().is_some_and(|policy| policy != "Always") {
         let place = place.child("spec").child("restartPolicy");
         errors.push(FieldError::not_supported(&place, restart, &["Always"]));
+    }
+    let deadline = &template["spec"]["activeDeadlineSeconds"];
+    if !deadline.is_null() {
+        let place = place.child("spec").child("activeDeadlineSeconds");
+        let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
+        errors.push(FieldError::forbidden(&place, why));
     }
     if let Some(old) = old {
         immutable(
@@ -128,4 +153,71 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         );
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{admission::defaults, schema::resource};
+
+    fn said(spec: Value) -> String {
+        let mut object = json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template":
+            {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+        for (field, value) in spec.as_object().unwrap() {
+            object["spec"][field] = value.clone();
+        }
+        defaults::apply(resource("apps", "v1", "deployments").unwrap(), &mut object);
+        let errors = deployment(&object, None);
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn how_many_may_be_missing() {
+        let rolling = |least: Value, more: Value| json!({"strategy": {"rollingUpdate": {"maxUnavailable": least, "maxSurge": more}}});
+        let at = "spec.strategy.rollingUpdate.maxUnavailable";
+        let form = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+        let table = [
+            (rolling(json!("100%"), json!("150%")), String::new()),
+            (rolling(json!(150), json!(0)), String::new()),
+            (
+                rolling(json!("150%"), json!(0)),
+                format!("{at}: Invalid value: \"150%\": must not be greater than 100%"),
+            ),
+            (
+                rolling(json!("0%"), json!(0)),
+                format!("{at}: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"),
+            ),
+            (rolling(json!("-5%"), json!(1)), format!("{at}: Invalid value: \"-5%\": {form}")),
+            (rolling(json!("+5%"), json!(1)), format!("{at}: Invalid value: \"+5%\": {form}")),
+            (rolling(json!("%"), json!(1)), format!("{at}: Invalid value: \"%\": {form}")),
+        ];
+        for (spec, want) in table {
+            assert_eq!(said(spec.clone()), want, "{spec}");
+        }
+    }
+
+    #[test]
+    fn labels_and_annotations_of_a_template() {
+        let metadata = json!({"labels": {"a": "b", "c": "d e"}, "annotations": {"x y": "",
+            "controller.kubernetes.io/pod-deletion-cost": "much"}});
+        let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        let said = said(json!({"template": {"metadata": metadata, "spec": spec}}));
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{said}");
+        assert!(lines[0].starts_with("spec.template.labels: Invalid value: \"d e\": "), "{said}");
+        assert!(
+            lines[1].starts_with("spec.template.annotations: Invalid value: \"x y\": "),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_template_has_no_deadline() {
+        let spec = json!({"activeDeadlineSeconds": 5, "containers": [{"name": "c", "image": "i"}]});
+        let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": spec});
+        assert_eq!(
+            said(json!({"template": template})),
+            "spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in ReplicaSet is not Supported"
+        );
+    }
 }
