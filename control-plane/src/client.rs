@@ -66,6 +66,8 @@ pub struct DeleteOptions {
     pub grace_period_seconds: Option<i64>,
     /// `preconditions.uid`.
     pub uid: Option<String>,
+    /// `preconditions.resourceVersion`.
+    pub resource_version: Option<String>,
     /// `Background`, `Foreground` or `Orphan`; `None` is the resource's default.
     pub propagation: Option<&'static str>,
 }
@@ -104,6 +106,13 @@ pub enum Event {
     Synced,
 }
 
+/// Whether an object's `metadata.ownerReferences` name `uid`.
+#[must_use]
+pub fn is_owned_by(object: &Value, uid: &str) -> bool {
+    let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    owners.is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == uid))
+}
+
 /// The in-process API. Implemented by the API server; by an in-memory one in controller tests.
 pub trait Client: Send + Sync + 'static {
     /// Carries out one write and returns the object as stored (for a delete: its last state).
@@ -111,6 +120,15 @@ pub trait Client: Send + Sync + 'static {
 
     /// Reads one object from the store.
     fn read(&self, object: &ObjectRef) -> BoxFuture<'_, Result<Value, ApiError>>;
+
+    /// The name of an object of the resource that names `uid` as an owner, looked for in the store, in
+    /// one namespace or, if that is `""`, in all. Takes as long as there are objects.
+    fn find_child(
+        &self,
+        uid: &str,
+        resource: Resource,
+        namespace: &str,
+    ) -> BoxFuture<'_, Result<Option<String>, ApiError>>;
 
     /// Watches a resource. The channel is bounded; a reader that does not keep up gets `Restart`.
     fn watch(&self, resource: Resource) -> mpsc::Receiver<Event>;

@@ -140,7 +140,10 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     bootstrap(&api, advertise, bound.port())
         .await
         .map_err(|error| RunError::Bootstrap { message: error.to_string() })?;
-    let client: Arc<dyn Client> = Arc::new(Local::new(Arc::clone(&api)));
+    let client_of =
+        |component| -> Arc<dyn Client> { Arc::new(Local::new(Arc::clone(&api), component)) };
+    let (client, of_scheduler) =
+        (client_of("kube-controller-manager"), client_of("kube-scheduler"));
     let serving = CancellationToken::new();
     let server = tokio::spawn(serve(ServerConfig {
         listener,
@@ -160,7 +163,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         deciders.push(controllers::start(Arc::clone(&client), signer, settings, set, stop));
     }
     if config.scheduler {
-        deciders.push(scheduler::start(Arc::clone(&client), deciding.clone()));
+        deciders.push(scheduler::start(of_scheduler, deciding.clone()));
     }
     write_run_file(&config, bound, advertise)?;
     Ok(Running { bound, pki, client, store, deciding, serving, deciders, server })

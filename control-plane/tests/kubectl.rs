@@ -3,7 +3,12 @@
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+    use std::{
+        path::PathBuf,
+        process::{Output, Stdio},
+        sync::Arc,
+        time::Duration,
+    };
 
     use control_plane::{
         admin::Admin,
@@ -46,8 +51,8 @@ mod tests {
             self.dir.path().join("data")
         }
 
-        /// Runs kubectl with this on its standard input; what it printed, or what it complained of.
-        async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        /// Runs kubectl with this on its standard input.
+        async fn output(&self, arguments: &[&str], input: &str) -> Output {
             let mut child = Command::new("kubectl")
                 .arg("--kubeconfig")
                 .arg(self.dir.path().join("kubeconfig"))
@@ -60,7 +65,12 @@ mod tests {
                 .spawn()
                 .unwrap();
             child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
-            let output = child.wait_with_output().await.unwrap();
+            child.wait_with_output().await.unwrap()
+        }
+
+        /// What kubectl printed, or what it complained of.
+        async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+            let output = self.output(arguments, input).await;
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             if output.status.success() {
                 Ok(text(&output.stdout))
@@ -365,6 +375,45 @@ mod tests {
             sleep(Duration::from_millis(50)).await;
         }
         cluster.kubectl_with(&["apply", "-f", "-"], sample).await.unwrap();
+        cluster.running.stop().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_kubectl_applied_is_its_own_and_goes_over_to_server_side_apply() {
+        if !has_kubectl().await {
+            return;
+        }
+        let cluster = Cluster::start().await;
+        cluster.join("n1").await;
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+            "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+        for object in [pod, service, web(1)] {
+            let kind = object["kind"].as_str().unwrap();
+            let input = object.to_string();
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = cluster.kubectl_with(&["apply", "-f", "-"], &input).await {
+                assert!(Instant::now() < deadline, "{error}");
+                sleep(Duration::from_millis(50)).await;
+            }
+            let shown = ["get", kind, "web", "--show-managed-fields", "-o", "json"];
+            let stored: Value = serde_json::from_str(&cluster.kubectl(&shown).await).unwrap();
+            let entries = stored["metadata"]["managedFields"].as_array().unwrap();
+            let own = |entry: &&Value| entry["manager"] == "kubectl-client-side-apply";
+            let own = entries.iter().find(own).unwrap()["fieldsV1"].to_string();
+            assert!(own.contains("f:spec"), "{own}");
+            let admitted = "status volumes volumeMounts serviceAccount serviceAccountName tolerations nodeName \
+                clusterIP clusterIPs ipFamilies";
+            for foreign in admitted.split_whitespace() {
+                assert!(!own.contains(&format!("\"f:{foreign}\"")), "{kind}: {foreign} in {own}");
+            }
+            for _ in 0..2 {
+                let output = cluster.output(&["apply", "--server-side", "-f", "-"], &input).await;
+                assert!(output.status.success(), "{output:?}");
+                assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{kind}");
+            }
+        }
         cluster.running.stop().await.unwrap();
     }
 

@@ -23,7 +23,7 @@ const SLICES: Resource =
 /// # Errors
 /// What the API says to a creation, other than that the object exists.
 pub async fn bootstrap(api: &Arc<Api>, advertise: IpAddr, port: u16) -> Result<(), ApiError> {
-    let local = Local::new(Arc::clone(api));
+    let local = Local::new(Arc::clone(api), "kube-apiserver");
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         ensure(&local, core("namespaces"), "", json!({"metadata": {"name": name}})).await?;
         let account = json!({"metadata": {"name": "default"}});

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::{
-    admission::{self, Attempt, Networks, Taken, View},
+    admission::{self, Attempt, Networks, Taken, View, defaults},
     api::{
         applying,
         attributes::{TAKEN, attributes},
@@ -22,7 +22,7 @@ use crate::{
         service_account::Keys,
     },
     client::ApiError,
-    schema::{FieldError, Served, decode::print_time, field},
+    schema::{FieldError, Served, decode::print_time},
     store::{CommitError, Draft, Entry, Expect, Key, ListRequest, Scope, Store, Txn},
 };
 
@@ -171,6 +171,10 @@ impl Api {
     ) -> Result<Written, ApiError> {
         let served = call.served;
         prepare::identify(served, &call.namespace, &mut object)?;
+        complete(served, Part::Main, &mut object);
+        if track == Track::Write {
+            object = applying::record(call, Part::Main, None, object);
+        }
         let (uid, suffix) = (uid(), suffix());
         let now = print_time(Timestamp::now(), false);
         prepare::create(served, &mut object, Birth { uid: &uid, now: &now, suffix: &suffix })?;
@@ -178,9 +182,6 @@ impl Api {
         let call = &Call { name, ..call.clone() };
         let allocating = self.allocation(served).await;
         self.admit(call, Verb::Create, Part::Main, (&mut object, None)).await?;
-        if track == Track::Write {
-            object = applying::record(call, Part::Main, None, object);
-        }
         if call.options.dry_run {
             if self.get(call).await.is_ok() {
                 return Err(call.about().already_exists());
@@ -223,15 +224,17 @@ impl Api {
             prepare::identify(call.served, &call.namespace, &mut object)?;
             prepare::same(call.about(), &object, &old)?;
             let pinned = pins(&object, &old);
+            complete(call.served, part, &mut object);
             prepare::update(call.served, part, &mut object, &old);
-            let allocating = self.allocation(call.served).await;
-            self.admit(call, Verb::Update, part, (&mut object, Some(&old))).await?;
-            object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-            if object == *old {
-                return Ok(Written::Stored(stored));
-            }
             if track == Track::Write {
                 object = applying::record(call, part, Some(&old), object);
+            }
+            let allocating = self.allocation(call.served).await;
+            self.admit(call, Verb::Update, part, (&mut object, Some(&old))).await?;
+            prepare::count(call.served, part, &mut object, &old);
+            object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+            if applying::is_idle(&object, &old) {
+                return Ok(Written::Stored(stored));
             }
             if call.options.dry_run {
                 return Ok(Written::Dry(Arc::new(object)));
@@ -392,6 +395,17 @@ impl Api {
     }
 }
 
+/// Defaults, as decoding sets them upstream: before anything compares the object with the stored one, or says whose
+/// its fields are.
+fn complete(served: &Served, part: Part, object: &mut Value) {
+    match part {
+        Part::Main => defaults::apply(served, object),
+        Part::Status | Part::Approval | Part::Finalize | Part::Binding => {
+            defaults::status(served, object);
+        }
+    }
+}
+
 /// Whether the writer named the revision that it read.
 fn pins(object: &Value, old: &Value) -> bool {
     let given = text(object, "/metadata/resourceVersion");
@@ -401,13 +415,7 @@ fn pins(object: &Value, old: &Value) -> bool {
 /// The 422 of refused fields.
 #[must_use]
 pub fn invalid(call: &Call, errors: &[FieldError]) -> ApiError {
-    let status = field::invalid_status(call.served.group, call.served.kind, &call.name, errors);
-    ApiError {
-        code: 422,
-        reason: "Invalid",
-        message: text(&status, "/message").to_owned(),
-        details: status["details"].clone(),
-    }
+    error::invalid((call.served.group, call.served.kind), &call.name, errors)
 }
 
 /// A failure of the store itself.

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{
-        error::About,
+        error::{self, About},
         prepare::{has_finalizers, metadata, text},
     },
     client::ApiError,
-    schema::decode::print_time,
+    schema::{FieldError, Path, decode::print_time},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,26 +32,35 @@ pub struct Options {
 
 impl Options {
     /// From the body of a request, already decoded.
-    #[must_use]
-    pub fn read(body: &Value) -> Self {
+    ///
+    /// # Errors
+    /// 422 for another policy than the three, and for both ways of saying one.
+    pub fn read(body: &Value) -> Result<Self, ApiError> {
         let owned = |pointer: &str| body.pointer(pointer)?.as_str().map(str::to_owned);
-        let propagation = match text(body, "/propagationPolicy") {
-            "Background" => Some(Propagation::Background),
-            "Foreground" => Some(Propagation::Foreground),
-            "Orphan" => Some(Propagation::Orphan),
-            _ => match body.get("orphanDependents") {
-                Some(Value::Bool(true)) => Some(Propagation::Orphan),
-                Some(_) => Some(Propagation::Background),
-                None => None,
-            },
+        let path = Path::new("propagationPolicy");
+        let refused = |error| error::invalid(("meta.k8s.io", "DeleteOptions"), "", &[error]);
+        let policy = &body["propagationPolicy"];
+        let propagation = match (policy.as_str(), body["orphanDependents"].as_bool()) {
+            (Some(_), Some(_)) => {
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                return Err(refused(FieldError::invalid(&path, policy, why)));
+            }
+            (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), None) => Some(Propagation::Foreground),
+            (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
+            (Some(_), None) => {
+                let supported = ["Foreground", "Background", "Orphan", "nil"];
+                return Err(refused(FieldError::not_supported(&path, policy, &supported)));
+            }
+            (None, None) => None,
         };
-        Self {
+        Ok(Self {
             grace: body.get("gracePeriodSeconds").and_then(Value::as_i64),
             uid: owned("/preconditions/uid"),
             resource_version: owned("/preconditions/resourceVersion"),
             propagation,
             dry_run: body.get("dryRun").and_then(Value::as_array).is_some_and(|d| !d.is_empty()),
-        }
+        })
     }
 
     /// # Errors
@@ -212,6 +221,29 @@ mod tests {
         let background =
             Options { propagation: Some(Propagation::Background), ..Options::default() };
         assert_eq!(decide(&marked, &background, now()), Deletion::Remove);
+    }
+
+    #[test]
+    fn a_policy_is_one_of_three_and_said_in_one_way() {
+        let read = |body: Value| Options::read(&body).map(|options| options.propagation);
+        let orphan = Some(Propagation::Orphan);
+        assert_eq!(read(json!({})).unwrap(), None);
+        assert_eq!(read(json!({"propagationPolicy": "Orphan"})).unwrap(), orphan);
+        assert_eq!(read(json!({"orphanDependents": true})).unwrap(), orphan);
+        for (body, said) in [
+            (
+                json!({"propagationPolicy": "Foo"}),
+                r#"Unsupported value: "Foo": supported values: "Foreground", "Background", "Orphan", "nil""#,
+            ),
+            (
+                json!({"propagationPolicy": "Orphan", "orphanDependents": true}),
+                r#"Invalid value: "Orphan": orphanDependents and deletionPropagation cannot be both set"#,
+            ),
+        ] {
+            let refused = read(body).unwrap_err();
+            let start = r#"DeleteOptions.meta.k8s.io "" is invalid: propagationPolicy: "#;
+            assert_eq!((refused.code, refused.message), (422, format!("{start}{said}")));
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::client::ApiError;
+use crate::{
+    client::ApiError,
+    schema::{FieldError, field},
+};
 
 /// `plural` or `plural.group`, as messages name resources.
 #[must_use]
@@ -91,19 +94,30 @@ pub fn unauthorized() -> ApiError {
     plain(401, "Unauthorized", "Unauthorized")
 }
 
-/// No such path or resource.
+/// No such path or resource. Clients tell it by its empty details from an object that is not there: `kubectl debug`
+/// reads the name in them.
 #[must_use]
 pub fn no_resource() -> ApiError {
-    plain(404, "NotFound", "the server could not find the requested resource")
+    let message = "the server could not find the requested resource";
+    ApiError { details: json!({}), ..plain(404, "NotFound", message) }
 }
 
 #[must_use]
 pub fn method_not_allowed() -> ApiError {
-    plain(
-        405,
-        "MethodNotAllowed",
-        "the server does not allow this method on the requested resource",
-    )
+    let message = "the server does not allow this method on the requested resource";
+    ApiError { details: json!({}), ..plain(405, "MethodNotAllowed", message) }
+}
+
+/// The 422 of refused fields of an object, or of a request's options.
+#[must_use]
+pub fn invalid((group, kind): (&str, &str), name: &str, errors: &[FieldError]) -> ApiError {
+    let status = field::invalid_status(group, kind, name, errors);
+    ApiError {
+        code: 422,
+        reason: "Invalid",
+        message: status["message"].as_str().unwrap_or_default().to_owned(),
+        details: status["details"].clone(),
+    }
 }
 
 #[must_use]
@@ -198,6 +212,7 @@ mod tests {
             "Operation cannot be fulfilled on deployments.apps \"web\": the object has been modified; \
              please apply your changes to the latest version and try again"
         );
+        assert_eq!(status(&no_resource())["details"], json!({}));
         assert_eq!(
             status(&web.not_found())["details"],
             json!({"kind": "deployments", "name": "web", "group": "apps"})

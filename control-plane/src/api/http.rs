@@ -94,6 +94,10 @@ impl Reply {
         let (status, warnings, keep) = (StatusCode::OK, Vec::new(), Keep::No);
         Self { status, content_type, body, warnings, keep }
     }
+
+    pub(super) fn warned(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
+    }
 }
 
 /// The parts of a request that handlers look at.

@@ -13,10 +13,10 @@ use crate::{
         deletion::{self, Propagation},
         error,
         patch::merge,
-        prepare::Part,
+        prepare::{Part, text},
         query::WriteOptions,
     },
-    client::{ApiError, Client, DeleteOptions, Event, ObjectRef, Resource, Write},
+    client::{ApiError, Client, DeleteOptions, Event, ObjectRef, Resource, Write, is_owned_by},
     schema::{
         self,
         decode::{self, Strictness},
@@ -32,19 +32,24 @@ const QUEUE: usize = 256;
 pub struct Local {
     api: Arc<Api>,
     user: Arc<User>,
+    component: &'static str,
 }
 
 impl Local {
-    /// Acts as `system:kube-controller-manager` in `system:masters`.
+    /// Acts as `system:` and the component's name, in `system:masters`. By this name `managedFields` know it.
     #[must_use]
-    pub fn new(api: Arc<Api>) -> Self {
-        let user = User::new("system:kube-controller-manager", &[MASTERS, AUTHENTICATED]);
-        Self { api, user: Arc::new(user) }
+    pub fn new(api: Arc<Api>, component: &'static str) -> Self {
+        let user = User::new(&format!("system:{component}"), &[MASTERS, AUTHENTICATED]);
+        Self { api, user: Arc::new(user), component }
     }
 
     fn call(&self, resource: Resource, namespace: &str, name: &str) -> Result<Call, ApiError> {
         let served = schema::resource(resource.group, resource.version, resource.plural);
-        let options = WriteOptions { validation: Strictness::Strict, ..WriteOptions::default() };
+        let options = WriteOptions {
+            validation: Strictness::Strict,
+            agent: self.component.to_owned(),
+            ..WriteOptions::default()
+        };
         Ok(Call {
             served: served.ok_or_else(error::no_resource)?,
             namespace: namespace.to_owned(),
@@ -139,6 +144,7 @@ fn delete_options(options: &DeleteOptions) -> deletion::Options {
     deletion::Options {
         grace: options.grace_period_seconds,
         uid: options.uid.clone(),
+        resource_version: options.resource_version.clone(),
         propagation,
         ..deletion::Options::default()
     }
@@ -154,6 +160,26 @@ impl Client for Local {
         async move {
             let entry = self.api.get(&call?).await?;
             Ok((*entry.value()).clone())
+        }
+        .boxed()
+    }
+
+    fn find_child(
+        &self,
+        uid: &str,
+        resource: Resource,
+        namespace: &str,
+    ) -> BoxFuture<'_, Result<Option<String>, ApiError>> {
+        let (call, uid) = (self.call(resource, namespace, ""), uid.to_owned());
+        async move {
+            let call = call?;
+            let namespace = Some(call.namespace).filter(|namespace| !namespace.is_empty());
+            let scope = Scope { resource: resource_key(call.served), namespace, name: None };
+            let request = ListRequest { scope, at: None, after: None };
+            let listing = self.api.store.list(request).await.map_err(error::internal)?;
+            let values = listing.rows.iter().map(|(_, entry)| entry.value());
+            let child = values.into_iter().find(|value| is_owned_by(value, &uid));
+            Ok(child.map(|value| text(&value, "/metadata/name").to_owned()))
         }
         .boxed()
     }

@@ -162,7 +162,7 @@ fn initial(served: &Served, object: &mut Value) {
     }
 }
 
-/// Brings over what an update of `part` may not change, and counts the generation.
+/// Brings over what an update of `part` may not change.
 pub fn update(served: &Served, part: Part, object: &mut Value, old: &Value) {
     let new_metadata = metadata(object);
     for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
@@ -194,6 +194,10 @@ pub fn update(served: &Served, part: Part, object: &mut Value, old: &Value) {
         Part::Finalize => keep_only(served, fields, old, &["spec"]),
         Part::Binding => {}
     }
+}
+
+/// Counts the generation of an admitted object: what admission adds to what the writer left out is no change.
+pub fn count(served: &Served, part: Part, object: &mut Value, old: &Value) {
     if counted(served) && part == Part::Main && payload(object) != payload(old) {
         let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
         metadata(object).insert("generation".into(), json!(generation + 1));
@@ -234,17 +238,31 @@ fn keep_only(served: &Served, fields: &mut Map<String, Value>, old: &Value, kept
     }
 }
 
+/// Refuses a new object that is not called what the path says.
+///
+/// # Errors
+/// 400.
+pub fn named(about: About<'_>, object: &Value) -> Result<(), ApiError> {
+    match text(object, "/metadata/name") {
+        "" => Err(error::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            about.name
+        ))),
+        name if name != about.name => Err(error::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            about.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses an update of another object than the stored one.
 ///
 /// # Errors
 /// 409 for a stale `resourceVersion` or another `uid`, 400 for another name.
 pub fn same(about: About<'_>, object: &Value, old: &Value) -> Result<(), ApiError> {
-    let name = text(object, "/metadata/name");
-    if !name.is_empty() && name != about.name {
-        return Err(error::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            about.name
-        )));
+    if !text(object, "/metadata/name").is_empty() {
+        named(about, object)?;
     }
     let (uid, stored) = (text(object, "/metadata/uid"), text(old, "/metadata/uid"));
     if !uid.is_empty() && uid != stored {
@@ -282,9 +300,11 @@ mod tests {
         new["status"] = json!({"replicas": 1});
         let mut status = new.clone();
         update(served, Part::Status, &mut status, &old);
+        count(served, Part::Status, &mut status, &old);
         assert_eq!((&status["spec"], &status["status"]), (&old["spec"], &new["status"]));
         assert_eq!(status["metadata"]["generation"], 1);
         update(served, Part::Main, &mut new, &old);
+        count(served, Part::Main, &mut new, &old);
         assert_eq!(new["status"], json!({}));
         assert_eq!(new["metadata"]["generation"], 2);
     }

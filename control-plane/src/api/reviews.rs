@@ -29,7 +29,7 @@ impl Handler {
     ) -> Result<Reply, ApiError> {
         let kind = kind_of(call.served)?;
         let format = body::format(asked.header(header::CONTENT_TYPE))?;
-        let (mut review, _) = body::decode(&kind, format, bytes, call.options.validation)?;
+        let (mut review, warnings) = body::decode(&kind, format, bytes, call.options.validation)?;
         review["apiVersion"] = json!(call.served.api_version());
         review["kind"] = json!(call.served.kind);
         review["status"] = match call.served.plural {
@@ -43,10 +43,11 @@ impl Handler {
             }
             "selfsubjectrulesreviews" => authz::rules(&call.user),
             "tokenreviews" => self.token_review(&review["spec"]).await?,
-            "bindings" => return self.bind_named(call, &review).await,
+            "bindings" => return Ok(self.bind_named(call, &review).await?.warned(warnings)),
             _ => return Err(error::no_resource()),
         };
-        Ok(Reply::bytes(StatusCode::CREATED, "application/json", review.to_string().into()))
+        let review = review.to_string().into();
+        Ok(Reply::bytes(StatusCode::CREATED, "application/json", review).warned(warnings))
     }
 
     async fn token_review(&self, spec: &Value) -> Result<Value, ApiError> {

@@ -1,5 +1,7 @@
 //! Subresources that are objects: status, scale, binding, approval, finalize, token, eviction.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use http::{StatusCode, header};
 use jiff::Timestamp;
@@ -19,11 +21,11 @@ use crate::{
         verbs::one,
     },
     client::ApiError,
-    schema,
+    schema::{self, decode::Warning},
 };
 
 /// Reads a body as the subresource's kind.
-type Decode<'a> = dyn Fn(&[u8]) -> Result<Value, ApiError> + Send + Sync + 'a;
+type Decode<'a> = dyn Fn(&[u8]) -> Result<(Value, Vec<Warning>), ApiError> + Send + Sync + 'a;
 
 impl Handler {
     pub(super) async fn subresource(
@@ -42,25 +44,28 @@ impl Handler {
         let decode = |bytes: &[u8]| {
             let kind = schema::kind(group, version, kind).ok_or_else(error::no_resource)?;
             let format = body::format(asked.header(header::CONTENT_TYPE))?;
-            body::decode(&kind, format, bytes, call.options.validation).map(|(object, _)| object)
+            body::decode(&kind, format, bytes, call.options.validation)
+        };
+        let done = |warnings| {
+            let done = success(&Value::Null).to_string().into();
+            Ok(Reply::bytes(StatusCode::CREATED, "application/json", done).warned(warnings))
         };
         match name {
             "binding" => {
-                self.api.bind(call, &decode(&bytes)?).await?;
-                let done = success(&Value::Null).to_string();
-                Ok(Reply::bytes(StatusCode::CREATED, "application/json", done.into()))
+                let (binding, warnings) = decode(&bytes)?;
+                self.api.bind(call, &binding).await?;
+                done(warnings)
             }
             "eviction" => {
-                let eviction = decode(&bytes)?;
-                let options = deletion::Options::read(&eviction["deleteOptions"]);
+                let (eviction, warnings) = decode(&bytes)?;
+                let options = deletion::Options::read(&eviction["deleteOptions"])?;
                 self.api.delete(call, &options).await?;
-                let done = success(&Value::Null).to_string();
-                Ok(Reply::bytes(StatusCode::CREATED, "application/json", done.into()))
+                done(warnings)
             }
             "token" => {
-                let request = self.api.token(call, decode(&bytes)?).await?;
-                let bytes = request.to_string().into();
-                Ok(Reply::bytes(StatusCode::CREATED, "application/json", bytes))
+                let (request, warnings) = decode(&bytes)?;
+                let made = self.api.token(call, request).await?.to_string().into();
+                Ok(Reply::bytes(StatusCode::CREATED, "application/json", made).warned(warnings))
             }
             "scale" => self.scale(asked, call, verb, (&bytes, &decode)).await,
             "status" => self.part(asked, call, Part::Status, (verb, &bytes)).await,
@@ -78,8 +83,8 @@ impl Handler {
         (verb, bytes): (Verb, &Bytes),
     ) -> Result<Reply, ApiError> {
         let media = Media::negotiate(asked.header(header::ACCEPT), None)?;
-        let written = match verb {
-            Verb::Get => Written::Stored(self.api.get(call).await?),
+        let (written, warnings) = match verb {
+            Verb::Get => (Written::Stored(self.api.get(call).await?), Vec::new()),
             Verb::Patch => {
                 let patch = Patch::parse(asked.header(header::CONTENT_TYPE), bytes)?;
                 self.patch(call, part, &patch).await?
@@ -90,11 +95,11 @@ impl Handler {
             | Verb::Update
             | Verb::Delete
             | Verb::DeleteCollection => {
-                let (object, _) = self.decode(asked, call, bytes)?;
-                self.api.update(call, part, &|_| Ok(object.clone())).await?
+                let (object, warnings) = self.decode(asked, call, bytes)?;
+                (self.api.update(call, part, &|_| Ok(object.clone())).await?, warnings)
             }
         };
-        Ok(one(call, media, StatusCode::OK, &written))
+        Ok(one(call, media, StatusCode::OK, &written).warned(warnings))
     }
 
     async fn scale(
@@ -104,18 +109,21 @@ impl Handler {
         verb: Verb,
         (bytes, decode): (&Bytes, &Decode<'_>),
     ) -> Result<Reply, ApiError> {
-        let owner = match verb {
-            Verb::Get => self.api.get(call).await?.value(),
+        let (owner, warnings) = match verb {
+            Verb::Get => (self.api.get(call).await?.value(), Vec::new()),
             Verb::Patch => {
                 let patch = Patch::parse(asked.header(header::CONTENT_TYPE), bytes)?;
                 let kind = schema::kind("autoscaling", "v1", "Scale");
                 let kind = kind.ok_or_else(error::no_resource)?;
+                let warnings = OnceLock::new();
                 let change = |current: &Value| {
                     let strictness = call.options.validation;
-                    let (wanted, _) = patch.onto(&kind, &scale::of(current), strictness)?;
+                    let (wanted, found) = patch.onto(&kind, &scale::of(current), strictness)?;
+                    warnings.get_or_init(|| found);
                     scale::onto(call, current, &wanted)
                 };
-                self.api.update(call, Part::Main, &change).await?.value()
+                let written = self.api.update(call, Part::Main, &change).await?;
+                (written.value(), warnings.into_inner().unwrap_or_default())
             }
             Verb::List
             | Verb::Watch
@@ -123,12 +131,12 @@ impl Handler {
             | Verb::Update
             | Verb::Delete
             | Verb::DeleteCollection => {
-                let wanted = decode(bytes)?;
+                let (wanted, warnings) = decode(bytes)?;
                 let change = |current: &Value| scale::onto(call, current, &wanted);
-                self.api.update(call, Part::Main, &change).await?.value()
+                (self.api.update(call, Part::Main, &change).await?.value(), warnings)
             }
         };
-        Ok(Reply::json(&scale::of(&owner)))
+        Ok(Reply::json(&scale::of(&owner)).warned(warnings))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests on resources: decode, call `core`, render.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -21,7 +21,7 @@ use crate::{
         route::{Target, Verb},
     },
     client::ApiError,
-    schema::{self, Kind, Served, proto},
+    schema::{self, Kind, Served, decode::Warning, proto},
     store::Entry,
 };
 
@@ -75,12 +75,12 @@ impl Handler {
             Verb::Update => {
                 let (object, warnings) = self.decode(asked, &call, &bytes)?;
                 let written = self.api.update(&call, Part::Main, &|_| Ok(object.clone())).await?;
-                Ok(warned(one(&call, media, StatusCode::OK, &written), warnings))
+                Ok(one(&call, media, StatusCode::OK, &written).warned(warnings))
             }
             Verb::Patch => {
                 let patch = Patch::parse(asked.header(header::CONTENT_TYPE), &bytes)?;
-                let written = self.patch(&call, Part::Main, &patch).await?;
-                Ok(one(&call, media, StatusCode::OK, &written))
+                let (written, warnings) = self.patch(&call, Part::Main, &patch).await?;
+                Ok(one(&call, media, StatusCode::OK, &written).warned(warnings))
             }
             Verb::Delete => {
                 let options = delete_options(asked, &bytes)?;
@@ -103,7 +103,7 @@ impl Handler {
             super::signing::stamp(&call.user, &mut object);
         }
         let written = self.api.create(call, object).await?;
-        Ok(warned(one(call, media, StatusCode::CREATED, &written), warnings))
+        Ok(one(call, media, StatusCode::CREATED, &written).warned(warnings))
     }
 
     pub(super) fn decode(
@@ -111,7 +111,7 @@ impl Handler {
         asked: &Asked,
         call: &Call,
         bytes: &[u8],
-    ) -> Result<(Value, Vec<String>), ApiError> {
+    ) -> Result<(Value, Vec<Warning>), ApiError> {
         let kind = kind_of(call.served)?;
         let format = body::format(asked.header(header::CONTENT_TYPE))?;
         let (object, warnings) = body::decode(&kind, format, bytes, call.options.validation)?;
@@ -124,19 +124,23 @@ impl Handler {
         call: &Call,
         part: Part,
         patch: &Patch,
-    ) -> Result<Written, ApiError> {
+    ) -> Result<(Written, Vec<Warning>), ApiError> {
         let kind = kind_of(call.served)?;
         let strictness = call.options.validation;
-        if let Patch::Apply(config) = patch {
-            return self.api.apply(call, part, config).await;
+        if let Some((config, warnings)) = patch.configuration(strictness)? {
+            return Ok((self.api.apply(call, part, config).await?, warnings));
         }
         let served = call.served;
+        // Every try finds the same.
+        let warnings = OnceLock::new();
         let change = |current: &Value| {
             let shown = outward_value(served, current);
-            let (patched, _) = patch.onto(&kind, &shown, strictness)?;
+            let (patched, found) = patch.onto(&kind, &shown, strictness)?;
+            warnings.get_or_init(|| found);
             Ok(event_form::inward(served, patched))
         };
-        self.api.update(call, part, &change).await
+        let written = self.api.update(call, part, &change).await?;
+        Ok((written, warnings.into_inner().unwrap_or_default()))
     }
 
     fn deleted(&self, call: &Call, media: Media, deleted: &Deleted) -> Reply {
@@ -219,12 +223,7 @@ fn delete_options(asked: &Asked, bytes: &[u8]) -> Result<deletion::Options, ApiE
         })?;
         body["gracePeriodSeconds"] = json!(seconds);
     }
-    Ok(deletion::Options::read(&body))
-}
-
-fn warned(mut reply: Reply, warnings: Vec<String>) -> Reply {
-    reply.warnings = warnings;
-    reply
+    deletion::Options::read(&body)
 }
 
 fn watch_type(media: Media) -> &'static str {

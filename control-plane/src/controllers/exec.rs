@@ -155,6 +155,14 @@ async fn act(doors: &Doors, act: &Act) -> Result<Written, ApiError> {
             }
             submit(doors, write.clone()).await
         }
+        Act::IfChildless { uid, namespace, resources, write } => {
+            for resource in resources {
+                if let Some(child) = doors.client.find_child(uid, *resource, namespace).await? {
+                    return Err(unseen(*resource, &child));
+                }
+            }
+            submit(doors, write.clone()).await
+        }
         Act::Edit { object, edit, argument } => {
             let value = match doors.client.read(object).await {
                 Ok(value) => value,
@@ -172,6 +180,11 @@ async fn act(doors: &Doors, act: &Act) -> Result<Written, ApiError> {
         }
         Act::Tell => Ok(None),
     }
+}
+
+fn unseen(resource: Resource, name: &str) -> ApiError {
+    let message = format!("{} {name:?} has not been seen by the watch yet", resource.plural);
+    ApiError { code: 409, reason: "Conflict", message, details: Value::Null }
 }
 
 fn certificate_write(object: &ObjectRef, value: &Value, signed: Result<String, String>) -> Write {

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::{
     adopt::{references, set_references},
     model::{Key, Object, Owner},
-    sync::{Act, Context, Controller, Step, Sync, delete_write},
+    sync::{Act, Context, Controller, Step, Sync},
     world::{Change, World},
 };
-use crate::client::ObjectRef;
+use crate::client::{DeleteOptions, ObjectRef, Write};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -129,8 +129,19 @@ fn collect(world: &World, object: &Arc<Object>) -> Vec<Step> {
     } else {
         "Background"
     };
-    let write = delete_write(object, Some(propagation), None);
-    vec![if_absent(absent, Step::write(write))]
+    vec![if_absent(absent, Step::write(delete_as_seen(object, propagation)))]
+}
+
+/// The revision makes the store refuse when somebody has changed the object meanwhile: it may have
+/// another owner by now, or none that is missing.
+fn delete_as_seen(object: &Object, propagation: &'static str) -> Write {
+    let options = DeleteOptions {
+        uid: Some(object.meta.uid.clone()),
+        resource_version: Some(object.meta.revision.to_string()),
+        propagation: Some(propagation),
+        ..DeleteOptions::default()
+    };
+    Write::Delete { object: object.place(), options }
 }
 
 /// The step, but only if the store does not know the owners either.
@@ -152,7 +163,18 @@ fn orphan(world: &World, owner: &Object) -> Vec<Step> {
             set_references(object, kept)
         })
         .collect();
-    if released.is_empty() { vec![without_finalizer(owner, ORPHAN)] } else { released }
+    if !released.is_empty() {
+        return released;
+    }
+    // What the caches have not seen would lose its owner and be taken for garbage.
+    let write = without_finalizer(owner, ORPHAN);
+    let (uid, namespace) = (owner.meta.uid.clone(), owner.meta.key.namespace.clone());
+    let kinds = world.settings.kinds.iter();
+    let resources = kinds
+        .filter(|kind| kind.namespaced || namespace.is_empty())
+        .map(|kind| kind.resource)
+        .collect();
+    vec![Step::new(Act::IfChildless { uid, namespace, resources, write })]
 }
 
 fn foreground(world: &World, owner: &Object) -> Vec<Step> {
@@ -167,21 +189,20 @@ fn foreground(world: &World, owner: &Object) -> Vec<Step> {
     if world.dependents(&owner.meta.uid).any(|object| blocks(object)) {
         return Vec::new();
     }
-    vec![without_finalizer(owner, FOREGROUND)]
+    vec![Step::write(without_finalizer(owner, FOREGROUND))]
 }
 
-fn without_finalizer(object: &Object, name: &str) -> Step {
+fn without_finalizer(object: &Object, name: &str) -> Write {
     let kept: Vec<&String> =
         object.meta.finalizers.iter().filter(|finalizer| *finalizer != name).collect();
     let metadata = json!({"resourceVersion": object.meta.revision.to_string(), "finalizers": kept});
-    Step::patch(object.place(), json!({"metadata": metadata}))
+    Write::Patch { object: object.place(), subresource: "", patch: json!({"metadata": metadata}) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{context, deployment, pod, replica_set, world};
     use super::*;
-    use crate::client::Write;
 
     fn writes(objects: &[Value], uid: &str) -> Vec<Write> {
         sync(&world(objects.to_vec()), &key(uid), &context()).writes()
@@ -204,7 +225,10 @@ mod tests {
         let answer = sync(&world(objects.to_vec()), &key("uid-web-1"), &context());
         let Act::IfAbsent { owners, .. } = &answer.steps[0].act else { unreachable!() };
         assert_eq!((owners[0].0.name.as_str(), owners[0].1.as_str()), ("web", "uid-web"));
-        assert_eq!(propagation(&answer.writes()[0]), ("web-1", Some("Background")));
+        let writes = answer.writes();
+        assert_eq!(propagation(&writes[0]), ("web-1", Some("Background")));
+        let Write::Delete { options, .. } = &writes[0] else { unreachable!() };
+        assert_eq!(options.resource_version.as_deref(), Some("1"), "as it was seen, or not at all");
     }
 
     #[test]

@@ -73,6 +73,15 @@ pub(crate) enum Act {
         owners: Vec<(ObjectRef, String)>,
         write: Write,
     },
+    /// Writes only if the store has no object that names `uid` as an owner, and fails with 409
+    /// otherwise: the watches of its dependents may be behind its own. Asks for all objects of
+    /// `resources` in `namespace` (`""` is all), which costs as much as they are many.
+    IfChildless {
+        uid: String,
+        namespace: String,
+        resources: Vec<Resource>,
+        write: Write,
+    },
     /// Reads the object, lets `edit` make a write of it, and writes that.
     Edit {
         object: ObjectRef,
@@ -137,7 +146,9 @@ impl Sync {
         self.steps
             .iter()
             .filter_map(|step| match &step.act {
-                Act::Write(write) | Act::IfAbsent { write, .. } => Some(write.clone()),
+                Act::Write(write)
+                | Act::IfAbsent { write, .. }
+                | Act::IfChildless { write, .. } => Some(write.clone()),
                 Act::Edit { .. } | Act::Sign { .. } | Act::Tell => None,
             })
             .collect()
@@ -195,7 +206,12 @@ pub(crate) fn delete_write(
     let uid = Some(object.meta.uid.clone());
     Write::Delete {
         object: object.place(),
-        options: DeleteOptions { grace_period_seconds, uid, propagation },
+        options: DeleteOptions {
+            grace_period_seconds,
+            uid,
+            propagation,
+            ..DeleteOptions::default()
+        },
     }
 }
 

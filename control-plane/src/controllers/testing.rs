@@ -16,7 +16,8 @@ use super::{
     sync::Context,
     world::{Settings, World},
 };
-use crate::client::{ApiError, Client, Event, ObjectRef, Resource, Write};
+use crate::api::patch::merge;
+use crate::client::{ApiError, Client, Event, ObjectRef, Resource, Write, is_owned_by};
 
 pub(crate) fn context() -> Context {
     Context { now: "2026-01-01T00:00:00Z".parse().unwrap(), failure: None }
@@ -178,6 +179,8 @@ struct State {
     counts: BTreeMap<String, usize>,
     /// The next so many creations of a resource fail with 500.
     faults: BTreeMap<Resource, usize>,
+    /// Events that the watches of one resource get later.
+    delayed: Option<(Resource, Vec<Event>)>,
 }
 
 /// What an in-memory watch holds; tests stay far below.
@@ -190,6 +193,17 @@ impl FakeApi {
 
     pub(crate) fn fail_creates(&self, resource: Resource, count: usize) {
         self.state.lock().unwrap().faults.insert(resource, count);
+    }
+
+    /// From now on the watches of this resource tell nothing, until [`FakeApi::tell_all`].
+    pub(crate) fn delay_watch(&self, resource: Resource) {
+        self.state.lock().unwrap().delayed = Some((resource, Vec::new()));
+    }
+
+    pub(crate) fn tell_all(&self) {
+        let mut state = self.state.lock().unwrap();
+        let (resource, events) = state.delayed.take().unwrap();
+        events.iter().for_each(|event| state.tell(resource, event));
     }
 
     /// How often this was done, such as `create pods`.
@@ -240,6 +254,10 @@ fn error(code: u16, reason: &'static str, message: String) -> ApiError {
 
 impl State {
     fn tell(&mut self, resource: Resource, event: &Event) {
+        if let Some((_, delayed)) = self.delayed.as_mut().filter(|(of, _)| *of == resource) {
+            delayed.push(event.clone());
+            return;
+        }
         self.watches.retain(|(watched, watch)| {
             *watched != resource || watch.try_send(event.clone()).is_ok()
         });
@@ -365,6 +383,10 @@ impl State {
         if options.uid.as_ref().is_some_and(|uid| uid != text(&value, "/metadata/uid")) {
             return Err(error(409, "Conflict", "precondition failed: uid".to_owned()));
         }
+        let revision = text(&value, "/metadata/resourceVersion");
+        if options.resource_version.as_ref().is_some_and(|asked| asked != revision) {
+            return Err(error(409, "Conflict", "precondition failed: revision".to_owned()));
+        }
         value["metadata"]["deletionTimestamp"] = json!(super::json::rfc3339(Timestamp::now()));
         if place.resource == PODS && !text(&value, "/spec/nodeName").is_empty() {
             let grace = options.grace_period_seconds.unwrap_or(30);
@@ -409,7 +431,7 @@ impl State {
                 self.change(&object, subresource, |old| *old = value)
             }
             Write::Patch { object, subresource, patch } => {
-                self.change(&object, subresource, |old| merge(old, &patch))
+                self.change(&object, subresource, |old| *old = merge::patch(old.take(), &patch))
             }
             Write::Delete { object, options } => self.delete(&object, &options),
         };
@@ -417,24 +439,6 @@ impl State {
             *self.counts.entry(what).or_insert(0) += 1;
         }
         result
-    }
-}
-
-/// RFC 7386.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            target.as_object_mut().unwrap().remove(key);
-        } else {
-            merge(&mut target[key], value);
-        }
     }
 }
 
@@ -449,6 +453,24 @@ impl Client for FakeApi {
         let result =
             found.ok_or_else(|| error(404, "NotFound", format!("{} not found", object.name)));
         async move { result }.boxed()
+    }
+
+    fn find_child(
+        &self,
+        uid: &str,
+        resource: Resource,
+        namespace: &str,
+    ) -> BoxFuture<'_, Result<Option<String>, ApiError>> {
+        let mut state = self.state.lock().unwrap();
+        *state.counts.entry(format!("list {}", resource.plural)).or_insert(0) += 1;
+        let mut objects = state.objects.iter();
+        let child = objects.find(|(place, value)| {
+            place.resource == resource
+                && (namespace.is_empty() || place.namespace == namespace)
+                && is_owned_by(value, uid)
+        });
+        let child = child.map(|(place, _)| place.name.clone());
+        async move { Ok(child) }.boxed()
     }
 
     fn watch(&self, resource: Resource) -> mpsc::Receiver<Event> {

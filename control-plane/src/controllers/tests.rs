@@ -195,10 +195,7 @@ async fn orphaned_pods_are_adopted_by_a_set_that_matches() {
     let before = api.wait(PODS, |pods| ready(pods, 2)).await;
     delete(&api, REPLICA_SETS, "web", "Orphan").await;
     api.wait(REPLICA_SETS, <[Value]>::is_empty).await;
-    api.wait(PODS, |pods| {
-        pods.iter().all(|pod| items(pod, "/metadata/ownerReferences").is_empty())
-    })
-    .await;
+    api.wait(PODS, |pods| pods.len() == 2 && pods.iter().all(has_no_owner)).await;
     api.create(REPLICA_SETS, set).await;
     let adopted = |pods: &[Value]| {
         pods.len() == 2 && pods.iter().all(|pod| items(pod, "/metadata/ownerReferences").len() == 1)
@@ -209,6 +206,29 @@ async fn orphaned_pods_are_adopted_by_a_set_that_matches() {
     };
     assert_eq!(names(&before), names(&after));
     assert_eq!(api.count("create pods"), 2);
+}
+
+fn has_no_owner(object: &Value) -> bool {
+    items(object, "/metadata/ownerReferences").is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_the_watch_has_not_told_of_outlives_the_orphaning_of_its_set() {
+    let (api, _stop) = start(1).await;
+    // All watches have begun once the controllers have furnished the namespace.
+    api.wait(SERVICE_ACCOUNTS, |accounts| !accounts.is_empty()).await;
+    let set = api.create(REPLICA_SETS, testing::replica_set("web", 0)).await;
+    let mut pod = testing::pod("young", "web", "n1", true);
+    pod["metadata"]["ownerReferences"][0]["uid"] = set["metadata"]["uid"].clone();
+    api.delay_watch(PODS);
+    api.create(PODS, pod).await;
+    delete(&api, REPLICA_SETS, "web", "Orphan").await;
+    let sets = api.wait(REPLICA_SETS, |_| api.count("list pods") > 0).await;
+    assert_eq!(sets.len(), 1, "the set waits for what it cannot see");
+    api.tell_all();
+    api.wait(REPLICA_SETS, <[Value]>::is_empty).await;
+    let pods = api.list(PODS);
+    assert!(pods.len() == 1 && has_no_owner(&pods[0]), "{pods:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

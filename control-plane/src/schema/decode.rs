@@ -80,8 +80,7 @@ pub fn json(
     body: &[u8],
     strictness: Strictness,
 ) -> Result<(Value, Vec<Warning>), DecodeError> {
-    let (parsed, duplicates) =
-        json::json(body).map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    let (parsed, duplicates) = parse_json(body)?;
     finish(kind, parsed, duplicates, strictness)
 }
 
@@ -108,6 +107,14 @@ pub fn value(
     strictness: Strictness,
 ) -> Result<(Value, Vec<Warning>), DecodeError> {
     finish(kind, value, Vec::new(), strictness)
+}
+
+/// Parses a JSON body without a kind, such as a patch. The second part names duplicate keys by path.
+///
+/// # Errors
+/// [`DecodeError::Syntax`].
+pub fn parse_json(body: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
+    json::json(body).map_err(|error| DecodeError::Syntax(error.to_string()))
 }
 
 /// Parses a YAML or JSON body without a kind, as server-side apply does: nothing is dropped. The second

@@ -44,6 +44,40 @@ async fn an_unknown_or_misspelt_field() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_patch_of_an_unknown_field_warns() {
+    let Some(server) = server().await else { return };
+    server.ok(STRICT, &deployment()).await;
+    let merge = r#"--type=merge -p {"spec":{"replcas":2}}"#;
+    let patches = [
+        r#"-p {"spec":{"replcas":2}}"#,
+        merge,
+        r#"--type=json -p [{"op":"add","path":"/spec/replcas","value":2}]"#,
+        &format!("--subresource=status {merge}"),
+        &format!("--subresource=scale {merge}"),
+    ];
+    for patch in patches {
+        let output = server.output(&format!("patch deployment web {patch}"), "").await;
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{patch}: {said}");
+        assert_eq!(said, "Warning: unknown field \"spec.replcas\"\n", "{patch}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_apply_of_an_unknown_field_is_refused_whatever_the_strictness() {
+    let Some(server) = server().await else { return };
+    let wrong = deployment().replace("replicas: 2", "replcas: 2");
+    for validate in ["strict", "warn", "ignore"] {
+        let apply = format!("apply --server-side --validate={validate} -f -");
+        let said = refused(&server, &apply, &wrong, "400 Bad Request").await;
+        assert!(
+            said.contains("failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replcas: field not declared in schema"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_type() {
     let Some(server) = server().await else { return };
     let wrong = deployment().replace("replicas: 2", "replicas: two");
@@ -131,4 +165,39 @@ async fn a_value_out_of_range_names_every_field() {
     let said = refused(&server, STRICT, bare, "422 Unprocessable Entity").await;
     assert!(said.contains("* spec.selector: Required value"), "{said}");
     assert!(said.contains("* spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_served() {
+    let Some(server) = server().await else { return };
+    let pod =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}";
+    server.ok(STRICT, pod).await;
+    let said = refused(&server, "debug p --image=i", "", "404 Not Found").await;
+    assert!(
+        said.contains(
+            "error: ephemeral containers are disabled for this cluster (error from server: "
+        ),
+        "{said}"
+    );
+}
+
+/// `kubectl replace` of what is there already sends it without the defaults.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_that_lacks_defaults_alone_is_no_change_of_the_spec() {
+    let Some(server) = server().await else { return };
+    server.ok(STRICT, &deployment()).await;
+    server.ok("replace -f -", &deployment()).await;
+    assert_eq!(server.json("get deployment web").await["metadata"]["generation"], 1);
+}
+
+/// Admission adds tolerations to those of the manifest; the second `kubectl apply` sends the manifest's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_with_tolerations_applied_again_is_not_written() {
+    let Some(server) = server().await else { return };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {tolerations: [{key: a, operator: Exists}], containers: [{name: c, image: i}]}";
+    server.ok("apply -f -", pod).await;
+    let before = revision(&server).await;
+    server.ok("apply -f -", pod).await;
+    assert_eq!(revision(&server).await, before);
 }

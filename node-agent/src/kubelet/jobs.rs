@@ -26,6 +26,7 @@ use super::{
     env::{self, EnvContext, Objects, ServiceView},
     events::pod_reference,
     images::{Auth, ImageError, PullPolicy},
+    last_words,
     plan::containers,
     pod::{MIN_GRACE, Note, PodEvent, Role},
     prober,
@@ -229,7 +230,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
     /// Has the container's image on this node; says so in upstream's words.
     pub async fn pull(self, slot: usize) -> (PodEvent, Option<UnpackedImage>) {
         let Some((_, container)) = self.container(slot) else {
-            return (failed_image(slot, "ErrImagePull", String::new()), None);
+            return (PodEvent::no_image(slot, "ErrImagePull", String::new()), None);
         };
         let image = container.image.clone().unwrap_or_default();
         let policy = pull_policy(container, &image);
@@ -245,7 +246,9 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
                     );
                 }
                 Err(ImageError::NeverPull { .. }) if policy == PullPolicy::IfNotPresent => {}
-                Err(error) => return (failed_image(slot, error.reason(), chain(&error)), None),
+                Err(error) => {
+                    return (PodEvent::no_image(slot, error.reason(), chain(&error)), None);
+                }
             }
         }
         self.say(Some(slot), "Pulling", format!("Pulling image \"{image}\""));
@@ -258,7 +261,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
                 self.say(Some(slot), "Pulled", message);
                 (PodEvent::ImageReady { slot, digest: found.digest.clone() }, Some(found))
             }
-            Err(error) => (failed_image(slot, error.reason(), chain(&error)), None),
+            Err(error) => (PodEvent::no_image(slot, error.reason(), chain(&error)), None),
         }
     }
 
@@ -279,7 +282,7 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
 
     /// Builds the container's spec and starts it; runs `postStart`.
     pub async fn start(self, slot: usize, restart_count: u32, image: UnpackedImage) -> PodEvent {
-        let failed = |reason, message| PodEvent::StartFailed { slot, reason, message };
+        let failed = |reason, message| PodEvent::not_made(slot, reason, message);
         let Some((_, container)) = self.container(slot) else {
             return failed("CreateContainerConfigError", "no such container".to_owned());
         };
@@ -289,7 +292,11 @@ impl<R: Runtime, I: ImageSource> Jobs<R, I> {
         };
         let started = match self.kubelet.runtime.start_container(&spec).await {
             Ok(started) => started,
-            Err(error) => return failed("RunContainerError", chain(&error)),
+            Err(error) if error.is_start_refused() => {
+                let message = format!("failed to start container: {}", error.source);
+                return PodEvent::refused(slot, spec.id, last_words::of_unstarted(message));
+            }
+            Err(error) => return failed("CreateContainerError", chain(&error)),
         };
         self.say(Some(slot), "Created", format!("Created container: {}", container.name));
         self.say(Some(slot), "Started", format!("Started container {}", container.name));
@@ -490,8 +497,4 @@ pub async fn patch_status(api: &Api<Pod>, pod: &Pod, status: &Value) -> Result<(
     let (_, name, uid) = identity(pod);
     let patch = json!({"metadata": {"uid": uid}, "status": status});
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
-}
-
-const fn failed_image(slot: usize, reason: &'static str, message: String) -> PodEvent {
-    PodEvent::ImageFailed { slot, reason, message }
 }

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{
@@ -39,6 +40,13 @@ pub(super) fn complete(
             exit
         }
     }
+}
+
+/// The exit of a container whose process could not be started, for the reason that `message` says: upstream's
+/// `StartError`, with the code that it has there.
+pub(super) fn of_unstarted(message: String) -> Exit {
+    let (code, at) = (128, Timestamp::now());
+    Exit { code, signal: 0, oom_killed: false, unstarted: true, at, message }
 }
 
 fn falls_back(pod: &Pod, container: &str) -> bool {
@@ -99,7 +107,14 @@ mod tests {
         std::fs::write(folder.join("1.log"), text).unwrap();
         let message = |code: i32, said: &str, pod: &Pod, number: u32| {
             let at = Timestamp::UNIX_EPOCH;
-            let exit = Exit { code, signal: 0, oom_killed: false, at, message: said.to_owned() };
+            let exit = Exit {
+                code,
+                signal: 0,
+                oom_killed: false,
+                unstarted: false,
+                at,
+                message: said.to_owned(),
+            };
             complete(exit, pod, ("c", number), logs.path()).message
         };
         let words = message(1, "", &fallback, 1);

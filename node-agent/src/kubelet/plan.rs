@@ -113,6 +113,7 @@ fn container_history(status: &ContainerStatus) -> ContainerHistory {
             code: terminated.exit_code,
             signal: terminated.signal.unwrap_or(0),
             oom_killed: terminated.reason.as_deref() == Some("OOMKilled"),
+            unstarted: terminated.reason.as_deref() == Some("StartError"),
             at: terminated.finished_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             message: terminated.message.clone().unwrap_or_default(),
         };

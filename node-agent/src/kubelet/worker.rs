@@ -281,7 +281,7 @@ impl<R: Runtime, I: ImageSource> Worker<R, I> {
                         let Some(image) = image else {
                             let message = "the image was not kept".to_owned();
                             let reason = "CreateContainerError";
-                            return Some(PodEvent::StartFailed { slot, reason, message });
+                            return Some(PodEvent::not_made(slot, reason, message));
                         };
                         Some(jobs.start(slot, restart_count, image).await)
                     });

@@ -133,8 +133,8 @@ fn carried(
 fn load(from: &Node, to: &Node, how_long: &str) -> Result<Vec<String>> {
     let script = format!("load http --host {} --port {SAMPLE_NODE_PORT} {how_long}", to.ip);
     let requests = judge::parse(&from.shell().sh(&script)?)?;
-    let answers = requests.into_iter().map(|request| request.answer);
-    answers.collect::<Result<_, _>>().map_err(anyhow::Error::msg)
+    judge::tally(&requests).all_answered(u32::try_from(requests.len())?)?;
+    Ok(requests.into_iter().filter_map(|request| request.answer.ok()).collect())
 }
 
 /// What carries the service traffic of each of a node's devices, as its agent says.

@@ -18,6 +18,7 @@ pub struct Request {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub by_replica: BTreeMap<String, u32>,
+    /// Why, and when in the course of all.
     pub failed: Vec<String>,
 }
 
@@ -60,10 +61,14 @@ pub(crate) fn parse(log: &str) -> Result<Vec<Request>> {
 
 pub(crate) fn tally(requests: &[Request]) -> Tally {
     let mut tally = Tally::default();
+    let first = requests.iter().map(|request| request.start_ms).min().unwrap_or_default();
     for request in requests {
         match &request.answer {
             Ok(replica) => *tally.by_replica.entry(replica.clone()).or_default() += 1,
-            Err(why) => tally.failed.push(why.clone()),
+            Err(why) => {
+                let (after, took) = (request.start_ms - first, request.micros / 1000);
+                tally.failed.push(format!("{why}, after {took} ms, {after} ms after the first"));
+            }
         }
     }
     tally

@@ -13,8 +13,8 @@ mod address;
 mod endpoint_slice;
 mod meta;
 mod other;
-mod pod;
 mod pod_spec;
+mod pod_update;
 mod service;
 mod service_update;
 mod workload;
@@ -29,7 +29,7 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     errors.extend(match (attempt.served.group, attempt.served.plural) {
         ("", "pods") => match old {
             None => pod_spec::new_pod(object),
-            Some(old) => pod::update(object, old),
+            Some(old) => pod_update::update(object, old),
         },
         ("", "services") => service::service(object, old),
         ("apps", "deployments") => workload::deployment(object, old),

@@ -287,7 +287,15 @@ pub fn apply(
 fn id(config: &Value) -> String {
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
-    format!("{namespace}/{name}; {}, Kind={}", text("/apiVersion"), text("/kind"))
+    format!("{namespace}/{name}; {}", go_kind(config))
+}
+
+/// What an object says to be, as Go prints a `GroupVersionKind`: the core group has no name, and yet its slash.
+pub fn go_kind(object: &Value) -> String {
+    let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    let version = text("apiVersion");
+    let slash = if version.contains('/') { "" } else { "/" };
+    format!("{slash}{version}, Kind={}", text("kind"))
 }
 
 /// Whether the objects are equal but for `managedFields`.
@@ -429,9 +437,15 @@ fn part_mut<'a>(
 }
 
 /// Records an ordinary write (create, update, patch): the writer owns what it changed, others lose it.
-/// `new` is the object that is to be stored. `managedFields` that it brings replace the stored ones
+/// `new` is what the writer asks for. `managedFields` that it brings replace the stored ones
 /// (a client moves ownership that way), a list with one empty entry clears them; none leaves the stored.
-pub fn update(of: Type, old: Option<&Value>, mut new: Value, writer: Writer<'_>) -> Value {
+/// `ignored` as for [`apply`].
+pub fn update(
+    of: Type,
+    (old, mut new): (Option<&Value>, Value),
+    writer: Writer<'_>,
+    ignored: &[&str],
+) -> Value {
     let shape = Shape::Object(of);
     let mut entries = match new.pointer("/metadata/managedFields").and_then(Value::as_array) {
         Some(brought) if writer.subresource.is_empty() && !brought.is_empty() => {
@@ -443,7 +457,11 @@ pub fn update(of: Type, old: Option<&Value>, mut new: Value, writer: Writer<'_>)
         metadata.remove("managedFields");
     }
     let empty = Value::Object(Map::new());
-    let (mut changed, removed) = differences(shape, old.or(Some(&empty)), Some(&new));
+    let (mut changed, mut removed) = differences(shape, old.or(Some(&empty)), Some(&new));
+    for name in ignored {
+        changed.remove(&format!("f:{name}"));
+        removed.remove(&format!("f:{name}"));
+    }
     strip(&mut changed);
     for entry in &mut entries {
         entry.fields = entry.fields.difference(&removed);

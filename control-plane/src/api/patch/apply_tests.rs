@@ -54,9 +54,9 @@ fn creating_owns_what_is_applied() {
 fn conflicts_name_manager_and_field() {
     let created = update(
         deployment(),
-        None,
-        web(json!({"replicas": 1, "paused": true})),
+        (None, web(json!({"replicas": 1, "paused": true}))),
         writer("kubectl-client-side-apply"),
+        &[],
     );
     let error = run(Some(&created), &web(json!({"replicas": 3})), "me", Force::No).unwrap_err();
     assert_eq!(
@@ -119,27 +119,41 @@ fn updates_take_ownership() {
     let created = run(None, &web(json!({"replicas": 2})), "me", Force::No).unwrap();
     let mut scaled = created.clone();
     scaled["spec"]["replicas"] = 5.into();
-    let scaled = update(deployment(), Some(&created), scaled, writer("kubectl-scale"));
+    let scaled = update(deployment(), (Some(&created), scaled), writer("kubectl-scale"), &[]);
     assert_eq!(fields(&scaled, "kubectl-scale"), json!({"f:spec": {"f:replicas": {}}}));
     assert_eq!(fields(&scaled, "me"), Value::Null);
-    let unchanged = update(deployment(), Some(&scaled), scaled.clone(), writer("nobody"));
+    let unchanged = update(deployment(), (Some(&scaled), scaled.clone()), writer("nobody"), &[]);
     assert_eq!(unchanged, scaled);
 }
 
 #[test]
+fn what_a_write_does_not_reach_is_neither_gained_nor_lost() {
+    let mut object = web(json!({"replicas": 2}));
+    object["status"] = json!({"replicas": 1});
+    let of_status = Writer { subresource: "status", ..writer("counter") };
+    let counted = update(deployment(), (None, object.clone()), of_status, &["spec"]);
+    assert_eq!(fields(&counted, "counter"), json!({"f:status": {"f:replicas": {}}}));
+    object["spec"]["replicas"] = json!(3);
+    object.as_object_mut().unwrap().remove("status");
+    let scaled = update(deployment(), (Some(&counted), object), writer("me"), &["status"]);
+    assert_eq!(fields(&scaled, "me"), json!({"f:spec": {"f:replicas": {}}}));
+    assert_eq!(fields(&scaled, "counter"), json!({"f:status": {"f:replicas": {}}}));
+}
+
+#[test]
 fn ownership_can_be_moved_and_cleared() {
-    let created = update(deployment(), None, web(json!({"replicas": 2})), writer("old"));
+    let created = update(deployment(), (None, web(json!({"replicas": 2}))), writer("old"), &[]);
     let mut moved = created.clone();
     moved["metadata"]["managedFields"][0]["manager"] = "new".into();
-    let moved = update(deployment(), Some(&created), moved, writer("old"));
+    let moved = update(deployment(), (Some(&created), moved), writer("old"), &[]);
     assert_eq!(fields(&moved, "new"), json!({"f:spec": {"f:replicas": {}}}));
     assert_eq!(fields(&moved, "old"), Value::Null);
     let mut kept = moved.clone();
     kept["metadata"].as_object_mut().unwrap().remove("managedFields");
-    assert_eq!(update(deployment(), Some(&moved), kept, writer("old")), moved);
+    assert_eq!(update(deployment(), (Some(&moved), kept), writer("old"), &[]), moved);
     let mut cleared = moved.clone();
     cleared["metadata"]["managedFields"] = json!([{}]);
-    let cleared = update(deployment(), Some(&moved), cleared, writer("old"));
+    let cleared = update(deployment(), (Some(&moved), cleared), writer("old"), &[]);
     assert_eq!(cleared["metadata"].get("managedFields"), None);
 }
 

@@ -122,8 +122,12 @@ mod tests {
         let asked = story.tell(pulled());
         assert_eq!(asked, [PodEffect::StartContainer { slot: 1, restart_count: 0 }]);
         assert_eq!(story.tell(changed("newer")), []);
-        let failed =
-            PodEvent::StartFailed { slot: 1, reason: "RunContainerError", message: String::new() };
+        let failed = PodEvent::StartFailed {
+            slot: 1,
+            reason: "RunContainerError",
+            message: String::new(),
+            instance: None,
+        };
         assert_eq!(story.tell(failed), [PodEffect::PullImage { slot: 1 }], "without a pause");
         story.tell(pulled());
         assert_eq!(story.tell(changed("newest")), []);

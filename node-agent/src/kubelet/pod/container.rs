@@ -282,6 +282,7 @@ impl Slot {
     pub(super) fn start_failed(
         &mut self,
         failure: Waiting,
+        instance: Option<(ContainerId, Exit)>,
         index: usize,
         now: Instant,
     ) -> Vec<PodEffect> {
@@ -292,11 +293,37 @@ impl Slot {
             self.begin_anew();
             return Vec::new();
         }
+        if let Some((id, exit)) = instance {
+            return self.start_refused(failure, (id, exit), index, now);
+        }
         let pause = backoff(CRASH_BACKOFF, self.start_failures);
         self.start_failures += 1;
         let message = format!("Error: {}", failure.message);
         self.phase = Phase::Waiting { since: failure, until: Some(now + pause) };
         vec![note(index, true, "Failed", message)]
+    }
+
+    /// The instance counts as one that ended. It is not started again at once, as nothing says that it would start.
+    fn start_refused(
+        &mut self,
+        failure: Waiting,
+        (id, exit): (ContainerId, Exit),
+        index: usize,
+        now: Instant,
+    ) -> Vec<PodEffect> {
+        let message = format!("Error: {}", failure.message);
+        let replaced = self.instance_before().map(|id| PodEffect::RemoveContainer { id });
+        self.ended(id, Some(Timestamp::UNIX_EPOCH), exit, now);
+        if let Phase::Waiting { since, until: until @ None } = &mut self.phase {
+            (*since, *until) = (failure, Some(now + CRASH_BACKOFF.0));
+        }
+        replaced.into_iter().chain([note(index, true, "Failed", message)]).collect()
+    }
+
+    /// What the runtime still has of the last instance that ended.
+    fn instance_before(&self) -> Option<ContainerId> {
+        let (id, _, exit) = self.last.as_ref()?;
+        (!id.0.is_empty() && !exit.unstarted).then(|| id.clone())
     }
 
     /// The start call succeeded. Returns the instance that it replaced, to be removed.
@@ -320,7 +347,7 @@ impl Slot {
             probes: Vec::new(),
         });
         self.begin_probes(now);
-        self.last.as_ref().map(|(id, _, _)| id.clone()).filter(|id| !id.0.is_empty())
+        self.instance_before()
     }
 
     /// Asks a running instance to end; a shorter grace than before is asked for anew.

@@ -115,11 +115,13 @@ pub enum PodEvent {
         id: ContainerId,
         started: Started,
     },
-    /// `reason` is upstream's, such as `CreateContainerConfigError` or `RunContainerError`.
+    /// `reason` is upstream's, such as `CreateContainerConfigError` or `RunContainerError`. An instance that was made
+    /// and could not be started has ended, with an exit of its own.
     StartFailed {
         slot: usize,
         reason: &'static str,
         message: String,
+        instance: Option<(ContainerId, Exit)>,
     },
     Exited {
         id: ContainerId,
@@ -144,6 +146,25 @@ pub enum PodEvent {
     SpecChanged {
         plan: PodPlan,
     },
+}
+
+impl PodEvent {
+    pub(super) const fn no_image(slot: usize, reason: &'static str, message: String) -> Self {
+        Self::ImageFailed { slot, reason, message }
+    }
+
+    /// The instance was made and did not start.
+    #[must_use]
+    pub fn refused(slot: usize, id: ContainerId, exit: Exit) -> Self {
+        let (reason, message) = ("RunContainerError", exit.message.clone());
+        Self::StartFailed { slot, reason, message, instance: Some((id, exit)) }
+    }
+
+    /// There is no instance, and there will be another try.
+    #[must_use]
+    pub const fn not_made(slot: usize, reason: &'static str, message: String) -> Self {
+        Self::StartFailed { slot, reason, message, instance: None }
+    }
 }
 
 /// What the machine asks for.
@@ -384,6 +405,7 @@ fn unseen_exit(at: Timestamp) -> Exit {
         code: 137,
         signal: 9,
         oom_killed: false,
+        unstarted: false,
         at,
         message: "The container could not be located when the pod was terminated".to_owned(),
     }

@@ -56,9 +56,17 @@ impl PodMachine {
                     out.extend(container.image_failed(Waiting { reason, message }, slot, now));
                 }
             }
-            PodEvent::StartFailed { slot, reason, message } => {
+            PodEvent::StartFailed { slot, reason, message, instance } => {
                 if let Some(container) = self.slots.get_mut(slot) {
-                    out.extend(container.start_failed(Waiting { reason, message }, slot, now));
+                    out.extend(container.start_failed(
+                        Waiting { reason, message },
+                        instance,
+                        slot,
+                        now,
+                    ));
+                    if self.ending.is_none() {
+                        out.extend(self.crash_loop(slot));
+                    }
                 }
             }
             PodEvent::Started { slot, id, started } => {
@@ -174,15 +182,20 @@ impl PodMachine {
             return;
         };
         slot.ended(id.clone(), Some(at), exit, now);
-        if let (Phase::Waiting { since, .. }, None) = (&slot.phase, &self.ending)
-            && since.reason == "CrashLoopBackOff"
-        {
-            let message = format!(
-                "Back-off restarting failed container {} in pod {}",
-                slot.plan.name, self.plan.display
-            );
-            out.push(note(index, true, "BackOff", message));
+        if self.ending.is_none() {
+            out.extend(self.crash_loop(index));
         }
+    }
+
+    /// What is told of a container that has just ended and is not started again at once.
+    fn crash_loop(&self, index: usize) -> Option<PodEffect> {
+        let slot = self.slots.get(index)?;
+        let Phase::Waiting { since, .. } = &slot.phase else { return None };
+        let message = format!(
+            "Back-off restarting failed container {} in pod {}",
+            slot.plan.name, self.plan.display
+        );
+        (since.reason == "CrashLoopBackOff").then(|| note(index, true, "BackOff", message))
     }
 
     /// Asks for everything that is due now. Calling it again without news asks for nothing.

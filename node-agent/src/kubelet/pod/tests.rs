@@ -50,7 +50,14 @@ const fn probe(period: u64, failures: u32) -> ProbePlan {
 }
 
 fn exit(code: i32) -> Exit {
-    Exit { code, signal: 0, oom_killed: false, at: Timestamp::UNIX_EPOCH, message: String::new() }
+    Exit {
+        code,
+        signal: 0,
+        oom_killed: false,
+        unstarted: false,
+        at: Timestamp::UNIX_EPOCH,
+        message: String::new(),
+    }
 }
 
 impl Story {
@@ -147,6 +154,63 @@ fn crashes_are_restarted_at_once_then_after_10_20_40_80_160_300_300_seconds() {
     // After ten minutes of running the count starts anew.
     story.now += Duration::from_secs(601);
     assert_eq!(story.exit(&id, 1), [PodEffect::PullImage { slot: 0 }]);
+}
+
+/// An instance that could not be started.
+fn refused(id: &str) -> (ContainerId, Exit) {
+    (ContainerId(id.into()), Exit { unstarted: true, ..exit(128) })
+}
+
+#[test]
+fn a_command_that_cannot_be_started_counts_as_an_end_and_is_tried_again_later_each_time() {
+    let (mut story, ran) = running_pod();
+    assert_eq!(story.exit(&ran, 1), [PodEffect::PullImage { slot: 0 }]);
+    let mut shown = Vec::new();
+    for number in 1..4 {
+        story.tell(PodEvent::ImageReady { slot: 0, digest: String::new() });
+        let told = story.tell_all(PodEvent::StartFailed {
+            slot: 0,
+            reason: "RunContainerError",
+            message: "no such file".to_owned(),
+            instance: Some(refused(&format!("r{number}"))),
+        });
+        let removed = told.contains(&PodEffect::RemoveContainer { id: ran.clone() });
+        assert_eq!(removed, number == 1, "the instance that ran goes once, the others are gone");
+        let notes = told.iter().filter_map(|effect| {
+            let PodEffect::Record(note) = effect else { return None };
+            Some((note.reason, note.message.as_str()))
+        });
+        let (reason, message) =
+            ("BackOff", "Back-off restarting failed container a in pod web_default(uid)");
+        assert!(notes.eq([("Failed", "Error: no such file"), (reason, message)]), "{told:?}");
+        let slot = &story.machine.slots()[0];
+        let Phase::Waiting { since, .. } = &slot.phase else { panic!("{slot:?}") };
+        shown.push((since.reason, slot.restart_count, story.seconds_to_timeout().unwrap()));
+        story.now = story.machine.poll_timeout().unwrap();
+        assert_eq!(story.tick(), [PodEffect::PullImage { slot: 0 }]);
+    }
+    assert_eq!(shown, [2, 3, 4].map(|n| ("CrashLoopBackOff", n, 10 << (n - 2))));
+}
+
+#[test]
+fn the_first_start_that_is_refused_is_shown_and_ends_a_pod_that_is_never_restarted() {
+    for (policy, over) in [(RestartPolicy::Always, false), (RestartPolicy::Never, true)] {
+        let mut story = Story::new(plan(policy, vec![container("a", Role::Main)]));
+        story.tick();
+        story.sandbox();
+        story.tell(PodEvent::ImageReady { slot: 0, digest: String::new() });
+        let instance = Some(refused("r"));
+        let (reason, message) = ("RunContainerError", "no such file".to_owned());
+        let asked = story.tell(PodEvent::StartFailed { slot: 0, reason, message, instance });
+        assert_eq!(asked == [PodEffect::RemoveSandbox], over, "{policy:?}");
+        let slot = &story.machine.slots()[0];
+        if over {
+            assert!(matches!(slot.phase, Phase::Exited), "{slot:?}");
+        } else {
+            let Phase::Waiting { since, .. } = &slot.phase else { panic!("{slot:?}") };
+            assert_eq!((since.reason, story.seconds_to_timeout()), ("RunContainerError", Some(10)));
+        }
+    }
 }
 
 #[test]
@@ -457,6 +521,7 @@ impl World {
                     slot,
                     reason: "RunContainerError",
                     message: String::new(),
+                    instance: dice.is_multiple_of(2).then(|| refused(&format!("w{}", self.ids))),
                 },
                 // A stop that gets lost must be asked for again.
                 PodEffect::StopContainer { id, .. } if good => self.die(&id, 143),

@@ -275,6 +275,8 @@ pub struct Exit {
     pub signal: i32,
     /// The kernel killed it, or one of its children, for want of memory.
     pub oom_killed: bool,
+    /// Its process never came to be; upstream's `StartError`, code 128.
+    pub unstarted: bool,
     pub at: Timestamp,
     /// Content of the termination message file, at most 4096 bytes.
     pub message: String,
@@ -349,3 +351,16 @@ pub struct RuntimeError {
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
+
+impl RuntimeError {
+    /// Whether the container was made and its process could not be started, as with a command that its image
+    /// does not have; else the runtime itself could not do its part.
+    #[must_use]
+    pub fn is_start_refused(&self) -> bool {
+        self.step == START
+            && matches!(self.source.downcast_ref(), Some(client::ShimError::Failed(_)))
+    }
+}
+
+/// The step that asks a pod's shim for a process.
+const START: &str = "start container";

@@ -5,7 +5,7 @@ use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 use shim::wire::{Body, Call, ContainerConfig};
 
 use super::{
-    ContainerId, ContainerSpec, RuntimeError, Started,
+    ContainerId, ContainerSpec, RuntimeError, START, Started,
     client::ShimError,
     embedded::{Inner, failed},
     plan::{self, ContainerPaths},
@@ -20,18 +20,17 @@ impl Inner {
     ) -> Result<Started, RuntimeError> {
         let id = &spec.id;
         let client = self.client(&spec.pod).ok_or(ShimError::Gone);
-        let client = client.map_err(failed("start container", id))?;
+        let client = client.map_err(failed(START, id))?;
         let prepared = self.prepare_container(spec).await;
         let answer = match prepared {
-            Ok(()) => client
-                .call(Call::Start { id: id.to_string() })
-                .await
-                .map_err(failed("start container", id)),
+            Ok(()) => {
+                client.call(Call::Start { id: id.to_string() }).await.map_err(failed(START, id))
+            }
             Err(error) => Err(error),
         };
         match answer {
             Ok(Body::Started { pid, at_ns }) => Ok(Started { pid, at: state::timestamp(at_ns) }),
-            Ok(_) => Err(failed("start container", id)(ShimError::Unexpected)),
+            Ok(_) => Err(failed(START, id)(ShimError::Unexpected)),
             Err(error) => {
                 // The first error is the one that matters; what stays is removed with the sandbox.
                 if let Err(left) = self.remove_container(id).await {

@@ -105,7 +105,7 @@ pub(super) fn container(config: ContainerConfig, report: ContainerReport) -> Con
 
 /// The exit of a container whose shim died: it was killed with it, when is not known.
 pub(super) fn lost(at: Timestamp) -> Exit {
-    Exit { code: 137, signal: 9, oom_killed: false, at, message: String::new() }
+    Exit { code: 137, signal: 9, oom_killed: false, unstarted: false, at, message: String::new() }
 }
 
 pub(super) fn exit(report: ExitReport) -> Exit {
@@ -113,6 +113,7 @@ pub(super) fn exit(report: ExitReport) -> Exit {
         code: report.code,
         signal: report.signal,
         oom_killed: report.oom_killed,
+        unstarted: false,
         at: timestamp(report.at_ns),
         message: report.message,
     }

@@ -209,6 +209,7 @@ fn terminated(id: &ContainerId, at: Option<Timestamp>, exit: &Exit) -> Container
     let unseen = exit.at == Timestamp::UNIX_EPOCH;
     let reason = match exit.code {
         _ if exit.oom_killed => "OOMKilled",
+        _ if exit.unstarted => "StartError",
         0 => "Completed",
         _ if unseen => "ContainerStatusUnknown",
         _ => "Error",

@@ -46,7 +46,8 @@ impl Case {
 
     fn exit(&mut self, id: &str, code: i32, oom_killed: bool) {
         let at = "2026-01-01T00:01:00Z".parse().expect("a time");
-        let exit = Exit { code, signal: 0, oom_killed, at, message: "bye".to_owned() };
+        let exit =
+            Exit { code, signal: 0, oom_killed, unstarted: false, at, message: "bye".to_owned() };
         self.tell(PodEvent::Exited { id: ContainerId(id.into()), exit });
     }
 
