@@ -122,7 +122,7 @@ mod tests {
     fn pod(fields: &Value) -> Value {
         let mut spec = json!({"restartPolicy": "Always", "dnsPolicy": "ClusterFirst",
             "terminationGracePeriodSeconds": 30,
-            "tolerations": [{"key": "a", "operator": "Exists", "tolerationSeconds": 300}],
+            "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}],
             "schedulingGates": [{"name": "one"}, {"name": "two"}],
             "containers": [{"name": "c", "image": "nginx:1", "imagePullPolicy": "IfNotPresent",
                 "terminationMessagePolicy": "File"}]});
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_may_change() {
-        let kept = json!({"key": "a", "operator": "Exists", "tolerationSeconds": 10});
+        let kept = json!({"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10});
         let added = json!({"key": "b", "operator": "Equal", "value": "v", "effect": "NoExecute"});
         let cases = [
             (json!({}), json!({"containers": container("nginx:2")})),
