@@ -338,9 +338,11 @@ pub fn masquerade<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) -> Step
 }
 
 /// Makes both rows of a flow and translates the packet. `flow` has everything but its port; `flags`
-/// are those of the reverse row.
+/// are those of the reverse row. A connection that is taken up in its middle, as its rows were lost, has
+/// begun already.
 #[inline(always)]
 pub fn open<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
+    flow.seen = seen(packet.flags);
     let opened = insert(frame, &packet.key, flow, flags);
     let done = opened.and_then(|()| frame.translate(packet, flow));
     Step::of(done.map(|()| true), &packet.key)

@@ -38,6 +38,7 @@ pub fn open<const V6: bool>(ctx: &XdpContext) -> Option<()> {
     if flow.flags != 0 {
         return None;
     }
+    flow.seen = nat::seen(frame.flags);
     // What is full or exhausted is tried again and counted by tc.
     apart_xdp::insert(ctx, &packet.key, &mut flow).then_some(())
 }

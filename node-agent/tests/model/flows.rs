@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    frame::{Frame, ICMP, ICMPV6, SCTP, TCP, UDP},
+    frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
     rules::SetId,
     world::End,
 };
@@ -34,6 +34,28 @@ impl Tuple {
 /// Whether it is an echo request or an echo.
 pub(crate) const fn is_echo(frame: &Frame) -> bool {
     matches!((frame.proto, frame.flags), (ICMP, 0 | 8) | (ICMPV6, 128 | 129))
+}
+
+pub(crate) fn has_transport(frame: &Frame) -> bool {
+    frame.fragment.is_none_or(|(from, ..)| from == 0)
+}
+
+/// Whether a packet belongs to something that has two ends and ports.
+pub(crate) fn is_flow(frame: &Frame) -> bool {
+    match frame.proto {
+        TCP | UDP | SCTP => true,
+        ICMP | ICMPV6 => is_echo(frame) || !has_transport(frame),
+        _ => false,
+    }
+}
+
+pub(crate) fn is_syn(frame: &Frame) -> bool {
+    frame.proto == TCP && has_transport(frame) && frame.flags & (SYN | ACK) == SYN
+}
+
+/// SCTP's request to begin.
+pub(crate) fn is_init(frame: &Frame) -> bool {
+    frame.proto == SCTP && has_transport(frame) && frame.flags & ACK == 0
 }
 
 /// Where a client of a service is.
@@ -101,6 +123,22 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// Of what a packet begins: also in its middle, when nobody remembers its beginning.
+    pub(crate) fn begun_by(frame: &Frame) -> Self {
+        let mut life = Self::default();
+        life.note(frame, Direction::Forward);
+        life
+    }
+
+    /// What a packet says of its flow.
+    pub(crate) fn note(&mut self, frame: &Frame, direction: Direction) {
+        let flags = if frame.proto == TCP && has_transport(frame) { frame.flags } else { 0 };
+        let from = usize::from(direction == Direction::Reverse);
+        self.went_on[from] |= !is_syn(frame) && !is_init(frame);
+        self.reset |= flags & RST != 0;
+        self.finished[from] |= flags & FIN != 0;
+    }
+
     /// Whether either direction has said that it is done.
     pub(crate) fn is_closing(&self) -> bool {
         self.reset || self.finished != [false; 2]

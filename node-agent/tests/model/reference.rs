@@ -8,8 +8,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ebpf_common::verdict::DropReason;
 
 use super::{
-    flows::{Direction, Flow, Flows, From, Kind, Life, Tuple, is_echo},
-    frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
+    flows::{
+        Direction, Flow, Flows, From, Kind, Life, Tuple, has_transport, is_echo, is_flow, is_init,
+        is_syn,
+    },
+    frame::{Frame, ICMP, ICMPV6, RST, SCTP, TCP, UDP},
     rules::{self, Found, Frontend, Owner, PortId},
     ruling::{Effect, Offer, Ruling, SourcePort},
     step::{Error, Hook, Message},
@@ -207,13 +210,9 @@ impl Reference {
 
     /// What a packet says of its flow.
     fn note(&mut self, frame: &Frame, number: usize, direction: Direction) {
-        let flags = if frame.proto == TCP && has_transport(frame) { frame.flags } else { 0 };
         let Some(life) = self.flows.life(number) else { return };
-        let from = usize::from(direction == Direction::Reverse);
         life.last = self.now;
-        life.went_on[from] |= !is_syn(frame) && !is_init(frame);
-        life.reset |= flags & RST != 0;
-        life.finished[from] |= flags & FIN != 0;
+        life.note(frame, direction);
     }
 
     /// Whether a packet begins something new although its flow is known: a client that uses its port
@@ -449,28 +448,6 @@ fn is_group(addr: &IpAddr) -> bool {
         IpAddr::V4(addr) => addr.octets()[0] >= 224,
         IpAddr::V6(addr) => addr.is_multicast() || addr.is_unicast_link_local(),
     }
-}
-
-fn has_transport(frame: &Frame) -> bool {
-    frame.fragment.is_none_or(|(from, ..)| from == 0)
-}
-
-/// Whether a packet belongs to something that has two ends and ports.
-fn is_flow(frame: &Frame) -> bool {
-    match frame.proto {
-        TCP | UDP | SCTP => true,
-        ICMP | ICMPV6 => is_echo(frame) || !has_transport(frame),
-        _ => false,
-    }
-}
-
-fn is_syn(frame: &Frame) -> bool {
-    frame.proto == TCP && has_transport(frame) && frame.flags & (SYN | ACK) == SYN
-}
-
-/// SCTP's request to begin.
-fn is_init(frame: &Frame) -> bool {
-    frame.proto == SCTP && has_transport(frame) && frame.flags & ACK == 0
 }
 
 fn is_reset(frame: &Frame) -> bool {

@@ -139,7 +139,7 @@ impl Offer {
         };
         let frame = sent.carried_by(packet);
         expect(outcome, self.way.verdict(), &[], &self.way.taken(&frame))?;
-        Ok(Some(Flow { asked, sent, kind: self.kind, life: Life::default() }))
+        Ok(Some(Flow { asked, sent, kind: self.kind, life: Life::begun_by(packet) }))
     }
 }
 
