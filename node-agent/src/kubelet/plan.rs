@@ -21,7 +21,8 @@ pub fn pod_plan(pod: &Pod) -> PodPlan {
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let meta = &pod.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let grace = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
+    // The API lets a negative one pass; it is the shortest.
+    let grace = spec.termination_grace_period_seconds.map(|s| u64::try_from(s).unwrap_or(0));
     PodPlan {
         display: format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid)),
         restart_policy: restart_policy(spec.restart_policy.as_deref())
@@ -128,5 +129,19 @@ fn container_history(status: &ContainerStatus) -> ContainerHistory {
             || state.is_some_and(|s| s.running.is_some())
             || exit.is_some(),
         exit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_grace_is_none_and_a_missing_one_the_default() {
+        for (seconds, expected) in [(None, 30), (Some(5), 5), (Some(0), 0), (Some(-1), 0)] {
+            let spec = PodSpec { termination_grace_period_seconds: seconds, ..PodSpec::default() };
+            let pod = Pod { spec: Some(spec), ..Pod::default() };
+            assert_eq!(pod_plan(&pod).grace, Duration::from_secs(expected), "{seconds:?}");
+        }
     }
 }
