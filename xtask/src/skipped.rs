@@ -11,8 +11,6 @@ use anyhow::{Context as _, Result};
 
 use crate::{exec::make_parent, paths::Paths};
 
-/// The variable that names the file; `skip::FILE` for the tests.
-pub(crate) const FILE: &str = "ORLOP_SKIPPED";
 /// As many tests of a reason are listed by name; of more, their number by program.
 const NAMED: usize = 3;
 

@@ -188,7 +188,7 @@ fn host(paths: &Paths, filter: Option<&str>, report: &mut Report) -> Result<()> 
         cmd("cargo", ["test", "--workspace", "--locked", "--no-fail-fast"])
     };
     let list = skipped::List::begin(paths)?;
-    runner(cargo.args(filter).env(skipped::FILE, &list.file).current_dir(&paths.root), report);
+    runner(cargo.args(filter).env(skip::FILE, &list.file).current_dir(&paths.root), report);
     let said = list.end()?;
     report.by_themselves = skipped::count(&said);
     report.skipped.extend(skipped::by_reason(&said));

@@ -177,8 +177,8 @@ impl Client for Local {
             let scope = Scope { resource: resource_key(call.served), namespace, name: None };
             let request = ListRequest { scope, at: None, after: None };
             let listing = self.api.store.list(request).await.map_err(error::internal)?;
-            let values = listing.rows.iter().map(|(_, entry)| entry.value());
-            let child = values.into_iter().find(|value| is_owned_by(value, &uid));
+            let mut values = listing.rows.iter().map(|(_, entry)| entry.value());
+            let child = values.find(|value| is_owned_by(value, &uid));
             Ok(child.map(|value| text(&value, "/metadata/name").to_owned()))
         }
         .boxed()

@@ -93,15 +93,19 @@ impl Patch {
         current: &Value,
         strictness: Strictness,
     ) -> Result<(Value, Vec<Warning>), ApiError> {
-        let patched = self.patched(kind, current)?;
         // Upstream answers a patched object that does not decode with 422, and shows the object; of a
-        // strategic patch it shows the patch.
-        let shown = match self.form {
-            Form::Strategic => printed(&self.value),
-            Form::Json | Form::Merge | Form::Apply => patched.to_string(),
+        // strategic patch it shows the patch. What is shown is made for a refusal alone.
+        let shown = || match self.form {
+            Form::Strategic => Ok(printed(&self.value)),
+            Form::Json | Form::Merge | Form::Apply => {
+                self.patched(kind, current).map(|patched| patched.to_string())
+            }
         };
         let refused = |failure: &DecodeError| {
-            let shown = Value::String(shown.clone());
+            let shown = match shown() {
+                Ok(shown) => Value::String(shown),
+                Err(error) => return error,
+            };
             let path = Path::new("patch");
             let error = FieldError::invalid(&path, &shown, failure.to_string());
             ApiError {
@@ -111,7 +115,7 @@ impl Patch {
                 details: json!({"causes": [error.cause()]}),
             }
         };
-        let decoded = decode::value(kind, patched, Strictness::Warn);
+        let decoded = decode::value(kind, self.patched(kind, current)?, Strictness::Warn);
         let (object, unknown) = decoded.map_err(|failure| refused(&failure))?;
         let found: Vec<Warning> = self.found.iter().cloned().chain(unknown).collect();
         match strictness {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::selector::LabelSelector;
+use api::selector::{LabelSelector, Operator};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -52,22 +52,9 @@ pub(crate) fn selector_matches(selector: &Value, labels: &Labels) -> bool {
 
 /// Whether one `{key, operator, values}` holds, with upstream's node operators `Gt` and `Lt` too.
 pub(crate) fn requirement_matches(term: &Value, labels: &Labels) -> bool {
-    let found = labels.get(text(term, "/key"));
-    let mut values = items(term, "/values").iter().filter_map(Value::as_str);
-    match text(term, "/operator") {
-        "In" => found.is_some_and(|found| values.any(|value| value == found)),
-        "NotIn" => found.is_none_or(|found| values.all(|value| value != found)),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        operator @ ("Gt" | "Lt") => {
-            let found = found.and_then(|found| found.parse::<i64>().ok());
-            let bound = values.next().and_then(|bound| bound.parse::<i64>().ok());
-            found.zip(bound).is_some_and(|(found, bound)| {
-                if operator == "Gt" { found > bound } else { found < bound }
-            })
-        }
-        _ => false,
-    }
+    let found = labels.get(text(term, "/key")).map(String::as_str);
+    let values = items(term, "/values").iter().filter_map(Value::as_str);
+    Operator::named(text(term, "/operator")).is_some_and(|operator| operator.holds(found, values))
 }
 
 /// Whether a plain `map[string]string` selector, as a Service has it, matches; empty matches nothing.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use api::selector::Operator;
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
@@ -53,18 +54,8 @@ fn matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: Opt
 }
 
 fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let named = value.is_some_and(|value| values.iter().any(|one| one == value));
-    let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-    match requirement.operator.as_str() {
-        "In" => named,
-        "NotIn" => !named,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(value, bound)| value > bound),
-        "Lt" => numbers().is_some_and(|(value, bound)| value < bound),
-        _ => false,
-    }
+    let values = requirement.values.iter().flatten();
+    Operator::named(&requirement.operator).is_some_and(|operator| operator.holds(value, values))
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {

@@ -113,16 +113,14 @@ impl LabelSelector {
         let expressions = object.get("matchExpressions").and_then(Value::as_array);
         for expression in expressions.into_iter().flatten() {
             let text = |name| expression.get(name).and_then(Value::as_str).unwrap_or_default();
-            let operator = match text("operator") {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                other => {
+            let operator = match Operator::named(text("operator")) {
+                Some(Operator::GreaterThan | Operator::LessThan) | None => {
                     return Err(SelectorError(format!(
-                        "{other:?} is not a valid label selector operator"
+                        "{:?} is not a valid label selector operator",
+                        text("operator")
                     )));
                 }
+                Some(operator) => operator,
             };
             let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
             let values = values.filter_map(Value::as_str).map(ToOwned::to_owned).collect();
@@ -154,21 +152,39 @@ impl LabelSelector {
 
 impl Requirement {
     fn matches(&self, value: Option<&str>) -> bool {
-        match (self.operator, value) {
-            (Operator::In, Some(value)) => self.values.iter().any(|v| v == value),
-            (Operator::NotIn, Some(value)) => self.values.iter().all(|v| v != value),
-            (Operator::Exists, value) => value.is_some(),
-            (Operator::NotIn | Operator::DoesNotExist, None) => true,
-            (Operator::DoesNotExist, Some(_)) => false,
-            (Operator::In | Operator::GreaterThan | Operator::LessThan, None) => false,
-            (Operator::GreaterThan, Some(value)) => self.compare(value).is_some_and(|(a, b)| a > b),
-            (Operator::LessThan, Some(value)) => self.compare(value).is_some_and(|(a, b)| a < b),
+        self.operator.holds(value, self.values.iter())
+    }
+}
+
+impl Operator {
+    /// As objects name it. `Gt` and `Lt` are of node selectors alone.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "In" => Some(Self::In),
+            "NotIn" => Some(Self::NotIn),
+            "Exists" => Some(Self::Exists),
+            "DoesNotExist" => Some(Self::DoesNotExist),
+            "Gt" => Some(Self::GreaterThan),
+            "Lt" => Some(Self::LessThan),
+            _ => None,
         }
     }
 
-    fn compare(&self, value: &str) -> Option<(i64, i64)> {
-        Some((value.parse().ok()?, self.values.first()?.parse().ok()?))
+    /// Whether it holds between what there is, if anything, and a requirement's values.
+    pub fn holds(self, found: Option<&str>, mut values: impl Iterator<Item: AsRef<str>>) -> bool {
+        match self {
+            Self::In => found.is_some_and(|found| values.any(|value| value.as_ref() == found)),
+            Self::NotIn => found.is_none_or(|found| values.all(|value| value.as_ref() != found)),
+            Self::Exists => found.is_some(),
+            Self::DoesNotExist => found.is_none(),
+            Self::GreaterThan => numbers(found, values.next()).is_some_and(|(a, b)| a > b),
+            Self::LessThan => numbers(found, values.next()).is_some_and(|(a, b)| a < b),
+        }
     }
+}
+
+fn numbers(found: Option<&str>, bound: Option<impl AsRef<str>>) -> Option<(i64, i64)> {
+    Some((found?.parse().ok()?, bound?.as_ref().parse().ok()?))
 }
 
 impl fmt::Display for LabelSelector {

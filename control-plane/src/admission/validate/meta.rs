@@ -107,7 +107,7 @@ fn owners(errors: &mut Vec<FieldError>, path: &Path, metadata: &Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::lines, *};
     use crate::{
         api::{authn::User, prepare::Part, route::Verb},
         schema,
@@ -125,7 +125,7 @@ mod tests {
         let said = |finalizers: Value| {
             let object = json!({"metadata": {"name": "m", "finalizers": finalizers}});
             let errors = metadata(&attempt, &object);
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            lines(&errors)
         };
         assert_eq!(said(json!(["foregroundDeletion", "orphan", "kubernetes", "a.b/c"])), "");
         assert_eq!(

@@ -184,3 +184,9 @@ fn selects(selector: &Value, labels: &Value) -> bool {
             }
         })
 }
+
+/// What is wrong, a reason a line.
+#[cfg(test)]
+fn lines(errors: &[FieldError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

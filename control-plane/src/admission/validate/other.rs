@@ -267,11 +267,7 @@ pub(super) fn event(object: &Value) -> Vec<FieldError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn texts(errors: &[FieldError]) -> String {
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-    }
+    use super::{super::lines, *};
 
     #[test]
     fn nodes() {
@@ -299,7 +295,7 @@ mod tests {
             ),
         ];
         for (object, want) in table {
-            assert_eq!(texts(&node(&object, None)), want, "{object}");
+            assert_eq!(lines(&node(&object, None)), want, "{object}");
         }
     }
 
@@ -309,11 +305,11 @@ mod tests {
         let bytes = |count: usize| engine.encode(vec![0; count]);
         let text = |count: usize| "x".repeat(count);
         let long = "Too long: may not be more than 1048576 bytes";
-        let secret = |value: String| texts(&secret(&json!({"data": {"a": value}}), None));
+        let secret = |value: String| lines(&secret(&json!({"data": {"a": value}}), None));
         assert_eq!(secret(bytes(DATA)), "");
         assert_eq!(secret(bytes(DATA + 1)), format!("data: {long}"));
         let map = |data: String, more: String| {
-            texts(&config_map(&json!({"data": {"a": data}, "binaryData": {"b": more}}), None))
+            lines(&config_map(&json!({"data": {"a": data}, "binaryData": {"b": more}}), None))
         };
         assert_eq!(map(text(DATA - 1), bytes(1)), "");
         assert_eq!(map(text(DATA - 1), bytes(2)), format!("[]: {long}"));
@@ -352,11 +348,11 @@ mod tests {
             (of("mine", "a", "b"), ""),
         ];
         for (object, want) in table {
-            assert_eq!(texts(&secret(&object, None)), want, "{object}");
+            assert_eq!(lines(&secret(&object, None)), want, "{object}");
         }
         let mut named = of("service-account-token", "a", "b");
         named["metadata"] =
             json!({"annotations": {"kubernetes.io/service-account.name": "default"}});
-        assert_eq!(texts(&secret(&named, None)), "");
+        assert_eq!(lines(&secret(&named, None)), "");
     }
 }

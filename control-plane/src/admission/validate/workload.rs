@@ -157,7 +157,7 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::lines, *};
     use crate::{admission::defaults, schema::resource};
 
     fn said(spec: Value) -> String {
@@ -168,7 +168,7 @@ mod tests {
         }
         defaults::apply(resource("apps", "v1", "deployments").unwrap(), &mut object);
         let errors = deployment(&object, None);
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        lines(&errors)
     }
 
     #[test]

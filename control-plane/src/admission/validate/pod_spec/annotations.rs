@@ -40,6 +40,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::admission::validate::lines;
 
     #[test]
     fn what_they_say_must_make_sense() {
@@ -65,8 +66,7 @@ mod tests {
         for (map, spec, want) in table {
             let mut errors = Vec::new();
             annotations(&mut errors, &Path::new("a"), &map, &spec);
-            let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            assert_eq!(said.join("\n"), want, "{map} {spec}");
+            assert_eq!(lines(&errors), want, "{map} {spec}");
         }
     }
 }
