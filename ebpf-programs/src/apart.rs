@@ -336,7 +336,8 @@ extern "C" fn apart_deliver(
     route::deliver(&TcContext::new(skb), packet, endpoint)
 }
 
-/// To wherever a translated packet's new destination is. Who sent one that is too big for its way is told so.
+/// To wherever a translated packet's new destination is. Who sent one that is too big for its way, or that has
+/// none, is told so.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> i32 {
     let verdict = apart_forward(ctx.skb.skb, packet, flow);
@@ -365,7 +366,7 @@ extern "C" fn apart_turn_back(skb: *mut __sk_buff, packet: *mut Packet, flow: *m
     code(route::turn_back(&TcContext::new(skb), packet, flow))
 }
 
-/// Tells the packet's sender that nobody answers, or that the packet is too big for its way.
+/// Tells the packet's sender that nobody answers, that no way leads on, or what its way takes.
 #[inline(always)]
 pub fn refuse(ctx: &TcContext, packet: &Packet) -> i32 {
     apart_refuse(ctx.skb.skb, packet)

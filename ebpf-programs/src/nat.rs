@@ -14,6 +14,7 @@ use ebpf_common::{
     },
     packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     service::{BackendKey, Peer, SCOPE_EXTERNAL, SCOPE_INTERNAL, Service, choose, mix},
+    tunnel::HERE,
     verdict::DropReason,
 };
 
@@ -290,6 +291,10 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
         return;
     }
     if let Some(tunnel) = maps::tunnel(&flow.dst) {
+        if tunnel.flags & HERE != 0 {
+            // A pod that is not here yet, or not any more.
+            return;
+        }
         let is_node = tunnel.node == flow.dst;
         if maps::endpoint(&key.src).is_some() || (!is_node && from == From::Host) {
             maps::mark_led(&tunnel.flags);

@@ -46,6 +46,9 @@ const DESTINATION: u8 = 60;
 /// In the first byte of IPv4's flags and offset: "don't fragment" (RFC 791).
 const DONT_FRAGMENT: u8 = 0x40;
 
+/// In place of an MTU, of which every link has more: no way leads to the destination.
+pub const NO_WAY: u32 = 1;
+
 /// What is known of a packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -56,7 +59,7 @@ pub struct Packet {
     pub l4: u32,
     /// Identification that its fragments share.
     pub id: u32,
-    /// What its way out takes, if it is larger than that; else 0.
+    /// What its way out takes, if it is larger than that; [`NO_WAY`]; else 0.
     pub mtu: u32,
     /// Hops it may still go.
     pub ttl: u8,

@@ -1,5 +1,5 @@
 //! Tells a client at once that nobody answers: ICMP port unreachable, as kube-proxy's REJECT does. And tells
-//! who sends what is larger than its way out how much that takes.
+//! who sends what is larger than its way out how much that takes, and who sends where no way leads that.
 
 use aya_ebpf::programs::TcContext;
 use ebpf_common::{
@@ -16,7 +16,7 @@ use crate::{
     count,
     frame::{Arrival as _, Frame},
     helpers, maps,
-    packet::{ERROR, LATER, Packet},
+    packet::{ERROR, LATER, NO_WAY, Packet},
 };
 
 /// Bytes of the ICMP header.
@@ -29,6 +29,9 @@ const QUOTED: usize = 20;
 /// Destination unreachable, port unreachable: type and code (RFC 792, RFC 4443).
 const UNREACHABLE_V4: [u8; 2] = [3, 3];
 const UNREACHABLE_V6: [u8; 2] = [1, 4];
+/// Host unreachable (RFC 792); address unreachable (RFC 4443): Linux tells both as `EHOSTUNREACH`.
+const NO_WAY_V4: [u8; 2] = [3, 1];
+const NO_WAY_V6: [u8; 2] = [1, 3];
 /// Fragmentation needed (RFC 1191); packet too big (RFC 4443).
 const TOO_BIG_V4: [u8; 2] = [3, 4];
 const TOO_BIG_V6: [u8; 2] = [2, 0];
@@ -95,8 +98,12 @@ fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let [s0, s1, s2, s3] = packet.key.dst.v4_octets();
     let [d0, d1, d2, d3] = packet.key.src.v4_octets();
     let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
-    let [kind, code] = if packet.mtu == 0 { UNREACHABLE_V4 } else { TOO_BIG_V4 };
-    let [_, _, high, low] = packet.mtu.to_be_bytes();
+    let ([kind, code], mtu) = match packet.mtu {
+        0 => (UNREACHABLE_V4, 0),
+        NO_WAY => (NO_WAY_V4, 0),
+        mtu => (TOO_BIG_V4, mtu),
+    };
+    let [_, _, high, low] = mtu.to_be_bytes();
     let mut head = HeadV4 {
         macs: [from, to],
         kind: ETH_IPV4,
@@ -130,8 +137,12 @@ fn answer_v6(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let quoted = quoted_sum::<{ QUOTE / 4 }>(ctx);
     // The pseudo header: addresses, length, protocol.
     let pseudo = [0, 0, LENGTH[0], LENGTH[1], 0, 0, 0, ICMPV6];
-    let [kind, code] = if packet.mtu == 0 { UNREACHABLE_V6 } else { TOO_BIG_V6 };
-    let [m0, m1, m2, m3] = packet.mtu.to_be_bytes();
+    let ([kind, code], mtu) = match packet.mtu {
+        0 => (UNREACHABLE_V6, 0),
+        NO_WAY => (NO_WAY_V6, 0),
+        mtu => (TOO_BIG_V6, mtu),
+    };
+    let [m0, m1, m2, m3] = mtu.to_be_bytes();
     let mut icmp = [kind, code, 0, 0, m0, m1, m2, m3];
     let mut sum = add(quoted, helpers::sum(&packet.key.dst));
     sum = add(sum, helpers::sum(&packet.key.src));

@@ -10,7 +10,12 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::{apart, count, frame::Arrival as _, helpers, maps, packet, packet::Packet};
+use crate::{
+    apart, count,
+    frame::Arrival as _,
+    helpers, maps, packet,
+    packet::{NO_WAY, Packet},
+};
 
 /// Into a pod of this node.
 #[inline(always)]
@@ -44,7 +49,8 @@ fn to_host(ctx: &TcContext, config: &Config, device: &Device) -> Result<i32, Dro
 }
 
 /// To wherever a translated packet's new destination is: this node itself, a pod here, a pod of
-/// another node, or out of the flow's device. Of a packet that is too big for that it notes the MTU.
+/// another node, or out of the flow's device. Of a packet that is too big for that it notes the MTU, of one
+/// that nothing leads on that there is no way.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> i32 {
     match try_forward(ctx, packet, flow) {
@@ -76,7 +82,13 @@ fn try_forward(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<i32,
     }
     let mut out = flow.ifindex;
     if out == 0 {
-        out = ctx.route(&flow.src, &flow.dst)?;
+        out = match ctx.route(&flow.src, &flow.dst) {
+            Ok(device) => device,
+            Err(reason) => {
+                packet.mtu = NO_WAY;
+                return Err(reason);
+            }
+        };
     }
     if let Some(mtu) = helpers::exceeded_mtu(ctx, out) {
         if packet::may_be_cut(ctx, packet)?

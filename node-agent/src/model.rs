@@ -360,6 +360,15 @@ impl fmt::Display for HostPort {
 pub struct FarEnd {
     /// The node's address.
     pub node: IpAddr,
-    /// By the kernel's routes instead of the tunnel.
-    pub routed: bool,
+    pub path: FarPath,
+}
+
+/// By what the pods of a CIDR are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarPath {
+    Tunnel,
+    /// The kernel's routes.
+    Routes,
+    /// The devices of this node's own pods; nobody is at an address that no pod has.
+    Here,
 }

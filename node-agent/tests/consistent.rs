@@ -31,7 +31,7 @@ mod tests {
             maps::Maps,
             plan::{Observed, Plan},
         },
-        model::{Family, FarEnd, ObjectKey, Protocol},
+        model::{Family, FarEnd, FarPath, ObjectKey, Protocol},
     };
 
     use super::{
@@ -84,7 +84,7 @@ mod tests {
             };
             node.maps.set_devices(&BTreeMap::from([(LOOPBACK, device)])).unwrap();
             for net in ["10.244.9.0/24", "fd02:9::/64"] {
-                let far = FarEnd { node: "192.168.0.9".parse().unwrap(), routed: false };
+                let far = FarEnd { node: "192.168.0.9".parse().unwrap(), path: FarPath::Tunnel };
                 node.maps.put_tunnel(net.parse().unwrap(), far).unwrap();
             }
             node

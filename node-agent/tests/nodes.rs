@@ -196,6 +196,7 @@ mod tests {
             }
             self.beside(foreign);
 
+            self.pods_that_are_gone_are_unreachable();
             self.a_node_port_goes();
             self.a_process_of_the_node_answers();
             self.endpoints_go();
@@ -321,6 +322,35 @@ mod tests {
                 of(&self.outside, Kind::Connection, node_ports()),
                 of(&self.outside, Kind::Connected, node_ports()),
             ]
+        }
+
+        /// Who speaks to a pod that is gone is told at once, here and there, directly and by its service; it would
+        /// wait for its time-out if the packet went out by the default route.
+        fn pods_that_are_gone_are_unreachable(&self) {
+            const GONE: u8 = 99;
+            let unreachable = |space: &Space, to: SocketAddr| {
+                let failed = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                // The kernel tells of its own IPv6 routes in the words for a missing one.
+                let words = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+                let kind = space.run(failed);
+                assert!(words.contains(&kind), "{to}: {kind}");
+            };
+            let node = &self.nodes[0].space;
+            // In IPv6 a client of the same machine hears of it by its second packet, a second later: the kernel
+            // drops errors while the caller of connect() holds the socket. So not every way is tried there.
+            for (number, port) in [1, 2].into_iter().zip(node_ports()) {
+                let [four, six] = pod_ips(number, GONE).map(|ip| SocketAddr::new(ip, POD_PORT));
+                unreachable(self.client(), four);
+                unreachable(self.client(), six);
+                unreachable(node, four);
+                self.cluster.set_backends(&[pod_ip(number, GONE)]);
+                pause(Duration::from_millis(300));
+                unreachable(self.client(), services()[0]);
+                unreachable(&self.outside, port);
+            }
+            let backends = BACKENDS.map(|(node, pod)| pod_ip(node, pod));
+            self.cluster.set_backends(&backends);
+            pause(Duration::from_millis(300));
         }
 
         /// The node port goes while its backends stay: who asked by it hears nothing any more.

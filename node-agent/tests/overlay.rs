@@ -28,7 +28,7 @@ mod tests {
             ipam::Attachment,
             veth::{self, VethSpec},
         },
-        model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
+        model::{FarEnd, FarPath, NodeRow, ObjectKey, PodNetwork},
         overlay::{self, Mode, OverlayConfig, OverlayDevice, host::HOST},
         sys::{
             netlink::{Netlink, Owner},
@@ -203,12 +203,19 @@ mod tests {
             let all = netlink.all_routes().unwrap();
             let text = |route: node_agent::sys::netlink::Route| match route.gateway {
                 Some(gateway) => format!("{} via {gateway}", route.destination),
+                None if route.device == 0 => format!("{} nobody", route.destination),
                 None => format!("{} tunnel", route.destination),
             };
             all.into_iter().filter(ours).map(text).collect::<Vec<_>>()
         });
         routes.sort();
         routes
+    }
+
+    /// The route of a node's own range, of which its gateway has the first address.
+    fn nobody_near(gateway: &str) -> String {
+        let bits = if gateway.contains(':') { 64 } else { 24 };
+        format!("{} nobody", IpNet::new(gateway.parse().unwrap(), bits).unwrap().trunc())
     }
 
     fn output(space: &Space, arguments: &'static str) -> String {
@@ -240,7 +247,8 @@ mod tests {
                 (network.mtu, network.cidrs.len()),
                 (if mode == Mode::L3 { 1500 } else { 1450 }, 2)
             );
-            assert!(agents[0].tunnels.row(&network.cidrs[0]).is_none(), "none leads home");
+            let own = agents[0].tunnels.row(&network.cidrs[0]).map(|far| far.path);
+            assert_eq!(own, Some(FarPath::Here), "no tunnel leads home");
             let ((near, _), (_far, far_ips)) = (pod(&one, 1), pod(&two, 2));
             let mut open: Vec<_> = far_ips.iter().map(|ip| connect(&near, *ip)).collect();
             for ip in &far_ips {
@@ -275,7 +283,9 @@ mod tests {
         };
         let third = ["10.244.3.0/24 via 192.168.0.3", "fd00:244:0:3::/64 via 2001:db8::3"];
         let settled = |second: &[&str], gateways: &[&str]| {
-            let mut expected = [&third[..], second].concat();
+            let nobody: Vec<_> = gateways.iter().map(|gateway| nobody_near(gateway)).collect();
+            let nobody: Vec<_> = nobody.iter().map(String::as_str).collect();
+            let mut expected = [&third[..], second, &nobody].concat();
             expected.sort_unstable();
             wait("the routes", || routes(&one) == expected);
             // Told after the routes are there.
@@ -284,7 +294,7 @@ mod tests {
                 agent.device.borrow().is_some_and(|device| device.gateways.to_vec() == gateways)
             });
             let far = second.iter().filter(|way| way.contains("10.244"));
-            assert_eq!(rows().len(), 2 + 2 * far.count(), "{:?}", rows());
+            assert_eq!(rows().len(), 4 + 2 * far.count(), "{:?}", rows());
         };
         let gateways = ["10.244.1.1", "fd00:244:0:1::1"];
         settled(&["10.244.2.0/24 via 192.168.0.2", "fd00:244:0:2::/64 via 2001:db8::2"], &gateways);
@@ -408,7 +418,9 @@ mod tests {
         let shown = output(&one, "-d link show dev orlop.vxlan");
         assert!(shown.contains("dstport 8472") && shown.contains("external"), "{shown}");
         assert!(shown.contains("mtu 1450") && shown.contains("nolearning"), "{shown}");
-        assert_eq!(routes(&one), ["10.244.2.0/24 tunnel", "fd00:244:0:2::/64 tunnel"]);
+        let ours = ["10.244.1.0/24 nobody", "10.244.2.0/24 tunnel"];
+        let ours6 = ["fd00:244:0:1::/64 nobody", "fd00:244:0:2::/64 tunnel"];
+        assert_eq!(routes(&one), [ours, ours6].concat());
         assert_eq!(output(&one, "neigh show dev orlop.vxlan"), "");
         // A smaller underlay makes the tunnel and the pods' packets smaller.
         drop(agent);

@@ -29,7 +29,7 @@ use ebpf_common::{
     maps as names,
     netns::Netns,
     service::{Backend, BackendKey, Service, ServiceKey},
-    tunnel::Tunnel,
+    tunnel::{HERE, Tunnel},
     verdict::DropReason,
 };
 
@@ -130,7 +130,7 @@ impl Look {
         let map = Map::LpmTrie(self.open(names::TUNNELS)?);
         let map: LpmTrie<_, Addr, Tunnel> = LpmTrie::try_from(map).map_err(io::Error::other)?;
         match map.get(&Key::new(128, Addr::from(ip)), 0) {
-            Ok(_row) => Ok(true),
+            Ok(row) => Ok(row.flags & HERE == 0),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(io::Error::other(error)),
         }

@@ -23,7 +23,7 @@ use ebpf_common::{
     endpoint::{Endpoint, HAS_FLOWS},
     maps as names,
     netns::Netns,
-    tunnel::{ROUTED, Tunnel},
+    tunnel::{HERE, ROUTED, Tunnel},
     verdict::DropReason,
 };
 use ipnet::IpNet;
@@ -33,7 +33,10 @@ use super::{
     plan::{Batch, Observed},
     service_maps::{ServiceMaps, take},
 };
-use crate::{model::FarEnd, sys::map::RowMap};
+use crate::{
+    model::{FarEnd, FarPath},
+    sys::map::RowMap,
+};
 
 /// Every map that the agent reads or writes.
 pub struct Maps {
@@ -246,8 +249,12 @@ impl Maps {
                 let prefix = if addr.is_v4() { prefix.saturating_sub(V4_PREFIX) } else { prefix };
                 let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
                 let net = IpNet::new(addr.ip(), prefix).map_err(io::Error::other)?;
-                let routed = tunnel.flags & ROUTED != 0;
-                Ok((net, FarEnd { node: tunnel.node.ip(), routed }))
+                let path = match tunnel.flags {
+                    flags if flags & HERE != 0 => FarPath::Here,
+                    flags if flags & ROUTED != 0 => FarPath::Routes,
+                    _ => FarPath::Tunnel,
+                };
+                Ok((net, FarEnd { node: tunnel.node.ip(), path }))
             })
             .collect()
     }
@@ -260,7 +267,12 @@ impl Maps {
     /// What the kernel says.
     pub fn put_tunnel(&mut self, net: IpNet, far: FarEnd) -> io::Result<()> {
         let is_known = self.tunnels.get(&lpm(net), 0).is_ok();
-        let flags = if far.routed { ROUTED } else { 0 } | if is_known { LED_TO } else { 0 };
+        let path = match far.path {
+            FarPath::Tunnel => 0,
+            FarPath::Routes => ROUTED,
+            FarPath::Here => ROUTED | HERE,
+        };
+        let flags = path | if is_known { LED_TO } else { 0 };
         let tunnel = Tunnel { node: Addr::from(far.node), flags };
         self.tunnels.insert(&lpm(net), tunnel, 0).map_err(errno)
     }

@@ -27,7 +27,7 @@ use super::{
     plan::Observed,
     xdp::XdpPath,
 };
-use crate::model::{FarEnd, LocalEndpoint, ObjectKey};
+use crate::model::{FarEnd, FarPath, LocalEndpoint, ObjectKey};
 
 /// The state of the dataplane at one moment.
 #[derive(Clone, Debug, Default)]
@@ -198,7 +198,7 @@ impl Report {
             "programmed                {} frontends, {} pods, {} tunnels, {} flows",
             self.frontends,
             self.endpoints.len(),
-            self.tunnels.len(),
+            self.far_ends().count(),
             self.flows
         ));
         lines.extend(self.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| {
@@ -253,6 +253,11 @@ impl Report {
         text
     }
 
+    /// Without this node's own range.
+    fn far_ends(&self) -> impl Iterator<Item = (&IpNet, &FarEnd)> {
+        self.tunnels.iter().filter(|(_, far)| far.path != FarPath::Here)
+    }
+
     /// `node-agent endpoints`.
     #[must_use]
     pub fn endpoints_text(&self) -> String {
@@ -260,8 +265,7 @@ impl Report {
             [row.pod.to_string(), row.ip.to_string(), format!("ifindex {}", row.host_ifindex)]
         });
         let tunnels = self.tunnels.iter().map(|(net, far)| {
-            let path = if far.routed { "route" } else { "tunnel" };
-            [net.to_string(), far.node.to_string(), path.to_owned()]
+            [net.to_string(), far.node.to_string(), far_words(far.path).to_owned()]
         });
         table(["POD", "ADDRESS", "PATH"], rows.chain(tunnels).collect())
     }
@@ -289,7 +293,7 @@ impl Report {
         let drops: BTreeMap<&str, u64> =
             self.drops.iter().map(|(reason, count)| (reason.words(), *count)).collect();
         let tunnels: BTreeMap<String, IpAddr> =
-            self.tunnels.iter().map(|(net, far)| (net.to_string(), far.node)).collect();
+            self.far_ends().map(|(net, far)| (net.to_string(), far.node)).collect();
         json!({
             "paths": {
                 "sockets": self.sockets, "tc": self.tc.map(tc_name), "pins": self.pins,
@@ -348,6 +352,14 @@ fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
     text
 }
 
+const fn far_words(path: FarPath) -> &'static str {
+    match path {
+        FarPath::Tunnel => "tunnel",
+        FarPath::Routes => "route",
+        FarPath::Here => "here",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,7 +380,7 @@ mod tests {
             endpoints: BTreeMap::new(),
             tunnels: BTreeMap::from([(
                 "10.244.2.0/24".parse().unwrap(),
-                FarEnd { node: IpAddr::from([192, 168, 0, 2]), routed: false },
+                FarEnd { node: IpAddr::from([192, 168, 0, 2]), path: FarPath::Tunnel },
             )]),
             flows: 3,
             drops: vec![(DropReason::NoBackend, 2), (DropReason::NoTunnel, 0)],

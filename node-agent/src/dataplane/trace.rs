@@ -14,7 +14,7 @@ use ebpf_common::{
     packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, TCP_SYN},
     service::{KEEP_SOURCE, SCOPE_EXTERNAL, SOURCE_RANGES},
     trace::{self as steps, Step},
-    tunnel::ROUTED,
+    tunnel::{HERE, ROUTED},
     verdict::DropReason,
 };
 use serde_json::{Value, json};
@@ -122,6 +122,9 @@ impl Names {
                 format!("{about} is a pod of this node behind {}", self.device(step.row[0]))
             }
             steps::ENDPOINT => format!("{about} is no pod of this node"),
+            steps::TUNNEL if yes && step.row[4] & HERE != 0 => {
+                format!("{about} is of this node's own pods' range, and the stack's")
+            }
             steps::TUNNEL if yes => format!(
                 "{about} is reached by node {} {}",
                 addr(&step.row, 0),

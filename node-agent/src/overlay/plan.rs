@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     cni::ipam::gateway,
-    model::{FarEnd, NodeRow, ObjectKey},
+    model::{FarEnd, FarPath, NodeRow, ObjectKey},
     sys::netlink::{Owner, Route, Scope},
 };
 
@@ -86,7 +86,7 @@ pub struct Desired {
     /// Addresses of the host device by family (IPv4, IPv6): the first host of the pod CIDR, or of the
     /// link's range for a family without one.
     pub gateways: [Option<IpAddr>; 2],
-    /// Pod CIDR to node for peers; for peers through the tunnel also the node's own addresses.
+    /// Pod CIDR to node, this one's own too; for peers through the tunnel also the node's own addresses.
     pub tunnels: BTreeMap<IpNet, FarEnd>,
     /// Routes by destination.
     pub routes: BTreeMap<IpNet, Route>,
@@ -138,6 +138,7 @@ pub fn desired<'a>(
             }
         }
     }
+    to_nobody(&mut desired);
     to_services(&mut desired, place, underlay);
     size(&mut desired, place.mode, underlay);
     desired
@@ -177,7 +178,7 @@ fn reach(
     };
     match (tunnel, on_link, outer, underlay.vxlan) {
         (true, _, Some(outer), Some(vxlan)) => {
-            let far = FarEnd { node: outer, routed: false };
+            let far = FarEnd { node: outer, path: FarPath::Tunnel };
             desired.tunnels.insert(cidr, far);
             // Pods speak to the node itself through the tunnel too: an underlay that filters by
             // source, or a strict rp_filter, would drop their addresses.
@@ -187,7 +188,8 @@ fn reach(
             desired.routes.insert(cidr, Route { device: vxlan, ..route });
         }
         (false, Some((ip, own)), ..) => {
-            desired.tunnels.insert(cidr, FarEnd { node: *ip, routed: true });
+            let far = FarEnd { node: *ip, path: FarPath::Routes };
+            desired.tunnels.insert(cidr, far);
             let (gateway, device) = (Some(*ip), own.device);
             let route = Route { gateway, device, scope: Scope::Global, ..route };
             desired.routes.insert(cidr, route);
@@ -202,6 +204,16 @@ fn reach(
         )),
         // A node that has not said its address yet.
         _ => {}
+    }
+}
+
+/// Says of addresses of this node's own that no pod has, or has any more, that nobody is there. The default
+/// route would lead them out of the node, under its address, and whoever asks would wait for an answer.
+fn to_nobody(desired: &mut Desired) {
+    for cidr in desired.pod_cidrs.clone() {
+        let Some(node) = gateway_for(desired, cidr) else { continue };
+        desired.tunnels.insert(cidr, FarEnd { node, path: FarPath::Here });
+        desired.routes.insert(cidr, Route::to_nobody(cidr));
     }
 }
 
@@ -231,7 +243,8 @@ fn to_services(desired: &mut Desired, place: &Place, underlay: &Underlay) {
 fn size(desired: &mut Desired, mode: Mode, underlay: &Underlay) {
     let mtu = underlay.addresses.iter().map(|own| own.mtu).min().unwrap_or_default();
     let main = underlay.addresses.first().map(|own| own.net.addr());
-    let tunnelled = desired.tunnels.values().filter(|far| !far.routed).map(|far| far.node);
+    let tunnelled =
+        desired.tunnels.values().filter(|far| far.path == FarPath::Tunnel).map(|far| far.node);
     let overhead = tunnelled.chain(main).map(vxlan_overhead).max().unwrap_or_default();
     desired.vxlan_mtu = mtu.saturating_sub(overhead);
     desired.pod_mtu = match mode {

@@ -47,9 +47,13 @@ fn decide(mode: Mode, nodes: &[Node<'_>], nets: &[&str]) -> Desired {
     desired(rows(nodes).iter(), &place(mode), &underlay(nets))
 }
 
+fn is_to_peer(route: &Route) -> bool {
+    route.device != HOST && route.device != 0
+}
+
 /// Destination, device and gateway of each route to a peer.
 fn ways(desired: &Desired) -> Vec<String> {
-    let peers = desired.routes.values().filter(|route| route.device != HOST);
+    let peers = desired.routes.values().filter(|route| is_to_peer(route));
     let way = |route: &Route| match route.gateway {
         Some(ip) => format!("{} via {ip}", route.destination),
         None => format!("{} tunnel", route.destination),
@@ -59,7 +63,12 @@ fn ways(desired: &Desired) -> Vec<String> {
 
 fn tunnels(desired: &Desired) -> Vec<String> {
     let row = |(net, far): (&IpNet, &FarEnd)| {
-        format!("{net} {} {}", if far.routed { "via" } else { "in" }, far.node)
+        let way = match far.path {
+            FarPath::Tunnel => "in",
+            FarPath::Routes => "via",
+            FarPath::Here => "of",
+        };
+        format!("{net} {way} {}", far.node)
     };
     desired.tunnels.iter().map(row).collect()
 }
@@ -87,12 +96,14 @@ fn each_mode_reaches_every_peer_by_both_families() {
     assert_eq!(
         tunnels(&vxlan),
         [
+            "10.244.0.0/24 of 10.244.0.1",
             "10.244.1.0/24 in 192.168.0.2",
             "10.244.2.0/24 in 192.168.9.3",
             "192.168.0.2/32 in 192.168.0.2",
             "192.168.9.3/32 in 192.168.9.3",
             "2001:db8::2/128 in 192.168.0.2",
             "2001:db8::3/128 in 192.168.9.3",
+            "fd00:10::/64 of fd00:10::1",
             "fd00:10:0:1::/64 in 192.168.0.2",
             "fd00:10:0:2::/64 in 192.168.9.3",
         ]
@@ -118,7 +129,10 @@ fn each_mode_reaches_every_peer_by_both_families() {
         let gateways = desired.gateways.map(|gateway| gateway.unwrap().to_string());
         assert_eq!(gateways, ["10.244.0.1", "fd00:10::1"]);
         for (cidr, route) in &desired.routes {
-            assert_eq!(route.preferred_source, gateway_for(&desired, *cidr));
+            let is_own = desired.pod_cidrs.contains(cidr);
+            assert_eq!(*route == Route::to_nobody(*cidr), is_own, "{route:?}");
+            let source = gateway_for(&desired, *cidr).filter(|_| !is_own);
+            assert_eq!(route.preferred_source, source);
         }
     }
 }
@@ -312,13 +326,18 @@ proptest! {
         nodes in cluster(), mode in 0_usize..4
     ) {
         let desired = desired(random_rows(&nodes).iter(), &place(MODES[mode]), &underlay(DUAL));
-        for (cidr, route) in desired.routes.iter().filter(|(_, route)| route.device != HOST) {
-            let far = desired.tunnels.get(cidr);
-            prop_assert_eq!(far.map(|far| far.routed), Some(route.device != VXLAN));
+        for (cidr, route) in desired.routes.iter().filter(|(_, route)| is_to_peer(route)) {
+            let far = desired.tunnels.get(cidr).map(|far| far.path);
+            let by_device = if route.device == VXLAN { FarPath::Tunnel } else { FarPath::Routes };
+            prop_assert_eq!(far, Some(by_device));
             prop_assert!(desired.pod_cidrs.iter().all(|own| !own.contains(cidr)));
             if let Some(next_hop) = route.gateway {
                 prop_assert!(DUAL.iter().any(|net| net.parse::<IpNet>().unwrap().contains(&next_hop)));
             }
+        }
+        for cidr in &desired.pod_cidrs {
+            prop_assert_eq!(desired.routes.get(cidr), Some(&Route::to_nobody(*cidr)));
+            prop_assert_eq!(desired.tunnels.get(cidr).map(|far| far.path), Some(FarPath::Here));
         }
         let families = desired.pod_cidrs.len();
         prop_assert_eq!(families, if MODES[mode] == Mode::Off { 0 } else { 2 });

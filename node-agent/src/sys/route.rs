@@ -30,11 +30,15 @@ use super::netlink::Netlink;
 /// changed; `ip route` shows the number. 111 is nobody's in `rtnetlink.h` or `rt_protos`; it is "o".
 const PROTOCOL: u8 = 111;
 
-/// A unicast route of the main table.
+/// The last of all routes to a destination (`fib_priority`, `fib6_metric`): whoever has another one goes first.
+const LAST: u32 = u32::MAX;
+
+/// A route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     pub destination: IpNet,
     pub gateway: Option<IpAddr>,
+    /// 0: none. The destination is unreachable, unless there is any other route to it.
     pub device: u32,
     pub preferred_source: Option<IpAddr>,
     /// How far the destination is. IPv6 routes have none of their own: `Link` without a gateway,
@@ -58,6 +62,19 @@ pub enum Owner {
     Orlop,
     /// Anybody else's, also the static ones that lead to pods of this node.
     Other,
+}
+
+impl Route {
+    /// Says that nobody is where no other route leads (`RTN_UNREACHABLE`).
+    #[must_use]
+    pub const fn to_nobody(destination: IpNet) -> Self {
+        let scope = match destination {
+            IpNet::V4(_) => Scope::Global,
+            IpNet::V6(_) => Scope::Link,
+        };
+        let (gateway, preferred_source) = (None, None);
+        Self { destination, gateway, device: 0, preferred_source, scope, owner: Owner::Orlop }
+    }
 }
 
 impl Netlink {
@@ -129,7 +146,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Adds a unicast route to the main table, or replaces the one of the same destination.
+    /// Adds a route to the main table, or replaces the one of the same destination and priority.
     ///
     /// # Errors
     /// When the gateway cannot be reached, the device is down, or the kernel refuses.
@@ -159,7 +176,7 @@ impl Netlink {
         Ok(all)
     }
 
-    /// All unicast routes of the main table, IPv4 first.
+    /// All unicast routes of the main table and those of ours that lead nowhere, IPv4 first.
     ///
     /// # Errors
     /// When the kernel refuses or the socket fails.
@@ -286,7 +303,8 @@ fn route_message(route: Route) -> RouteMessage {
         Owner::Orlop => RouteProtocol::Other(PROTOCOL),
         Owner::Other => RouteProtocol::Static,
     };
-    message.header.kind = RouteType::Unicast;
+    message.header.kind =
+        if route.device == 0 { RouteType::Unreachable } else { RouteType::Unicast };
     message.header.scope = match (destination, route.scope) {
         (IpNet::V6(_), _) | (_, Scope::Global) => RouteScope::Universe,
         (_, Scope::Link) => RouteScope::Link,
@@ -301,13 +319,19 @@ fn route_message(route: Route) -> RouteMessage {
     if let Some(source) = route.preferred_source {
         message.attributes.push(RouteAttribute::PrefSource(source.into()));
     }
-    message.attributes.push(RouteAttribute::Oif(route.device));
+    message.attributes.push(match route.device {
+        0 => RouteAttribute::Priority(LAST),
+        device => RouteAttribute::Oif(device),
+    });
     message
 }
 
 fn route_from(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
+    let ours = header.protocol == RouteProtocol::Other(PROTOCOL);
+    let leads = header.kind == RouteType::Unicast;
+    let is_followed = leads || (ours && header.kind == RouteType::Unreachable);
+    if header.table != RouteHeader::RT_TABLE_MAIN || !is_followed {
         return None;
     }
     let mut destination = match header.address_family {
@@ -321,7 +345,8 @@ fn route_from(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Destination(address) => destination = ip_from(address)?,
             RouteAttribute::Gateway(address) => gateway = ip_from(address),
             RouteAttribute::PrefSource(address) => preferred_source = ip_from(address),
-            RouteAttribute::Oif(index) => device = *index,
+            // Where an IPv6 route leads nowhere the kernel names its loopback device.
+            RouteAttribute::Oif(index) if leads => device = *index,
             _ => {}
         }
     }
@@ -331,7 +356,6 @@ fn route_from(message: &RouteMessage) -> Option<Route> {
         (IpAddr::V4(_), RouteScope::Host) => Scope::Host,
         _ => Scope::Global,
     };
-    let ours = header.protocol == RouteProtocol::Other(PROTOCOL);
     let owner = if ours { Owner::Orlop } else { Owner::Other };
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     Some(Route { destination, gateway, device, preferred_source, scope, owner })

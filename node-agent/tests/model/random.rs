@@ -9,9 +9,9 @@ use super::{
     frame::{ACK, FIN, Frame, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP},
     step::{Error, Hook, Message, Step, frame},
     world::{
-        DNS, End, Endpoint, FAR_NODES, FAR_PODS, GATEWAY, HOST, HostPort, LOOPBACK, NAMES, NODE,
-        OUTSIDE, PODS, Place, Port, ROUTER, Service, State, UNROUTABLE, VXLAN_PORT, World, ZONES,
-        ip,
+        DNS, End, Endpoint, FAR_NODES, FAR_PODS, GATEWAY, HOST, HostPort, LOOPBACK, NAMES, NOBODY,
+        NODE, OUTSIDE, PODS, Place, Port, ROUTER, Service, State, UNROUTABLE, VXLAN_PORT, World,
+        ZONES, ip,
     },
 };
 
@@ -315,6 +315,7 @@ fn target(random: &mut Random, world: &World, (hook, v6): (Hook, bool)) -> (u8, 
             FAR_NODES[0],
             FAR_NODES[1],
             GATEWAY,
+            NOBODY,
             NODE[0],
             NODE[1],
             OUTSIDE[0],
@@ -324,8 +325,8 @@ fn target(random: &mut Random, world: &World, (hook, v6): (Hook, bool)) -> (u8, 
             UNROUTABLE,
             DNS,
         ],
-        Hook::FromUnderlay => &[NODE[0], NODE[1], PODS[0], PODS[1], GATEWAY, OUTSIDE[2]],
-        Hook::FromOverlay => &[PODS[0], PODS[1], NODE[0], GATEWAY, OUTSIDE[0]],
+        Hook::FromUnderlay => &[NODE[0], NODE[1], PODS[0], PODS[1], GATEWAY, NOBODY, OUTSIDE[2]],
+        Hook::FromOverlay => &[PODS[0], PODS[1], NODE[0], GATEWAY, NOBODY, OUTSIDE[0]],
         Hook::FromHost => &[OUTSIDE[0], FAR_PODS[0], NODE[0]],
     };
     let to = ip(random.pick(places), v6);

@@ -17,7 +17,7 @@ use super::{
     ruling::{Effect, Offer, Ruling, SourcePort},
     step::{Error, Hook, Message},
     way::Way,
-    world::{End, GATEWAY, HostPort, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is},
+    world::{End, GATEWAY, HostPort, NOBODY, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is},
 };
 
 /// Whose affinity it is.
@@ -282,7 +282,7 @@ impl Reference {
         if let Some(pod) = World::pod(&to) {
             return Ruling::Sent(frame.clone(), Way::Pod(pod));
         }
-        if is(GATEWAY, &to) {
+        if is(GATEWAY, &to) || is(NOBODY, &to) {
             return Ruling::Left;
         }
         if let Some(node) = World::far_node_of_pod(&to).or_else(|| World::far_node(&to)) {

@@ -32,7 +32,7 @@ use node_agent::{
         select::Place,
         tracer::Tracer,
     },
-    model::{EndpointSliceRow, FarEnd, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, FarEnd, FarPath, ObjectKey, ServiceRow},
     sys::map::Walk,
     table::Table,
 };
@@ -44,8 +44,8 @@ use super::{
     place::own_namespaces,
     random::NODE_LOCAL,
     world::{
-        DNS, End, FAR_NETS, FAR_NODES, GATEWAY, LOOPBACK, NAMES, NODE, NODE_PORTS, PODS, Pair,
-        SERVICE_NETS, Service, VXLAN_PORT, World, ZONES, ip,
+        DNS, End, FAR_NETS, FAR_NODES, GATEWAY, LOOPBACK, NAMES, NODE, NODE_PORTS, OWN_NETS, PODS,
+        Pair, SERVICE_NETS, Service, VXLAN_PORT, World, ZONES, ip,
     },
 };
 
@@ -156,13 +156,17 @@ impl Rig {
         self.put_pods();
         for (node, pods) in FAR_NETS.iter().enumerate() {
             for v6 in [false, true] {
-                let far = FarEnd { node: ip(FAR_NODES[node], v6), routed: world.routed[node] };
+                let path = if world.routed[node] { FarPath::Routes } else { FarPath::Tunnel };
+                let far = FarEnd { node: ip(FAR_NODES[node], v6), path };
                 // A row that is replaced has the flag that flows lead there: what may meet one is looked up.
                 self.maps.put_tunnel(pods[usize::from(v6)], far).unwrap();
                 self.maps.put_tunnel(far.node.into(), far).unwrap();
                 self.maps.put_tunnel(pods[usize::from(v6)], far).unwrap();
                 self.maps.put_tunnel(far.node.into(), far).unwrap();
             }
+        }
+        for (net, node) in OWN_NETS.into_iter().zip(GATEWAY) {
+            self.maps.put_tunnel(net, FarEnd { node, path: FarPath::Here }).unwrap();
         }
         for service in &world.services {
             self.put_service(service);

@@ -39,6 +39,10 @@ pub(crate) const FAR_NETS: [[IpNet; 2]; 2] = [
     nets(([10, 244, 2, 0], 24), ([0xfd00, 0x244, 2, 0, 0, 0, 0, 0], 48)),
     nets(([10, 244, 3, 0], 24), ([0xfd00, 0x244, 3, 0, 0, 0, 0, 0], 48)),
 ];
+/// This node's pods' range, and an address of it that no pod has.
+pub(crate) const OWN_NETS: [IpNet; 2] =
+    nets(([10, 244, 1, 0], 24), ([0xfd00, 0x244, 1, 0, 0, 0, 0, 0], 48));
+pub(crate) const NOBODY: Pair = pair([10, 244, 1, 99], [0xfd00, 0x244, 1, 0, 0, 0, 0, 0x99]);
 pub(crate) const FAR_NODES: [Pair; 2] = [
     pair([192, 168, 0, 2], [0xfd00, 0xa, 0, 0, 0, 0, 0, 2]),
     pair([192, 168, 0, 3], [0xfd00, 0xa, 0, 0, 0, 0, 0, 3]),

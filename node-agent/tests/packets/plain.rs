@@ -56,6 +56,22 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_the_nodes_range_that_no_pod_has_is_the_stacks() {
+        with_kernel(|kernel, at| {
+            for hook in ["tc_from_pod", "tc_from_overlay", "tc_from_underlay"] {
+                for asked in [
+                    Frame::tcp((at.pod2, 40_000), (at.nobody, 8080)),
+                    Frame::udp((at.pod2, 40_000), (at.nobody, 8080)),
+                    Frame::ping((at.pod2, 7), at.nobody),
+                ] {
+                    kernel.check(hook, &asked, PASS, None);
+                }
+            }
+            assert!(kernel.flows().is_empty());
+        });
+    }
+
+    #[test]
     fn neighbours_groups_and_other_protocols_are_the_stacks() {
         with_kernel(|kernel, at| {
             let group = if at.node == V4.node { "224.0.0.1" } else { "ff02::1" };

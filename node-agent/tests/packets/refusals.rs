@@ -57,6 +57,40 @@ mod tests {
         });
     }
 
+    /// Pods that have gone while their service still names them.
+    #[test]
+    fn a_backend_to_which_no_way_leads_is_told_to_be_unreachable() {
+        with_kernel(|kernel, at| {
+            for proto in [TCP, UDP] {
+                let gone = (at.nobody, 8080);
+                kernel.serve(proto, (at.service, 80), &[gone]);
+                kernel.serve(proto, (any(at.node), 30_080), &[gone]);
+                for (hook, from, to, teller) in [
+                    ("tc_from_pod", at.pod, (at.service, 80), at.gateway),
+                    ("tc_from_host", at.gateway, (at.service, 80), at.service),
+                    ("tc_from_underlay", at.client, (at.node, 30_080), at.node),
+                    ("tc_from_overlay", at.far_pod, (at.node, 30_080), at.node),
+                ] {
+                    let asked = Frame::new(proto, (from, 40_000), to);
+                    let kind = if asked.dst.0.is_ipv4() { (3, 1, [0; 4]) } else { (1, 3, [0; 4]) };
+                    let answer = told(&asked, teller.parse().unwrap(), kind);
+                    // The first packet, and another one of the flow that it has opened.
+                    for _ in 0..2 {
+                        let before = kernel.drops();
+                        let (verdict, out) = kernel.run(hook, &asked.bytes());
+                        let seen = (verdict, hex(&out));
+                        assert_eq!(seen, (REDIRECT, hex(&answer)), "{hook} {asked:?}");
+                        assert_eq!(kernel.drops_since(&before), [(DropReason::NoRoute, 1)]);
+                    }
+                }
+                let reset = Frame { flags: RST, ..Frame::tcp((at.pod, 40_000), (at.service, 80)) };
+                if proto == TCP {
+                    kernel.drops_for("tc_from_pod", &reset.bytes(), DropReason::NoRoute);
+                }
+            }
+        });
+    }
+
     #[test]
     fn resets_and_later_fragments_are_not_answered() {
         with_kernel(|kernel, at| {

@@ -26,7 +26,7 @@ use ebpf_common::{
     endpoint::Endpoint,
     fragment::{Fragment, FragmentKey},
     service::{Backend, BackendKey, Peer, SCOPE_INTERNAL, Service, ServiceKey, SourceRange},
-    tunnel::Tunnel,
+    tunnel::{HERE, ROUTED, Tunnel},
     verdict::{Budget, DropReason},
 };
 use nix::{
@@ -53,6 +53,8 @@ pub(crate) struct Family {
     pub(crate) gateway: &'static str,
     pub(crate) pod: &'static str,
     pub(crate) pod2: &'static str,
+    /// An address among theirs that no pod has.
+    pub(crate) nobody: &'static str,
     pub(crate) far_pod: &'static str,
     pub(crate) service: &'static str,
     pub(crate) external: &'static str,
@@ -66,6 +68,7 @@ pub(crate) const V4: Family = Family {
     gateway: "10.244.1.1",
     pod: "10.244.1.7",
     pod2: "10.244.1.8",
+    nobody: "10.244.1.99",
     far_pod: "10.244.2.7",
     service: "10.96.3.4",
     external: "203.0.113.10",
@@ -79,6 +82,7 @@ pub(crate) const V6: Family = Family {
     gateway: "fd00:244:1::1",
     pod: "fd00:244:1::7",
     pod2: "fd00:244:1::8",
+    nobody: "fd00:244:1::99",
     far_pod: "fd00:244:2::7",
     service: "fd00:96::34",
     external: "2001:db8:ee::10",
@@ -292,7 +296,7 @@ impl Kernel {
         self.put_prefix("TUNNELS", v4 + length, addr(net), tunnel);
     }
 
-    /// Replaces the row of a far pod's node.
+    /// Replaces the row of a pod's node.
     pub(crate) fn put_far_row(&mut self, pod: &str, tunnel: Tunnel) {
         let length = if addr(pod).is_v4() { 96 + 24 } else { 48 };
         self.put_prefix("TUNNELS", length, addr(pod), tunnel);
@@ -333,6 +337,8 @@ impl Kernel {
             self.put_pod(family.pod2, 8, POD2_MAC);
             self.put_far(family.far_pod, prefix, family.other_node);
             self.put_far(family.other_node, whole, family.other_node);
+            let own = Tunnel { node: addr(family.gateway), flags: ROUTED | HERE };
+            self.put_far_row(family.pod, own);
         }
         self.put("LOCAL_MACS", [2_u8, 0, 0, 0, 0, 1, 0, 0], 1_u32);
         let own = Device { addr: [Addr::default(); 2], mtu: 1500, mac: OWN_MAC, flags: 0 };
@@ -414,6 +420,8 @@ fn make_uplink() -> u32 {
          address add fd00:a::1/64 dev up0 nodad
          route add default via 192.168.0.254 dev up0
          route add ::/0 via fd00:a::fe dev up0
+         route add unreachable 10.244.1.0/24
+         route add unreachable fd00:244:1::/48
         ");
     nix::net::if_::if_nametoindex("up0").unwrap()
 }

@@ -18,7 +18,7 @@ mod tests {
     };
     use node_agent::{
         dataplane::{XdpMode, load::Programs, maps::Maps, xdp::Xdp},
-        model::FarEnd,
+        model::{FarEnd, FarPath},
         sys::netlink::Netlink,
         table::Table,
         way::{self, Known},
@@ -80,7 +80,7 @@ mod tests {
         maps.set_devices(&BTreeMap::from([(uplink, device)])).unwrap();
         maps.put_endpoint(PODS[0].parse().unwrap(), &Endpoint::default()).unwrap();
         for (net, node) in [("10.244.2.0/24", FAR), ("10.244.3.0/24", "192.0.2.3")] {
-            let far = FarEnd { node: node.parse().unwrap(), routed: false };
+            let far = FarEnd { node: node.parse().unwrap(), path: FarPath::Tunnel };
             maps.put_tunnel(net.parse().unwrap(), far).unwrap();
         }
         let rows = Rows::below(&pins);
