@@ -11,6 +11,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use ebpf_common::{
     addr::Addr,
+    config::Config,
     conntrack::{Flow, FlowKey},
     endpoint::Endpoint,
     verdict::DropReason,
@@ -349,6 +350,23 @@ pub fn forward(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> i32 {
         Ok(()) => refuse(ctx, packet),
         Err(reason) => count::drop_of(reason, &packet.key),
     }
+}
+
+/// The same for a pod's packet that nothing translates. The pod's router, this node, tells it.
+#[inline(always)]
+pub fn forward_plain(
+    ctx: &TcContext,
+    config: &Config,
+    packet: &mut Packet,
+    flow: &mut Flow,
+) -> i32 {
+    (flow.src, flow.dst) = (packet.key.src, packet.key.dst);
+    let verdict = apart_forward(ctx.skb.skb, packet, flow);
+    if packet.mtu == 0 {
+        return verdict;
+    }
+    packet.key.dst = config.gateway_for(&packet.key.src);
+    refuse(ctx, packet)
 }
 
 #[unsafe(no_mangle)]

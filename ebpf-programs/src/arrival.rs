@@ -7,16 +7,16 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart, count, maps,
-    meeting::give_way,
+    apart, count, fragment, maps,
+    meeting::{give_way, note_asked},
     nat::Step,
     packet::{self, Packet},
 };
 
-/// Delivers a packet to a pod of this node, or sends on one whose flow is known. Gives tc's verdict;
-/// `None` for a packet that belongs to neither.
+/// Delivers a packet to a pod of this node, or sends on one whose flow is known. `inside`: it has come through
+/// the tunnel. Gives tc's verdict; `None` for a packet that belongs to neither.
 #[inline(always)]
-pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<i32> {
+pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow, inside: bool) -> Option<i32> {
     let endpoint = maps::endpoint(&packet.key.dst);
     let flags = endpoint.map_or(HAS_FLOWS, |endpoint| endpoint.flags);
     if let Some(endpoint) = endpoint
@@ -25,6 +25,10 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<
         && packet::is_from_itself(ctx)
     {
         return Some(apart::deliver(ctx, packet, endpoint));
+    }
+    if endpoint.is_none() && fragment::is_lost(packet) && maps::is_node_address(&packet.key.dst) {
+        // The node's stack waits for the first piece.
+        return Some(count::PASS);
     }
     if flags & HAS_FLOWS != 0 {
         match apart::follow(ctx, packet, flow) {
@@ -35,7 +39,11 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<
         }
     }
     let endpoint = endpoint?;
-    Some(match give_way(ctx, packet, flow, (flags, 0)) {
+    let mut step = give_way(ctx, packet, flow, (flags, 0));
+    if !inside && step == Step::Unknown {
+        step = note_asked(ctx, packet, flow);
+    }
+    Some(match step {
         Step::Translated => apart::forward(ctx, packet, flow),
         Step::Unknown => apart::deliver(ctx, packet, endpoint),
         Step::Dropped | Step::Refused => count::DROP,

@@ -38,6 +38,17 @@ const fn key(packet: &Packet) -> FragmentKey {
     FragmentKey { src, dst, id: packet.id, proto, reserved: [0; 3] }
 }
 
+/// Whether it is a later fragment whose first one was not seen, or is yet to come.
+#[inline(always)]
+pub fn is_lost(packet: &Packet) -> bool {
+    packet.fragment == LATER && has_no_first(packet)
+}
+
+#[inline(never)]
+fn has_no_first(packet: &Packet) -> bool {
+    maps::fragment(&key(packet)).is_none()
+}
+
 /// Completes the key of a later fragment, and remembers that of a first one.
 #[inline(always)]
 pub fn resolve(packet: &mut Packet) -> Result<(), DropReason> {

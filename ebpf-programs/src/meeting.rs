@@ -7,13 +7,13 @@
 
 use aya_ebpf::programs::TcContext;
 use ebpf_common::{
-    SCTP, TCP, UDP,
+    ICMP, ICMPV6, SCTP, TCP, UDP,
     conntrack::{FLOW_LOCAL, FLOW_MASQUERADE, Flow, FlowKey, LED_TO, REVERSE},
     packet::TCP_SYN,
 };
 
 use crate::{
-    apart, count,
+    apart, count, fragment,
     frame::Frame,
     maps,
     nat::{self, Step},
@@ -41,6 +41,22 @@ pub fn give_way(
         return evade(ctx, packet, flow, way);
     }
     apart::evade(ctx, packet, flow, way)
+}
+
+/// Notes that somebody outside begins to speak to a pod of this node at the pod's own address: what the pod
+/// answers is no question of its own, and keeps that address. Pods of other nodes are told by their rows.
+/// [`Step::Unknown`]: it goes on as it is.
+#[inline(always)]
+pub fn note_asked(ctx: &TcContext, packet: &Packet, flow: &mut Flow) -> Step {
+    let is_echo = matches!(packet.key.proto, ICMP | ICMPV6);
+    let begins = may_meet(packet) || (is_echo && packet.fragment == WHOLE && packet.may_open());
+    let Some(config) = maps::config() else { return Step::Unknown };
+    if !begins || !config.masquerades(&packet.key.dst) || maps::tunnel(&packet.key.src).is_some() {
+        return Step::Unknown;
+    }
+    // Its later pieces are looked up from now on.
+    fragment::note(packet);
+    apart::evade(ctx, packet, flow, 0)
 }
 
 /// Lets a packet give way that nothing translates, to this node's own stack. Gives tc's verdict.

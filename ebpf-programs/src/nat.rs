@@ -105,7 +105,7 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
     }
     let key = packet.key;
     let Some(flow) = maps::flow(&key) else { return Ok(false) };
-    if is_over(packet, flow) {
+    if is_over(packet, flow) || has_moved(frame, &key, flow) {
         close(&key, flow);
         return Ok(false);
     }
@@ -126,6 +126,21 @@ fn is_over(packet: &Packet, flow: &'static Flow) -> bool {
         return is_done(flow);
     }
     packet.key.proto == UDP && flow.direction == FORWARD && flow.set != 0 && !is_member(flow)
+}
+
+/// Whether what goes out under the node's address would now leave by another device or under another address:
+/// its answers would not come back. Asked once a second. A way that is not there at all may come back.
+#[inline(always)]
+fn has_moved<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow) -> bool {
+    // The node's own connections that gave way are masqueraded by their flags alone.
+    if flow.direction != FORWARD
+        || flow.flags & (FLOW_MASQUERADE | FLOW_LOCAL) != FLOW_MASQUERADE
+        || flow.last_seen == helpers::now_s()
+    {
+        return false;
+    }
+    let Ok(ifindex) = frame.route(&key.src, &flow.dst) else { return false };
+    ifindex != flow.ifindex || device_address(ifindex, &flow.dst) != Some(flow.src)
 }
 
 /// Whether either end of a TCP connection has said that it is done.
@@ -314,14 +329,18 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
 fn masquerade_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow) {
     // What has no route is the stack's to answer.
     flow.ifindex = frame.route(&key.src, &flow.dst).unwrap_or(0);
-    if let Some(device) = maps::device(flow.ifindex) {
-        let [v4, v6] = device.addr;
-        let addr = if flow.dst.is_v4() { v4 } else { v6 };
-        if !addr.is_zero() {
-            flow.src = addr;
-            flow.flags |= FLOW_MASQUERADE;
-        }
+    if let Some(addr) = device_address(flow.ifindex, &flow.dst) {
+        flow.src = addr;
+        flow.flags |= FLOW_MASQUERADE;
     }
+}
+
+/// This node's address at a device, of a destination's family.
+#[inline(always)]
+fn device_address(ifindex: u32, dst: &Addr) -> Option<Addr> {
+    let [v4, v6] = maps::device(ifindex)?.addr;
+    let addr = if dst.is_v4() { v4 } else { v6 };
+    (!addr.is_zero()).then_some(addr)
 }
 
 /// Opens a flow for a pod's packet to the outside. [`Step::Unknown`]: the way out has no address of

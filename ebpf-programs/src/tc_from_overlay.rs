@@ -27,7 +27,7 @@ fn try_from_overlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();
-    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow) {
+    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow, true) {
         return Ok(verdict);
     }
     // Pods reach other nodes' own addresses, and so their node ports, through the tunnel.

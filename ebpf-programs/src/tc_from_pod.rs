@@ -2,11 +2,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use ebpf_common::{
-    config::{Config, MASQUERADE_V4, MASQUERADE_V6},
     conntrack::FLOW_FROM_POD,
     endpoint::HAS_FLOWS,
     packet::is_group,
-    tunnel::ROUTED,
+    tunnel::{HERE, ROUTED},
     verdict::DropReason,
 };
 
@@ -67,10 +66,11 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
             Step::Unknown => {}
             Step::Dropped | Step::Refused => return Ok(count::DROP),
         }
-        if config.vxlan_ifindex == 0 || tunnel.flags & ROUTED != 0 {
-            return Ok(count::PASS);
-        }
-        return route::to_overlay(ctx, config, &packet);
+        return match tunnel.flags & (ROUTED | HERE) {
+            ROUTED => Ok(apart::forward_plain(ctx, config, &mut packet, &mut flow)),
+            0 if config.vxlan_ifindex != 0 => route::to_overlay(ctx, config, &packet),
+            _ => Ok(count::PASS),
+        };
     }
     match apart::open_service(ctx, &packet, &mut flow, From::Inside) {
         Step::Translated => return Ok(apart::forward(ctx, &mut packet, &mut flow)),
@@ -81,7 +81,7 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
     if maps::is_node_address(&packet.key.dst) {
         return Ok(meeting::to_own(ctx, &packet, &mut flow));
     }
-    if !is_masqueraded(config, &packet) {
+    if !config.masquerades(&packet.key.dst) {
         return Ok(count::PASS);
     }
     match apart::masquerade(ctx, &packet, &mut flow) {
@@ -89,10 +89,4 @@ fn try_from_pod(ctx: &TcContext) -> Result<i32, DropReason> {
         Step::Unknown => Ok(count::PASS),
         Step::Dropped | Step::Refused => Ok(count::DROP),
     }
-}
-
-#[inline(always)]
-const fn is_masqueraded(config: &Config, packet: &Packet) -> bool {
-    let flag = if packet.key.dst.is_v4() { MASQUERADE_V4 } else { MASQUERADE_V6 };
-    config.flags & flag != 0
 }

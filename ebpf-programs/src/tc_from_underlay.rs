@@ -39,7 +39,7 @@ fn try_from_underlay(ctx: &TcContext) -> Result<i32, DropReason> {
         return Ok(count::PASS);
     }
     let mut flow = nat::new_flow();
-    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow) {
+    if let Some(verdict) = arrival::receive(ctx, &mut packet, &mut flow, false) {
         return Ok(verdict);
     }
     match apart::open_service(ctx, &packet, &mut flow, origin(&packet)) {

@@ -45,7 +45,7 @@ mod tests {
             Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp, TIMEOUT,
             answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
             make_bridge, node_ports,
-            place::is_possible,
+            place::{self, is_possible},
             plug, pod_ip, pod_ip6, serve, serve_at,
             space::{Space, pause},
             tcp, udp,
@@ -173,6 +173,7 @@ mod tests {
         fn scenario(&self, set_ups: [SetUp; 2], foreign: &Foreign, has_sctp: bool) {
             let agents = self.start(&set_ups);
             self.pods_and_nodes_reach_each_other();
+            self.who_knows_the_way_reaches_pods();
             self.services_answer();
             self.beside(foreign);
             let mut open = self.connections();
@@ -224,6 +225,23 @@ mod tests {
                 let seen = client.run(move || [tcp(to, 3), udp(to, 3), connected(to, 3)]);
                 assert_eq!(seen.each_ref().map(answered_by), [[99]; 3], "pod to {to}");
             }
+        }
+
+        /// A client outside that has a route to a node's pods hears the pod that it asks, and not its node.
+        fn who_knows_the_way_reaches_pods(&self) {
+            let ways = "10.244.2.0/24 via 192.168.0.2\nfd00:244:0:2::/64 via 2001:db8::2";
+            let change = |verb: &str| {
+                let lines = ways.lines().map(|way| format!("route {verb} {way}\n"));
+                let lines: String = lines.collect();
+                self.outside.run(move || place::ip(&lines));
+            };
+            change("add");
+            for ip in pod_ips(2, 21) {
+                let to = SocketAddr::new(ip, POD_PORT);
+                let seen = self.outside.run(move || [tcp(to, 3), udp(to, 3), connected(to, 3)]);
+                assert_eq!(seen.each_ref().map(answered_by), [[21]; 3], "outside to {to}");
+            }
+            change("del");
         }
 
         fn services_answer(&self) {

@@ -42,6 +42,14 @@ pub struct Config {
 const _: () = assert!(size_of::<Config>() == 120 && align_of::<Config>() == 4);
 
 impl Config {
+    /// Whether what a pod asks at an address outside goes under the node's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masquerades(&self, dst: &Addr) -> bool {
+        let flag = if dst.is_v4() { MASQUERADE_V4 } else { MASQUERADE_V6 };
+        self.flags & flag != 0
+    }
+
     /// Whether `addr` lies in a service CIDR.
     #[inline(always)]
     #[must_use]

@@ -83,6 +83,13 @@ impl Reference {
         let followed = if is_looked_up { self.follow(message) } else { Followed::Nothing };
         let has_way = !matches!(hook, Hook::ToOverlay { .. }) || is_elsewhere(&frame.dst.0);
         match followed {
+            // The node's stack waits for the first one.
+            Followed::Lost
+                if matches!(hook, Hook::FromUnderlay | Hook::FromOverlay)
+                    && World::is_node(&frame.dst.0) =>
+            {
+                return Ruling::Left;
+            }
             Followed::Lost => return Ruling::Dropped(DropReason::FragmentLost),
             _ if !has_way => return Ruling::Dropped(DropReason::NoTunnel),
             Followed::Known(frame, _) if !is_incoming => return Ruling::Sent(frame, Way::Stack),
@@ -257,16 +264,9 @@ impl Reference {
             Hook::FromHost | Hook::ToPod { .. } | Hook::ToUnderlay { .. } => return None,
             Hook::ToOverlay { .. } => return None,
         };
-        let is_whole = frame.fragment.is_none();
-        let may_begin = match frame.proto {
-            UDP => has_transport(frame),
-            TCP => is_syn(frame) && is_whole,
-            SCTP => is_init(frame) && is_whole,
-            _ => false,
-        };
         let (number, flow, direction) = self.flows.find(&Tuple::of(frame).reversed())?;
         let is_plain = matches!(message, Message::Plain(_));
-        if !is_plain || !may_begin || direction == Direction::Forward {
+        if !is_plain || !may_begin(frame) || direction == Direction::Forward {
             return None;
         }
         if frame.proto == SCTP || (frame.proto == TCP && flow.life.is_closing()) {
@@ -286,8 +286,8 @@ impl Reference {
             return Ruling::Left;
         }
         if let Some(node) = World::far_node_of_pod(&to).or_else(|| World::far_node(&to)) {
-            let is_tunnelled = self.world.is_tunnelled(node);
-            return if is_tunnelled { sent_out(frame) } else { Ruling::Left };
+            let has_way = self.world.vxlan || self.world.routed[node];
+            return if has_way { sent_out(frame) } else { Ruling::Left };
         }
         if let Some(ruling) = self.open_service(message, frame, From::Inside) {
             return ruling;
@@ -309,7 +309,15 @@ impl Reference {
 
     fn sent_by_underlay(&self, message: &Message, frame: &Frame) -> Ruling {
         if let Some(pod) = World::pod(&frame.dst.0) {
-            return Ruling::Sent(frame.clone(), Way::Pod(pod));
+            let may_ask = may_begin(frame) || (is_echo(frame) && frame.fragment.is_none());
+            let asks = may_ask && may_open(message, frame) && !is_elsewhere(&frame.src.0);
+            if !self.world.masquerade || !asks {
+                return Ruling::Sent(frame.clone(), Way::Pod(pod));
+            }
+            // What the pod answers keeps its address.
+            let (from, way) = (frame.src.0, Way::Pod(pod));
+            let (kind, port) = (Kind::GaveWay, SourcePort::Own);
+            return Ruling::Opens(vec![Offer { kind, to: frame.dst, from, port, way }]);
         }
         let is_pod = World::far_node_of_pod(&frame.src.0).is_some();
         let from = if is_pod { From::Inside } else { From::Outside };
@@ -431,6 +439,17 @@ impl Reference {
             Some(ports) if !has_transport(frame) => *ports,
             _ => (frame.src.1, frame.dst.1),
         }
+    }
+}
+
+/// Whether a packet of what nothing translates may begin something.
+fn may_begin(frame: &Frame) -> bool {
+    let is_whole = frame.fragment.is_none();
+    match frame.proto {
+        UDP => has_transport(frame),
+        TCP => is_syn(frame) && is_whole,
+        SCTP => is_init(frame) && is_whole,
+        _ => false,
     }
 }
 

@@ -53,6 +53,23 @@ mod tests {
     }
 
     #[test]
+    fn a_later_fragment_to_the_node_itself_waits_in_its_stack_for_the_first() {
+        with_kernel(|kernel, at| {
+            let whole =
+                Frame { payload: vec![7; 60], ..Frame::udp((at.client, 40_000), (at.node, 9)) };
+            let [first, second, third] = pieces(&whole);
+            for piece in [third, second, first] {
+                kernel.check("tc_from_underlay", &piece, PASS, None);
+            }
+            // A load balancer's address is not this node's, whose stack would send it on.
+            let whole = Frame { dst: (at.external.parse().unwrap(), 53), ..whole };
+            kernel.serve(UDP, (at.external, 53), &[(at.pod, 5353)]);
+            let [_, second, _] = pieces(&whole);
+            kernel.drops_for("tc_from_underlay", &second.bytes(), DropReason::FragmentLost);
+        });
+    }
+
+    #[test]
     fn a_later_fragment_before_the_first_is_dropped_and_counted() {
         with_kernel(|kernel, at| {
             kernel.serve(UDP, (at.service, 53), &[(at.pod2, 5353)]);

@@ -5,7 +5,9 @@ mod tests {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
 
     use ebpf_common::{
+        addr::Addr,
         conntrack::{Flow, FlowKey, SNAT_FIRST, SNAT_LAST},
+        device::Device,
         maps as names,
         verdict::DropReason,
     };
@@ -39,6 +41,72 @@ mod tests {
                 kernel.came_by = 0;
             }
             assert_eq!(kernel.flows().len(), 8);
+        });
+    }
+
+    #[test]
+    fn a_pod_that_is_asked_from_outside_answers_under_its_own_address() {
+        with_kernel(|kernel, at| {
+            let tcp = Frame::tcp((at.client, 40_000), (at.pod, 8080));
+            for (asked, flags) in [
+                (tcp, ACK),
+                (Frame::udp((at.client, 40_000), (at.pod, 8080)), 0),
+                (Frame::new(SCTP, (at.client, 40_000), (at.pod, 99)), 0),
+                (Frame::ping((at.client, 777), at.pod), 0),
+            ] {
+                let rows = kernel.flows().len();
+                kernel.check("tc_from_underlay", &asked, REDIRECT, Some(&delivered(&asked)));
+                assert_eq!(kernel.flows().len(), rows + 2, "{asked:?}");
+                let answer = asked.answer();
+                kernel.check("tc_from_pod", &answer, REDIRECT, Some(&hop(&answer)));
+                if flags != 0 {
+                    let later = Frame { flags, ..answer };
+                    kernel.check("tc_from_pod", &later, REDIRECT, Some(&hop(&later)));
+                }
+            }
+            // Who is told by a row of its own is not noted.
+            let rows = kernel.flows().len();
+            let inside = Frame::tcp((at.far_pod, 40_000), (at.pod, 8080));
+            kernel.check("tc_from_underlay", &inside, REDIRECT, Some(&delivered(&inside)));
+            assert_eq!(kernel.flows().len(), rows);
+        });
+    }
+
+    #[test]
+    fn a_flow_leaves_an_address_that_the_node_has_no_more() {
+        with_kernel(|kernel, at| {
+            let new = if at.node.contains(':') { "fd00:a::1:1" } else { "192.168.0.101" };
+            for asked in [
+                Frame::udp((at.pod, 40_000), (at.client, 53)),
+                Frame::tcp((at.pod, 40_000), (at.client, 443)),
+            ] {
+                let before = kernel.devices();
+                let sent = masked(&asked, (at.node, 40_000));
+                kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
+                let moved = before.iter().map(|(index, device)| {
+                    let moves = |one: Addr| if one == addr(at.node) { addr(new) } else { one };
+                    (*index, Device { addr: device.addr.map(moves), ..*device })
+                });
+                for (index, device) in moved {
+                    kernel.put(names::DEVICES, index, device);
+                }
+                // A second later.
+                let older = kernel.flows().into_iter().map(|(key, flow)| {
+                    (key, Flow { last_seen: flow.last_seen.wrapping_sub(1), ..flow })
+                });
+                older.for_each(|(key, flow)| kernel.put(names::CONNTRACK, key, flow));
+                let flags = if asked.proto == TCP { ACK } else { 0 };
+                let later = Frame { flags, ..asked.clone() };
+                let sent = masked(&later, (new, 40_000));
+                for _ in 0..2 {
+                    kernel.check("tc_from_pod", &later, REDIRECT, Some(&hop(&sent)));
+                }
+                let seen = delivered(&later.answer());
+                kernel.check("tc_from_underlay", &sent.answer(), REDIRECT, Some(&seen));
+                for (index, device) in before {
+                    kernel.put(names::DEVICES, index, device);
+                }
+            }
         });
     }
 

@@ -82,7 +82,7 @@ mod tests {
             kernel.serve(UDP, (at.service, 53), &[(at.far_pod, 5353)]);
             let asked = Frame::udp((at.pod, 40_000), (at.service, 53));
             let direct = redirected(&asked, (at.far_pod, 5353));
-            kernel.check("tc_from_pod", &direct, PASS, None);
+            kernel.check("tc_from_pod", &direct, REDIRECT, Some(&hop(&direct)));
             kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&direct)));
             let sent = evades(kernel, "tc_from_pod", &direct, hop);
             let seen = delivered(&direct.answer());

@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn routed_nodes_are_left_to_the_stack() {
+    fn routed_nodes_are_reached_past_the_stack() {
         with_kernel(|kernel, at| {
             let far = Frame::tcp((at.pod, 40_000), (at.far_pod, 8080));
             let mut untunnelled = config();
@@ -49,7 +49,10 @@ mod tests {
             kernel.set_config(config());
             let routed = Tunnel { node: addr(at.other_node), flags: ROUTED };
             kernel.put_far_row(at.far_pod, routed);
-            kernel.check("tc_from_pod", &far, PASS, None);
+            for frame in [&far, &Frame::ping((at.pod, 7), at.far_pod)] {
+                kernel.check("tc_from_pod", frame, REDIRECT, Some(&hop(frame)));
+            }
+            assert!(kernel.flows().is_empty());
             let back = far.answer();
             kernel.check("tc_from_underlay", &back, REDIRECT, Some(&delivered(&back)));
         });

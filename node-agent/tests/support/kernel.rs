@@ -215,6 +215,12 @@ impl Kernel {
         map.iter().map(Result::unwrap).collect()
     }
 
+    /// The rows of devices by their index.
+    pub(crate) fn devices(&self) -> BTreeMap<u32, Device> {
+        let map: HashMap<_, u32, Device> = self.map("DEVICES").try_into().unwrap();
+        map.iter().map(Result::unwrap).collect()
+    }
+
     pub(crate) fn flow(&self, key: &FlowKey) -> Option<Flow> {
         let map: HashMap<_, FlowKey, Flow> = self.map("CONNTRACK").try_into().unwrap();
         map.get(key, 0).ok()
