@@ -251,6 +251,25 @@ extern "C" fn apart_open(
     nat::open(&TcContext::new(skb), packet, flow, flags as u16) as u32
 }
 
+/// Whether a flow's packets would now leave by another device or under another address; `now` is for what is found.
+#[inline(always)]
+pub fn leaves_otherwise(ctx: &TcContext, key: &FlowKey, flow: &Flow, now: &mut Flow) -> bool {
+    apart_leaves_otherwise(ctx.skb.skb, key, flow, now) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_leaves_otherwise(
+    skb: *mut __sk_buff,
+    key: *const FlowKey,
+    flow: *const Flow,
+    now: *mut Flow,
+) -> u32 {
+    let (key, flow) = (key.cast_mut(), flow.cast_mut());
+    given!(key, flow, now; else 0);
+    u32::from(nat::leaves_otherwise(&TcContext::new(skb), key, flow, now))
+}
+
 /// Inserts the row of answers; gives the kernel's error number, 0 for none.
 #[inline(always)]
 pub fn insert_reverse(ctx: &TcContext, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
@@ -291,6 +310,24 @@ pub fn route(ctx: &TcContext, src: &Addr, dst: &Addr) -> Result<u32, DropReason>
         NO_ROUTE => Err(DropReason::NoRoute),
         ifindex => Ok(ifindex),
     }
+}
+
+/// The same for what leaves under this node's address, which takes the place of `src`; zero: not known.
+#[inline(always)]
+pub fn way_out(ctx: &TcContext, src: &mut Addr, dst: &Addr) -> Result<u32, DropReason> {
+    match apart_way_out(ctx.skb.skb, src, dst) {
+        NO_ROUTE => Err(DropReason::NoRoute),
+        ifindex => Ok(ifindex),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn apart_way_out(skb: *mut __sk_buff, src: *mut Addr, dst: *const Addr) -> u32 {
+    let dst = dst.cast_mut();
+    given!(src, dst; else NO_ROUTE);
+    let ctx = TcContext::new(skb);
+    helpers::way_out(&ctx, helpers::ifindex(&ctx), src, dst).unwrap_or(NO_ROUTE)
 }
 
 /// No device has this index.

@@ -131,6 +131,14 @@ impl Arrival for XdpContext {
     }
 
     #[inline(always)]
+    fn way_out(&self, src: &mut Addr, dst: &Addr) -> Result<u32, DropReason> {
+        // What leaves under another address is opened by tc.
+        let ifindex = self.route(src, dst);
+        *src = Addr::ANY_V6;
+        ifindex
+    }
+
+    #[inline(always)]
     fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32 {
         apart_insert_xdp(raw(self), key, flow, u32::from(flags))
     }

@@ -32,6 +32,8 @@ pub trait Arrival {
     fn ifindex(&self) -> u32;
     /// The device by which `dst` is reached; 0 for this node itself.
     fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason>;
+    /// The same for what leaves under this node's address ([`helpers::way_out`]).
+    fn way_out(&self, src: &mut Addr, dst: &Addr) -> Result<u32, DropReason>;
     /// Inserts a flow's row of answers ([`crate::nat::insert_reverse`]).
     fn insert_reverse(&self, key: &FlowKey, flow: &Flow, flags: u16) -> i32;
     /// Whether a socket of this node speaks or may speak to what a packet of `key` comes from.
@@ -59,6 +61,8 @@ pub trait Frame: Arrival {
     fn quote(&self, packet: &Packet, quote: &mut Quote) -> Result<bool, DropReason>;
     /// Makes both rows of a flow and translates the packet ([`crate::nat::open`]).
     fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step;
+    /// Whether a flow's packets would now leave in another way ([`crate::nat::leaves_otherwise`]).
+    fn leaves_otherwise(&self, key: &FlowKey, flow: &Flow, now: &mut Flow) -> bool;
 }
 
 impl Arrival for TcContext {
@@ -70,6 +74,11 @@ impl Arrival for TcContext {
     #[inline(always)]
     fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
         apart::route(self, src, dst)
+    }
+
+    #[inline(always)]
+    fn way_out(&self, src: &mut Addr, dst: &Addr) -> Result<u32, DropReason> {
+        apart::way_out(self, src, dst)
     }
 
     #[inline(always)]
@@ -142,6 +151,11 @@ impl Frame for TcContext {
     #[inline(always)]
     fn open(&self, packet: &Packet, flow: &mut Flow, flags: u16) -> Step {
         apart::open(self, packet, flow, flags)
+    }
+
+    #[inline(always)]
+    fn leaves_otherwise(&self, key: &FlowKey, flow: &Flow, now: &mut Flow) -> bool {
+        apart::leaves_otherwise(self, key, flow, now)
     }
 }
 

@@ -9,7 +9,7 @@ use core::{
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LOOKUP_SRC,
         bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup, bpf_sock_addr, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_tunnel_key,
     },
@@ -42,6 +42,10 @@ const AF_INET6: u8 = 10;
 const FIB_NOT_FORWARDED: i64 = 4;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour's MAC is not yet.
 const FIB_NO_NEIGHBOUR: i64 = 7;
+/// `BPF_FIB_LKUP_RET_NO_SRC_ADDR`: there is a route, and no address to use.
+const FIB_NO_SOURCE: i64 = 9;
+/// `-EINVAL`.
+const FIB_UNKNOWN_FLAG: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`: the namespace of the packet's device.
 const CURRENT_NETNS: u64 = u64::MAX;
 /// `BPF_TCP_LISTEN`.
@@ -132,6 +136,40 @@ pub fn route<C: EbpfContext>(
     src: &Addr,
     dst: &Addr,
 ) -> Result<u32, DropReason> {
+    let mut query = fib_query(ifindex, src, dst);
+    let result = look_up(ctx, &mut query, 0);
+    answer(result, &query, dst)
+}
+
+/// The same for what leaves under this node's address, which takes the place of `src`: the one that the node's
+/// stack would choose, of those that the device and others have. Zero where the kernel does not say (before 6.7).
+#[inline(always)]
+pub fn way_out<C: EbpfContext>(
+    ctx: &C,
+    ifindex: u32,
+    src: &mut Addr,
+    dst: &Addr,
+) -> Result<u32, DropReason> {
+    let mut query = fib_query(ifindex, src, dst);
+    *src = Addr::ANY_V6;
+    let mut result = look_up(ctx, &mut query, BPF_FIB_LOOKUP_SRC);
+    if matches!(result, 0 | FIB_NO_NEIGHBOUR) {
+        // SAFETY: the fields that the kernel fills in for the family that was asked.
+        *src = unsafe {
+            if dst.is_v4() {
+                Addr::v4(query.__bindgen_anon_3.ipv4_src.to_ne_bytes())
+            } else {
+                Addr::from_words(query.__bindgen_anon_3.ipv6_src)
+            }
+        };
+    } else if result == FIB_UNKNOWN_FLAG || result == FIB_NO_SOURCE {
+        result = look_up(ctx, &mut query, 0);
+    }
+    answer(result, &query, dst)
+}
+
+#[inline(always)]
+fn fib_query(ifindex: u32, src: &Addr, dst: &Addr) -> bpf_fib_lookup {
     // SAFETY: a structure of integers, for which zero bytes are a value.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     query.ifindex = ifindex;
@@ -147,10 +185,19 @@ pub fn route<C: EbpfContext>(
         query.__bindgen_anon_3.ipv6_src = src.words();
         query.__bindgen_anon_4.ipv6_dst = dst.words();
     }
+    query
+}
+
+#[inline(always)]
+fn look_up<C: EbpfContext>(ctx: &C, query: &mut bpf_fib_lookup, flags: u32) -> i64 {
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is this program's own; the query outlives the call and has that length.
-    let result = unsafe { generated::bpf_fib_lookup(ctx.as_ptr(), &raw mut query, length, 0) };
-    match i64::from(result) {
+    i64::from(unsafe { generated::bpf_fib_lookup(ctx.as_ptr(), query, length, flags) })
+}
+
+#[inline(always)]
+fn answer(result: i64, query: &bpf_fib_lookup, dst: &Addr) -> Result<u32, DropReason> {
+    match result {
         0 | FIB_NO_NEIGHBOUR => {
             trace::look_up(steps::ROUTE, dst, Some(&query.ifindex));
             Ok(query.ifindex)

@@ -105,7 +105,7 @@ fn try_known<F: Frame>(frame: &F, packet: &mut Packet, out: &mut Flow) -> Result
     }
     let key = packet.key;
     let Some(flow) = maps::flow(&key) else { return Ok(false) };
-    if is_over(packet, flow) || has_moved(frame, &key, flow) {
+    if is_over(packet, flow) || has_moved(frame, &key, flow, out) {
         close(&key, flow);
         return Ok(false);
     }
@@ -129,9 +129,9 @@ fn is_over(packet: &Packet, flow: &'static Flow) -> bool {
 }
 
 /// Whether what goes out under the node's address would now leave by another device or under another address:
-/// its answers would not come back. Asked once a second. A way that is not there at all may come back.
+/// its answers would not come back. Asked once a second.
 #[inline(always)]
-fn has_moved<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow) -> bool {
+fn has_moved<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, now: &mut Flow) -> bool {
     // The node's own connections that gave way are masqueraded by their flags alone.
     if flow.direction != FORWARD
         || flow.flags & (FLOW_MASQUERADE | FLOW_LOCAL) != FLOW_MASQUERADE
@@ -139,8 +139,15 @@ fn has_moved<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow) -> bool {
     {
         return false;
     }
-    let Ok(ifindex) = frame.route(&key.src, &flow.dst) else { return false };
-    ifindex != flow.ifindex || device_address(ifindex, &flow.dst) != Some(flow.src)
+    frame.leaves_otherwise(key, flow, now)
+}
+
+/// Asks that. A way that is not there at all may come back. `now` is for what is found.
+#[inline(always)]
+pub fn leaves_otherwise<F: Frame>(frame: &F, key: &FlowKey, flow: &Flow, now: &mut Flow) -> bool {
+    (now.src, now.dst) = (key.src, flow.dst);
+    let Ok(ifindex) = frame.way_out(&mut now.src, &now.dst) else { return false };
+    ifindex != flow.ifindex || !take_address(ifindex, now) || now.src != flow.src
 }
 
 /// Whether either end of a TCP connection has said that it is done.
@@ -328,19 +335,26 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
 #[inline(always)]
 fn masquerade_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow) {
     // What has no route is the stack's to answer.
-    flow.ifindex = frame.route(&key.src, &flow.dst).unwrap_or(0);
-    if let Some(addr) = device_address(flow.ifindex, &flow.dst) {
-        flow.src = addr;
+    flow.src = key.src;
+    flow.ifindex = frame.way_out(&mut flow.src, &flow.dst).unwrap_or(0);
+    if take_address(flow.ifindex, flow) {
         flow.flags |= FLOW_MASQUERADE;
+    } else {
+        flow.src = key.src;
     }
 }
 
-/// This node's address at a device, of a destination's family.
+/// Makes the source the address that the device has first, if the kernel has not said which one it would take;
+/// whether the device has any, and so a program that knows the answers.
 #[inline(always)]
-fn device_address(ifindex: u32, dst: &Addr) -> Option<Addr> {
-    let [v4, v6] = maps::device(ifindex)?.addr;
-    let addr = if dst.is_v4() { v4 } else { v6 };
-    (!addr.is_zero()).then_some(addr)
+fn take_address(ifindex: u32, flow: &mut Flow) -> bool {
+    let Some(device) = maps::device(ifindex) else { return false };
+    let [v4, v6] = device.addr;
+    let addr = if flow.dst.is_v4() { v4 } else { v6 };
+    if flow.src.is_zero() {
+        flow.src = addr;
+    }
+    !addr.is_zero()
 }
 
 /// Opens a flow for a pod's packet to the outside. [`Step::Unknown`]: the way out has no address of

@@ -66,7 +66,13 @@ pub(crate) fn make_uplink() -> u32 {
         lines.push(format!("address add {address}/{bits} dev {UPLINK} {nodad}"));
     }
     for address in GATE {
-        lines.push(format!("route add default via {address} dev {UPLINK}"));
+        // IPv6 would choose among the node's addresses by rules of its own.
+        let (own, near) = match address {
+            IpAddr::V4(_) => (NODE[0][0], "192.168.0.0/24"),
+            IpAddr::V6(_) => (NODE[0][1], "fd00:a::/64"),
+        };
+        lines.push(format!("route add {near} dev {UPLINK} metric 1 src {own}"));
+        lines.push(format!("route add default via {address} dev {UPLINK} src {own}"));
     }
     lines.push("route add unreachable 198.18.0.0/15".to_owned());
     lines.push("route add unreachable 2001:db8:dead::/48".to_owned());

@@ -15,9 +15,10 @@ mod tests {
     use crate::{
         frame::{ACK, Frame, RST, SCTP, TCP, UDP},
         kernel::{
-            Kernel, PASS, REDIRECT, V4, addr, config, connecting, delivered, delivered2, hop,
-            masked, port_of, to_host, with_kernel,
+            Family, Kernel, PASS, REDIRECT, V4, addr, config, connecting, delivered, delivered2,
+            hop, masked, port_of, to_host, with_kernel,
         },
+        place::ip,
     };
 
     #[test]
@@ -72,24 +73,66 @@ mod tests {
         });
     }
 
+    /// The node's address at its uplink is another one, of which both the kernel's routes and the rows tell; as
+    /// it was when this is dropped.
+    struct Renumbered {
+        at: Family,
+        device: (u32, Device),
+    }
+
+    impl Renumbered {
+        fn new(kernel: &mut Kernel, at: Family) -> Self {
+            let has = |device: &Device| device.addr.contains(&addr(at.node));
+            let device = kernel.devices().into_iter().find(|(_, device)| has(device)).unwrap();
+            let moves = |one: Addr| if one == addr(at.node) { addr(new_of(at)) } else { one };
+            let moved = Device { addr: device.1.addr.map(moves), ..device.1 };
+            kernel.put(names::DEVICES, device.0, moved);
+            ip(&format!(
+                "address add {} dev up0 {}
+                 route replace default via {} dev up0 src {}",
+                new_of(at),
+                if is_v6(at) { "nodad" } else { "" },
+                gate_of(at),
+                new_of(at),
+            ));
+            Self { at, device }
+        }
+
+        fn undo(self, kernel: &mut Kernel) {
+            let at = self.at;
+            ip(&format!(
+                "route replace default via {} dev up0 src {}
+                 address del {} dev up0",
+                gate_of(at),
+                at.node,
+                new_of(at),
+            ));
+            kernel.put(names::DEVICES, self.device.0, self.device.1);
+        }
+    }
+
+    fn is_v6(at: Family) -> bool {
+        at.node.contains(':')
+    }
+
+    fn new_of(at: Family) -> &'static str {
+        if is_v6(at) { "fd00:a::1:1" } else { "192.168.0.101" }
+    }
+
+    fn gate_of(at: Family) -> &'static str {
+        if is_v6(at) { "fd00:a::fe" } else { "192.168.0.254" }
+    }
+
     #[test]
     fn a_flow_leaves_an_address_that_the_node_has_no_more() {
         with_kernel(|kernel, at| {
-            let new = if at.node.contains(':') { "fd00:a::1:1" } else { "192.168.0.101" };
             for asked in [
                 Frame::udp((at.pod, 40_000), (at.client, 53)),
                 Frame::tcp((at.pod, 40_000), (at.client, 443)),
             ] {
-                let before = kernel.devices();
                 let sent = masked(&asked, (at.node, 40_000));
                 kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
-                let moved = before.iter().map(|(index, device)| {
-                    let moves = |one: Addr| if one == addr(at.node) { addr(new) } else { one };
-                    (*index, Device { addr: device.addr.map(moves), ..*device })
-                });
-                for (index, device) in moved {
-                    kernel.put(names::DEVICES, index, device);
-                }
+                let renumbered = Renumbered::new(kernel, at);
                 // A second later.
                 let older = kernel.flows().into_iter().map(|(key, flow)| {
                     (key, Flow { last_seen: flow.last_seen.wrapping_sub(1), ..flow })
@@ -97,17 +140,42 @@ mod tests {
                 older.for_each(|(key, flow)| kernel.put(names::CONNTRACK, key, flow));
                 let flags = if asked.proto == TCP { ACK } else { 0 };
                 let later = Frame { flags, ..asked.clone() };
-                let sent = masked(&later, (new, 40_000));
+                let sent = masked(&later, (new_of(at), 40_000));
                 for _ in 0..2 {
                     kernel.check("tc_from_pod", &later, REDIRECT, Some(&hop(&sent)));
                 }
                 let seen = delivered(&later.answer());
                 kernel.check("tc_from_underlay", &sent.answer(), REDIRECT, Some(&seen));
-                for (index, device) in before {
-                    kernel.put(names::DEVICES, index, device);
-                }
+                renumbered.undo(kernel);
             }
         });
+    }
+
+    /// As the node's own connections do: by what the route says, not by the order in which addresses came.
+    #[test]
+    fn of_several_addresses_the_one_is_taken_that_the_kernel_would_take() {
+        with_kernel(|kernel, at| {
+            if !asks_for_the_source() {
+                return;
+            }
+            let before = kernel.devices();
+            let renumbered = Renumbered::new(kernel, at);
+            for (index, device) in before {
+                kernel.put(names::DEVICES, index, device);
+            }
+            let asked = Frame::tcp((at.pod, 40_000), (at.client, 443));
+            let sent = masked(&asked, (new_of(at), 40_000));
+            kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
+            renumbered.undo(kernel);
+        });
+    }
+
+    /// Before 6.7 the kernel does not say which address it would take (`BPF_FIB_LOOKUP_SRC`).
+    fn asks_for_the_source() -> bool {
+        let release = nix::sys::utsname::uname().unwrap();
+        let release = release.release().to_string_lossy().into_owned();
+        let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(7))
     }
 
     #[test]
