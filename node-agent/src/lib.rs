@@ -5,6 +5,7 @@
 
 mod address;
 pub mod agent;
+mod changes;
 pub mod cni;
 pub mod config;
 pub mod dataplane;

@@ -96,6 +96,7 @@ pub(crate) struct Node {
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
+    pub(crate) refresh: Option<Duration>,
     pub(crate) handle: Option<Handle>,
 }
 
@@ -114,6 +115,7 @@ impl Node {
             endpoints: Table::new(),
             services: Table::new(),
             programmed: None,
+            refresh: None,
             handle: None,
         };
         node.start();
@@ -124,7 +126,8 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
-        let config = settings(self.folder.path(), &self.namespace.0);
+        let config =
+            CniConfig { refresh: self.refresh, ..settings(self.folder.path(), &self.namespace.0) };
         let inputs = CniInputs {
             services: self.services.clone(),
             network: self.network.subscribe(),
