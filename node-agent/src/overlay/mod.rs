@@ -1,6 +1,6 @@
 //! The overlay: pods of other nodes through a VXLAN device or by routes.
 //!
-//! Task: `follow` reads the node table, owns devices, addresses and routes, and writes the tunnel table
+//! Task: `follow` reads the node table, hears of changes of devices and addresses, owns devices, addresses and routes, and writes the tunnel table
 //! and the device for the dataplane and the pod network for the CNI server. It ends with the [`Handle`].
 //! With [`Mode::Off`] only the host device is kept.
 
@@ -16,9 +16,10 @@ use tokio::{sync::watch, task::JoinSet, time};
 pub use plan::Mode;
 
 use crate::{
+    changes::Changes,
     config::{Component, Config, OverlayMode},
     model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
-    sys::{netlink::Netlink, sysctl::SettingError},
+    sys::{netlink::Netlink, netns::NetNs, sysctl::SettingError},
     table::Table,
 };
 
@@ -45,7 +46,7 @@ pub struct OverlayConfig {
     pub service_cidrs: Vec<IpNet>,
     /// Where the host device has its addresses from for a family without a pod CIDR.
     pub link_cidrs: Vec<IpNet>,
-    /// How often the kernel is looked at although nothing changed.
+    /// How often the kernel is looked at although nothing was heard of it.
     pub refresh: Duration,
 }
 
@@ -183,6 +184,7 @@ pub fn start(
         config,
         nodes,
         netlink,
+        changes: Changes::of(&NetNs::own()),
         tunnels: tunnels.clone(),
         device: device_tx,
         network: network_tx,
@@ -198,6 +200,7 @@ struct Follow {
     config: OverlayConfig,
     nodes: Table<ObjectKey, NodeRow>,
     netlink: Netlink,
+    changes: Changes,
     tunnels: Table<IpNet, FarEnd>,
     device: watch::Sender<Option<OverlayDevice>>,
     network: watch::Sender<Option<PodNetwork>>,
@@ -223,8 +226,10 @@ impl Follow {
                 }
                 differs
             });
-            if let Ok(Err(_closed)) = time::timeout(pause, changed.changed()).await {
-                return;
+            tokio::select! {
+                changed = changed.changed() => if changed.is_err() { return },
+                () = self.changes.settled() => {}
+                () = time::sleep(pause) => {}
             }
         }
     }
