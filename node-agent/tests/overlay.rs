@@ -380,6 +380,11 @@ mod tests {
         wait("the routes by a device that was down", has_both);
         one.run(|| ip("addr del 192.168.0.1/24 dev eth0"));
         wait("trouble", || agent.trouble.borrow().is_some());
+        let words = agent.trouble.borrow().clone().unwrap();
+        assert_eq!(
+            words,
+            "no device has the node address 192.168.0.1: put it back, or start the agent with another --node-ip"
+        );
         one.run(|| ip("addr add 192.168.0.1/24 dev eth0"));
         wait("the routes by an address that was away", has_both);
         wait("no trouble", || agent.trouble.borrow().is_none());

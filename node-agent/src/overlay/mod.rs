@@ -16,6 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 pub use plan::Mode;
 
 use crate::{
+    address,
     changes::Changes,
     config::{Component, Config, OverlayMode},
     model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
@@ -35,6 +36,8 @@ pub struct OverlayConfig {
     /// The node's addresses on the network that connects nodes, the main one first, at most one of a
     /// family.
     pub node_ips: Vec<IpAddr>,
+    /// The administrator has said so, and nobody looks for others.
+    pub node_ips_are_given: bool,
     pub mode: Mode,
     /// Name of the VXLAN device.
     pub device: String,
@@ -58,6 +61,7 @@ impl OverlayConfig {
         Self {
             node_name: node_name.to_owned(),
             node_ips,
+            node_ips_are_given: true,
             mode: Mode::Vxlan,
             device: "orlop.vxlan".to_owned(),
             vni: 1,
@@ -80,7 +84,9 @@ impl OverlayConfig {
             OverlayMode::Auto => Mode::Auto,
         };
         let service_cidrs = config.service_cidrs.clone();
-        Self { mode, service_cidrs, ..Self::new(&config.node_name, node_ips) }
+        let node_ips_are_given = address::are_given(config);
+        let usual = Self::new(&config.node_name, node_ips);
+        Self { mode, service_cidrs, node_ips_are_given, ..usual }
     }
 }
 
@@ -103,8 +109,8 @@ pub struct OverlayDevice {
 /// What is wrong with the overlay. The round is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
-    #[error("no device has the node address {node_ip}")]
-    NoUnderlay { node_ip: IpAddr },
+    #[error("no device has the node address {node_ip}: {remedy}")]
+    NoUnderlay { node_ip: IpAddr, remedy: &'static str },
     #[error("device {name} is somebody else's: it is no {wanted}; rename or remove it")]
     Foreign { name: String, wanted: &'static str },
     #[error("cannot make VXLAN device {name} at UDP port {port}, which another device may have")]

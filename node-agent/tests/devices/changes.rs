@@ -1,14 +1,19 @@
-//! What is new on the node is served as soon as the kernel tells of it.
+//! What is new on the node is served as soon as the kernel tells of it, and a node that has lost its address
+//! finds another.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
-use node_agent::dataplane::XdpMode;
+use node_agent::{address, dataplane::XdpMode};
 
 use super::{
-    node::{place::ip, space::pause},
+    node::{
+        place::{ip, is_possible},
+        space::{Space, pause},
+    },
     tests::{NODE_PORT, PATIENCE, POD, ask, await_that, by_both_ways},
 };
 
@@ -55,4 +60,35 @@ fn new_devices_and_addresses_are_served_at_once() {
         assert!(rounds <= 2, "{rounds} rounds while nothing happens");
         path
     });
+}
+
+#[test]
+fn a_node_that_was_not_told_its_address_finds_another_when_that_is_gone_for_good() {
+    if !is_possible() {
+        return;
+    }
+    let space = Space::new();
+    space.run(|| {
+        ip("link add eth0 type veth peer name far
+            addr add 192.0.2.1/24 dev eth0
+            link set far up
+            link set eth0 up
+            route add default via 192.0.2.254");
+    });
+    let (found, finds) = mpsc::channel();
+    space.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (server, own) = ("https://198.51.100.1:6443".parse().unwrap(), [[192, 0, 2, 1].into()]);
+        found.send(runtime.block_on(address::moved(&server, &own))).unwrap();
+    });
+    // A restart of the network.
+    space.run(|| ip("addr del 192.0.2.1/24 dev eth0\naddr add 192.0.2.1/24 dev eth0"));
+    space.run(|| {
+        ip("addr add 192.0.2.7/32 dev eth0\nroute replace default via 192.0.2.254 src 192.0.2.7")
+    });
+    finds.recv_timeout(Duration::from_secs(7)).expect_err("its own is there, whatever the way");
+    space.run(|| ip("addr del 192.0.2.1/24 dev eth0\naddr add 192.0.2.7/24 dev eth0"));
+    space.run(|| ip("route replace default via 192.0.2.254 src 192.0.2.7"));
+    let others: Vec<IpAddr> = finds.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(others, [IpAddr::from([192, 0, 2, 7])]);
 }
