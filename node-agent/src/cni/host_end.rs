@@ -40,11 +40,11 @@ impl fmt::Display for HostOp {
 impl Observed {
     pub(super) fn read(netlink: &mut Netlink) -> io::Result<Self> {
         let mut links = netlink.links()?;
+        let sources = sources(netlink, &links)?;
         links.retain(|link| is_host_name(&link.name));
         let ours: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
         let mut routes = netlink.all_routes()?;
         routes.retain(|route| ours.contains(&route.device));
-        let sources = sources(netlink)?;
         let neighbours = netlink.all_permanent_neighbours()?.into_iter().collect();
         Ok(Self { links, sources, routes, neighbours })
     }
@@ -64,8 +64,7 @@ impl Observed {
 
 /// The node's addresses of which a route can say that they are to be the source: the kernel refuses a
 /// route with any other.
-pub(super) fn sources(netlink: &mut Netlink) -> io::Result<BTreeSet<IpAddr>> {
-    let links = netlink.links()?;
+pub(super) fn sources(netlink: &mut Netlink, links: &[Link]) -> io::Result<BTreeSet<IpAddr>> {
     let up: BTreeSet<u32> = links.iter().filter(|link| link.up).map(|link| link.index).collect();
     let mut sources = netlink.sources()?;
     sources.retain(|(device, _)| up.contains(device));

@@ -148,7 +148,8 @@ fn make(host: &NetNs, pod: &NetNs, spec: &VethSpec) -> Result<Attached, VethErro
     })?;
     // The routes come last, so that nothing is sent to a pod that cannot answer yet.
     within(host, |netlink| {
-        let sources = host_end::sources(netlink).map_err(step("list addresses", "all"))?;
+        let links = netlink.links().map_err(step("list links", "all"))?;
+        let sources = host_end::sources(netlink, &links).map_err(step("list addresses", "all"))?;
         let ops = host_end::ops(spec, host_ifindex, &sources);
         host_end::apply(netlink, ops).map_err(step("lead to the pod", &spec.host_name))
     })?;

@@ -153,6 +153,19 @@ async fn the_next_agent_mends_what_was_lost_while_there_was_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_with_other_addresses_of_the_node_speaks_to_pods_from_them() {
+    skip_unless_able!();
+    let mut world = World::new("r6", None).await;
+    world.node.handle.take().unwrap().stop().await;
+    // The former ones are still there.
+    let others = ["198.51.100.20/24", "2001:db8:1::20/64"];
+    world.gain(others);
+    world.node.ips = ["198.51.100.20", "2001:db8:1::20"];
+    world.node.start();
+    world.is_whole("at the start", others).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_are_reached_from_another_address_until_the_nodes_is_back() {
     skip_unless_able!();
     let world = World::new("r5", RARELY).await;

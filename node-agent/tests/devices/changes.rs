@@ -2,12 +2,13 @@
 //! finds another.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
-use node_agent::{address, dataplane::XdpMode};
+use node_agent::{address, dataplane::XdpMode, sys::notices};
 
 use super::{
     node::{
@@ -91,4 +92,26 @@ fn a_node_that_was_not_told_its_address_finds_another_when_that_is_gone_for_good
     space.run(|| ip("route replace default via 192.0.2.254 src 192.0.2.7"));
     let others: Vec<IpAddr> = finds.recv_timeout(Duration::from_secs(30)).unwrap();
     assert_eq!(others, [IpAddr::from([192, 0, 2, 7])]);
+}
+
+#[test]
+fn notices_that_were_lost_are_a_notice_and_no_failure() {
+    if !is_possible() {
+        return;
+    }
+    let space = Space::new();
+    space.run(|| {
+        let socket = notices::open().unwrap();
+        let none = || notices::take(&socket).unwrap_err().kind() == ErrorKind::WouldBlock;
+        assert!(none(), "nothing has changed");
+        // More than a socket holds.
+        let lines = (0..2500).map(|number: u32| {
+            let ip = Ipv4Addr::from(0x0a00_0000 + number);
+            format!("addr add {ip}/32 dev lo\naddr del {ip}/32 dev lo\n")
+        });
+        ip(&lines.collect::<String>());
+        let count = (0..10_000).take_while(|_| notices::take(&socket).is_ok()).count();
+        assert!((1..5000).contains(&count), "{count}");
+        assert!(none(), "all were taken");
+    });
 }

@@ -97,6 +97,8 @@ pub(crate) struct Node {
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
     pub(crate) refresh: Option<Duration>,
+    /// What the agent takes for the node's addresses.
+    pub(crate) ips: [&'static str; 2],
     pub(crate) handle: Option<Handle>,
 }
 
@@ -116,6 +118,7 @@ impl Node {
             services: Table::new(),
             programmed: None,
             refresh: None,
+            ips: ["192.0.2.10", "2001:db8::10"],
             handle: None,
         };
         node.start();
@@ -126,8 +129,11 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
-        let config =
-            CniConfig { refresh: self.refresh, ..settings(self.folder.path(), &self.namespace.0) };
+        let config = CniConfig {
+            refresh: self.refresh,
+            node_ips: self.ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..settings(self.folder.path(), &self.namespace.0)
+        };
         let inputs = CniInputs {
             services: self.services.clone(),
             network: self.network.subscribe(),
