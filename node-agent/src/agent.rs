@@ -23,13 +23,11 @@ use crate::{
     config::{Component, Config},
     dataplane, debug, dns, healthz, join,
     kubelet::{
-        Directory, Kubelet, KubeletConfig,
-        admit::Allocatable,
-        chain,
+        Directory, Kubelet, KubeletConfig, chain,
         events::Recorder,
         images::{Images, ImagesConfig},
         lease,
-        node::{self, Facts, MAX_PODS, NodeConfig, STARTING},
+        node::{self, Facts, NodeConfig, STARTING},
         pods,
         runtime::{DnsConfig, Embedded, Runtime as _, RuntimeConfig, binary::SHIM},
         server,
@@ -46,10 +44,6 @@ use crate::{
     watch::{self as sources, Sources},
     way::Known,
 };
-
-/// Kept back from pods for the system and the agent itself.
-const RESERVED_CPU_MILLIS: u64 = 100;
-const RESERVED_MEMORY_BYTES: u64 = 100 << 20;
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +103,7 @@ impl AgentError {
 struct Base {
     config: Config,
     client: Client,
+    server: http::Uri,
     /// The main one first.
     node_ips: Vec<IpAddr>,
     sources: Sources,
@@ -126,7 +121,8 @@ struct Network {
     dns: Option<dns::Handle>,
 }
 
-/// Runs the agent until a signal, or until its credentials were renewed (the supervisor starts it anew).
+/// Runs the agent until a signal, or until its credentials were renewed or its node has another address (the
+/// supervisor starts it anew).
 ///
 /// # Errors
 /// Whatever keeps it from starting.
@@ -170,6 +166,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
             Ok(()) => info!("client certificate renewed: starting anew with it"),
             Err(error) => return Err(AgentError::Join(error)),
         },
+        ips = moved(&base) => info!(?ips, "the node has another address: starting anew with it"),
         Some(ended) = tasks.join_next() => match ended {
             Ok(what) => warn!(what, "a task ended that should not"),
             Err(error) => warn!(%error, "a task failed"),
@@ -178,6 +175,14 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tasks.shutdown().await;
     stop(network).await;
     Ok(())
+}
+
+/// Waits until the node has another address. One that was given stays, whatever the node has.
+async fn moved(base: &Base) -> Vec<IpAddr> {
+    if address::are_given(&base.config) {
+        return std::future::pending().await;
+    }
+    address::moved(&base.server, &base.node_ips).await
 }
 
 /// In the opposite order of the start; nothing that pods or connections use is taken away.
@@ -208,6 +213,7 @@ async fn start(config: Config) -> Result<(Base, Network, Tasks), AgentError> {
     let base = Base {
         config,
         client,
+        server: api.cluster_url,
         node_ips,
         sources: Sources::default(),
         endpoints: Table::new(),
@@ -403,8 +409,8 @@ fn start_node(
         name: Arc::clone(&config.node_name),
         ips: base.node_ips.clone(),
         facts: Facts::read(&config.state_dir),
-        reserved_cpu_millis: RESERVED_CPU_MILLIS,
-        reserved_memory_bytes: RESERVED_MEMORY_BYTES,
+        reserved_cpu_millis: node::RESERVED_CPU_MILLIS,
+        reserved_memory_bytes: node::RESERVED_MEMORY_BYTES,
     };
     if config.components.contains(&Component::Kubelet) {
         let (uid, registered) = watch::channel(None);
@@ -431,7 +437,7 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
     let standard = RuntimeConfig::standard(state, run, base.node_ips.clone());
     let root = standard.cgroup_root.clone();
     let runtime = Embedded::new(standard).await.map_err(AgentError::Runtime)?;
-    let allocatable = allocatable(&node);
+    let allocatable = node.allocatable();
     let (recorder, events) = Recorder::new(base.client.clone(), Arc::clone(&config.node_name));
     tasks.spawn(async {
         events.await;
@@ -487,14 +493,4 @@ async fn start_kubelet(base: &Base, own: Registered, tasks: &mut Tasks) -> Resul
 /// The node's own resolvers; none when there is no such file.
 fn host_dns() -> DnsConfig {
     parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
-}
-
-/// Capacity less what is kept back.
-fn allocatable(node: &NodeConfig) -> Allocatable {
-    let facts = &node.facts;
-    Allocatable {
-        cpu_millis: (facts.cpus * 1000).saturating_sub(node.reserved_cpu_millis),
-        memory_bytes: facts.memory_bytes.saturating_sub(node.reserved_memory_bytes),
-        pods: MAX_PODS,
-    }
 }

@@ -97,7 +97,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub node_name: Option<String>,
     /// Addresses of this node that others reach, IPv4 first and IPv6 after a comma [default: the one
-    /// that leads to the server].
+    /// that leads to the server, and another when the node has lost it].
     #[arg(long, value_delimiter = ',')]
     #[serde(deserialize_with = "one_or_several")]
     pub node_ip: Option<Vec<IpAddr>>,

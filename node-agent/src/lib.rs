@@ -3,8 +3,9 @@
 //! Each subsystem folder has a pure part that decides and an effect part that acts; `sys` holds every
 //! system call. `agent.rs` wires them by hand.
 
-mod address;
+pub mod address;
 pub mod agent;
+mod changes;
 pub mod cni;
 pub mod config;
 pub mod dataplane;

@@ -8,6 +8,9 @@ mod deaths;
 #[path = "support/cni.rs"]
 mod fixture;
 #[cfg(test)]
+#[path = "cni/repairs.rs"]
+mod repairs;
+#[cfg(test)]
 #[path = "cni/steps.rs"]
 mod steps;
 

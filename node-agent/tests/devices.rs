@@ -5,6 +5,9 @@
 #[path = "support/cgroup.rs"]
 mod cgroup;
 #[cfg(test)]
+#[path = "devices/changes.rs"]
+mod changes;
+#[cfg(test)]
 #[path = "support/node.rs"]
 mod node;
 #[cfg(test)]
@@ -68,10 +71,10 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(3);
     const REFRESH: Duration = Duration::from_millis(500);
     /// For what an agent does at its next refresh, on an emulated processor too.
-    const PATIENCE: Duration = Duration::from_secs(30);
+    pub(super) const PATIENCE: Duration = Duration::from_secs(30);
     const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
-    const NODE_PORT: u16 = 30_080;
-    const POD: u8 = 11;
+    pub(super) const NODE_PORT: u16 = 30_080;
+    pub(super) const POD: u8 = 11;
     const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 99));
     const OTHER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
     /// Both ends of the tunnel.
@@ -79,9 +82,9 @@ mod tests {
     const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
     /// A node with a pod behind a node port, and a client on its wire.
-    struct World {
-        node: Node,
-        client: Space,
+    pub(super) struct World {
+        pub(super) node: Node,
+        pub(super) client: Space,
     }
 
     impl World {
@@ -142,7 +145,7 @@ mod tests {
     }
 
     /// The number that is said there, if somebody answers.
-    fn ask(at: impl Into<SocketAddr>) -> Option<u8> {
+    pub(super) fn ask(at: impl Into<SocketAddr>) -> Option<u8> {
         let mut stream = TcpStream::connect_timeout(&at.into(), TIMEOUT).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut number = [0];
@@ -191,7 +194,7 @@ mod tests {
     }
 
     /// Waits for what the agent does by itself.
-    fn await_that(agent: &Agent, what: &str, is_so: impl Fn() -> bool) {
+    pub(super) fn await_that(agent: &Agent, what: &str, is_so: impl Fn() -> bool) {
         let start = Instant::now();
         while !is_so() {
             assert!(start.elapsed() < PATIENCE, "{what}\n{}", agent.report().status_text());
@@ -458,7 +461,7 @@ mod tests {
     }
 
     /// Runs a test by each way of attaching programs at tc that the kernel has; it gives the one that its agent took.
-    fn by_both_ways(test: impl Fn(&mut World) -> Option<TcPath>) {
+    pub(super) fn by_both_ways(test: impl Fn(&mut World) -> Option<TcPath>) {
         if !is_possible() {
             return;
         }

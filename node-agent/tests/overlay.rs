@@ -359,6 +359,40 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_with_a_device_or_an_address_is_back_as_soon_as_that_is() {
+        if !is_possible() {
+            return;
+        }
+        let (lan, one) = (lan(), Space::new());
+        plug(&lan, &one, 1);
+        let config = OverlayConfig { refresh: TIMEOUT * 100, ..config(1, Mode::Auto) };
+        let agent = start(&one, config, &cluster(&[1, 2]));
+        let both = ["10.244.2.0/24 via 192.168.0.2", "fd00:244:0:2::/64 via 2001:db8::2"];
+        let has_both = || {
+            let routes = routes(&one);
+            both.iter().all(|way| routes.iter().any(|route| route == way))
+        };
+        wait("the routes", has_both);
+        // The kernel drops routes by a device that goes down, and IPv6 addresses with them.
+        one.run(|| {
+            ip("link set eth0 down\nlink set eth0 up\naddr add 2001:db8::1/64 dev eth0 nodad")
+        });
+        wait("the routes by a device that was down", has_both);
+        one.run(|| ip("addr del 192.168.0.1/24 dev eth0"));
+        wait("trouble", || agent.trouble.borrow().is_some());
+        let words = agent.trouble.borrow().clone().unwrap();
+        assert_eq!(
+            words,
+            "no device has the node address 192.168.0.1: put it back, or start the agent with another --node-ip"
+        );
+        one.run(|| ip("addr add 192.168.0.1/24 dev eth0"));
+        wait("the routes by an address that was away", has_both);
+        wait("no trouble", || agent.trouble.borrow().is_none());
+        one.run(|| ip("link del orlop.host"));
+        wait("the device", || !output(&one, "link show dev orlop.host").is_empty());
+    }
+
+    #[test]
     fn services_lead_to_the_host_device_and_nowhere_else() {
         if !is_possible() {
             return;

@@ -45,11 +45,14 @@ pub(super) struct Addition {
 }
 
 impl Engine {
-    /// Fills the endpoint table with the pods whose links exist, and marks it synced.
+    /// Fills the endpoint table with the pods whose links exist, and marks it synced. Links are mended before.
     ///
     /// # Errors
     /// When the links cannot be listed.
     pub(super) fn restore(&mut self) -> Result<usize, VethError> {
+        if let Err(error) = self.repair() {
+            tracing::warn!(error = chain(&error), "not all links of pods mended");
+        }
         let links = veth::host_ends(&self.host)?;
         let mut rows = BTreeMap::new();
         for (attachment, record) in self.ipam.records() {
@@ -72,6 +75,21 @@ impl Engine {
         let restored = rows.len();
         self.endpoints.replace(rows);
         Ok(restored)
+    }
+
+    /// Puts back what others have taken from pods' links on the node.
+    ///
+    /// # Errors
+    /// The first one; the other links are mended all the same.
+    pub(super) fn repair(&self) -> Result<(), VethError> {
+        let records = self.ipam.records();
+        let specs: Vec<_> =
+            records.map(|(attachment, record)| self.spec(attachment, record)).collect();
+        let mended = veth::repair(&self.host, &specs)?;
+        if mended > 0 {
+            tracing::info!(pods = mended, "links of pods mended");
+        }
+        Ok(())
     }
 
     /// Where pods get their addresses from now on, and how large their packets may be, also those of

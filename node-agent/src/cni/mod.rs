@@ -4,8 +4,8 @@
 //! execute is a few lines in the shim binary; it forwards to the socket here.
 //!
 //! Tasks: `serve` (socket; reads the endpoint table's programmed revision, writes the endpoint
-//! table) and `follow_network` (reads the pod CIDRs, writes the network configuration once they are
-//! known). Both end with the [`Handle`].
+//! table), `follow_network` (reads the pod CIDRs, writes the network configuration once they are
+//! known) and `keep_links` (hears of changes, mends pods' links). All end with the [`Handle`].
 
 use std::{
     io,
@@ -14,15 +14,22 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time,
+};
 
 use crate::{
+    changes::Changes,
     model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
+    overlay::chain,
     sys::netns::NetNs,
     table::Table,
 };
 
 mod engine;
+mod host_end;
 pub(crate) mod install;
 pub mod ipam;
 mod server;
@@ -39,6 +46,9 @@ use server::Shared;
 /// Name of the plugin, its binary and its network.
 const PLUGIN: &str = "orlop";
 
+/// [`CniConfig::refresh`] as usual.
+const REFRESH: Duration = Duration::from_secs(30);
+
 /// Where things are and how links are made.
 #[derive(Clone, Debug)]
 pub struct CniConfig {
@@ -49,13 +59,16 @@ pub struct CniConfig {
     pub conf_dir: PathBuf,
     /// Where runtimes look for plugins.
     pub bin_dir: PathBuf,
-    /// Source addresses of the node's own traffic to its pods; they must be addresses of the node.
-    /// A family that is missing is left to the kernel.
+    /// Source addresses of the node's own traffic to its pods. A family that is missing, or whose address
+    /// the node has not got, is left to the kernel.
     pub node_ips: Vec<IpAddr>,
     /// Where host ends live; `None` is the agent's own namespace.
     pub host_netns: Option<PathBuf>,
     /// How long an `ADD` waits for the dataplane before it fails with "try again later".
     pub program_timeout: Duration,
+    /// How often the links of pods are looked at although nothing is heard; `None` leaves what others take
+    /// from them to the runtime's `CHECK`.
+    pub refresh: Option<Duration>,
 }
 
 impl CniConfig {
@@ -71,6 +84,7 @@ impl CniConfig {
             host_netns: None,
             // Programming a pod takes milliseconds; two seconds are a dataplane in trouble.
             program_timeout: Duration::from_secs(2),
+            refresh: Some(REFRESH),
         }
     }
 }
@@ -135,6 +149,8 @@ pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Hand
     let state = StateFile { path: config.state_file, boot: boot.trim().to_owned() };
     let ipam = state.load().map_err(StartError::State)?;
     let CniInputs { mut network, endpoints, services, programmed } = inputs;
+    // From before the first look, so that nothing is missed.
+    let changes = Changes::of(&host);
     let node_ips = config.node_ips;
     let mut engine = Engine { host, node_ips, state, ipam, endpoints, services };
     veth::enable_forwarding(&engine.host, &[]).map_err(StartError::Links)?;
@@ -148,6 +164,9 @@ pub fn start(config: CniConfig, inputs: CniInputs, plugin: &[u8]) -> Result<Hand
     let shared = Shared::new(engine, programmed, config.program_timeout);
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_network(network, shared.clone(), config.conf_dir, config.socket));
+    if let Some(period) = config.refresh {
+        tasks.spawn(keep_links(changes, shared.clone(), period));
+    }
     tasks.spawn(server::serve(listener, shared));
     Ok(Handle { tasks })
 }
@@ -163,7 +182,7 @@ async fn follow_network(
         let current = network.borrow_and_update().clone();
         let told = current.clone();
         let (shared, conf_dir, socket) = (shared.clone(), conf_dir.clone(), socket.clone());
-        let applied = tokio::task::spawn_blocking(move || {
+        let applied = spawn_blocking(move || {
             let ready = current.is_some();
             shared.engine().set_network(current);
             if ready { install::install_configuration(&conf_dir, &socket) } else { Ok(()) }
@@ -175,6 +194,29 @@ async fn follow_network(
         }
         if network.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Mends pods' links when a device or an address has changed, and from time to time.
+async fn keep_links(mut changes: Changes, shared: Shared, period: Duration) {
+    let mut told = None;
+    loop {
+        // Elapsed or not, it is looked again.
+        let _late: Result<(), time::error::Elapsed> =
+            time::timeout(period, changes.settled()).await;
+        let engine = shared.clone();
+        let words = match spawn_blocking(move || engine.engine().repair()).await {
+            Ok(outcome) => outcome.err().map(|error| chain(&error)),
+            Err(error) if error.is_panic() => Some(error.to_string()),
+            // The runtime ends.
+            Err(_) => return,
+        };
+        if words != told {
+            if let Some(words) = &words {
+                tracing::warn!(trouble = words, "not all links of pods mended");
+            }
+            told = words;
         }
     }
 }

@@ -14,7 +14,10 @@ use std::{
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::ipam::Attachment;
+use super::{
+    host_end::{self, Observed},
+    ipam::Attachment,
+};
 use crate::sys::{
     netlink::{Link, Netlink, Owner, Route, Scope, VethEnd},
     netns::NetNs,
@@ -145,15 +148,10 @@ fn make(host: &NetNs, pod: &NetNs, spec: &VethSpec) -> Result<Attached, VethErro
     })?;
     // The routes come last, so that nothing is sent to a pod that cannot answer yet.
     within(host, |netlink| {
-        for ip in &spec.ips {
-            netlink
-                .replace_permanent_neighbour(host_ifindex, *ip, spec.pod_mac)
-                .map_err(step("add the pod's neighbour entry", &spec.host_name))?;
-            netlink
-                .replace_route(host_route(host_ifindex, *ip, spec))
-                .map_err(step("add the route to the pod", &spec.host_name))?;
-        }
-        Ok(())
+        let links = netlink.links().map_err(step("list links", "all"))?;
+        let sources = host_end::sources(netlink, &links).map_err(step("list addresses", "all"))?;
+        let ops = host_end::ops(spec, host_ifindex, &sources);
+        host_end::apply(netlink, ops).map_err(step("lead to the pod", &spec.host_name))
     })?;
     Ok(Attached { host_ifindex, netns_cookie })
 }
@@ -210,6 +208,30 @@ pub fn check(host: &NetNs, pod: &Path, spec: &VethSpec) -> Result<Attached, Veth
         read_cookie(spec)
     })?;
     Ok(Attached { host_ifindex, netns_cookie })
+}
+
+/// Puts back what host ends have lost to others: that they are up, their neighbour entries and routes. Gives
+/// how many lacked something. Pods whose host end is gone, or is another device, are left out.
+///
+/// # Errors
+/// The first one; the others are mended all the same.
+pub fn repair(host: &NetNs, specs: &[VethSpec]) -> Result<usize, VethError> {
+    within(host, |netlink| {
+        let observed = Observed::read(netlink).map_err(step("look at host ends", "all"))?;
+        let mut outcomes = Vec::new();
+        for spec in specs {
+            let name = &spec.host_name;
+            let is_its = |link: &&Link| link.name == *name && link.mac == Some(spec.host_mac);
+            let Some(link) = observed.links.iter().find(is_its) else { continue };
+            let ops = host_end::plan(spec, link, &observed);
+            if !ops.is_empty() {
+                tracing::debug!(device = name, ?ops, "host end mended");
+                outcomes.push(host_end::apply(netlink, ops).map_err(step("mend the link", name)));
+            }
+        }
+        let count = outcomes.len();
+        outcomes.into_iter().collect::<Result<Vec<()>, _>>().map(|_all| count)
+    })
 }
 
 /// The host ends that exist, by name, with their interface indices.
@@ -351,29 +373,15 @@ fn pod_routes(device: u32, ip: IpAddr) -> [Route; 2] {
     [to_gateway, default]
 }
 
-fn host_route(device: u32, ip: IpAddr, spec: &VethSpec) -> Route {
-    Route {
-        destination: ip.into(),
-        gateway: None,
-        device,
-        preferred_source: spec.node_ips.iter().copied().find(|own| own.is_ipv4() == ip.is_ipv4()),
-        scope: Scope::Link,
-        owner: Owner::Other,
-    }
-}
-
 fn check_host_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<u32, VethError> {
     let name = spec.host_name.as_str();
     let link = device(netlink, name)?;
     check_link(&link, spec.host_mac, spec.mtu)?;
-    let routes = netlink.routes(link.index).map_err(step("list routes", name))?;
-    for ip in &spec.ips {
-        expect(routes.contains(&host_route(link.index, *ip, spec)), || {
-            format!("the route to {ip} by {name} is missing")
-        })?;
-        check_neighbour(netlink, &link, (*ip, spec.pod_mac))?;
-    }
-    Ok(link.index)
+    let observed = Observed::read(netlink).map_err(step("look at the host end", name))?;
+    let missing = host_end::plan(spec, &link, &observed);
+    missing.first().map_or(Ok(link.index), |op| {
+        Err(VethError::Differs(format!("the node lacks {op} by {name}")))
+    })
 }
 
 fn check_pod_end(netlink: &mut Netlink, spec: &VethSpec) -> Result<(), VethError> {

@@ -40,12 +40,14 @@ use super::{
     xdp::Xdp,
 };
 use crate::{
+    changes::Changes,
     model::ObjectKey,
     overlay::{OverlayDevice, chain},
+    sys::netns::NetNs,
     table::Followed,
 };
 
-/// How often devices are looked up and a walk for finished flows begins.
+/// How often devices are looked up although nothing was heard of them, and a walk for finished flows begins.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// How often a part of a long work is done.
 const WORK: Duration = Duration::from_secs(1);
@@ -153,12 +155,11 @@ impl Runner {
         let mut overlay_lives = true;
         let mut listening = self.teller.wanted.clone();
         let mut hub_lives = true;
-        let mut housekeeping = time::interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut changes = Changes::of(&NetNs::own());
+        let mut housekeeping = every(HOUSEKEEPING);
         let period = self.config.refresh;
         let mut refresh = time::interval_at(Instant::now() + period, period);
-        let mut work = time::interval(WORK);
-        work.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut work = every(WORK);
         let mut again = Instant::now() + period;
         loop {
             let alive = tokio::select! {
@@ -174,6 +175,10 @@ impl Runner {
                     hub_lives = changed.is_ok();
                     true
                 }
+                () = changes.settled() => {
+                    self.follow_devices();
+                    true
+                }
                 _instant = housekeeping.tick() => {
                     self.housekeep();
                     true
@@ -183,12 +188,7 @@ impl Runner {
                     true
                 }
                 () = time::sleep_until(again) => true,
-                _instant = work.tick() => {
-                    if !self.work() {
-                        continue;
-                    }
-                    true
-                }
+                _instant = work.tick() => if self.work() { true } else { continue },
                 question = asked.recv() => match question {
                     Some(reply) => {
                         // Whoever asked may have gone.
@@ -213,6 +213,10 @@ impl Runner {
         self.attached.sure.clear();
         self.attached.sockets = false;
         self.xdp.doubt();
+        self.follow_devices();
+    }
+
+    fn follow_devices(&mut self) {
         let outcome = self.devices();
         self.note("devices", outcome);
     }
@@ -380,8 +384,7 @@ impl Runner {
     }
 
     fn housekeep(&mut self) {
-        let outcome = self.devices();
-        self.note("devices", outcome);
+        self.follow_devices();
         self.collector.begin();
         if std::mem::take(&mut self.services.has_written) {
             let outcome = self.make_room_for_services().map(|_grown| ());
@@ -442,6 +445,13 @@ impl Runner {
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),
         }
     }
+}
+
+/// Ticks at once and from then on, also late ones a period apart.
+fn every(period: Duration) -> time::Interval {
+    let mut interval = time::interval(period);
+    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    interval
 }
 
 /// Seconds of the monotonic clock, as programs see it.

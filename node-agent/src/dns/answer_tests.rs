@@ -72,11 +72,13 @@ fn zone() -> Zone {
         ("headless", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("asleep", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("eager", eager),
+        ("moving", service(ServiceKind::Headless, None, &[("https", 443)])),
         ("foo", external("www.example.com")),
         ("inner", external("kubernetes.default.svc.cluster.local.")),
         ("loop", external("loop.default.svc.cluster.local")),
     ];
     let services = services.map(|(name, row)| (ObjectKey::new("default", name), row));
+    let moving = || endpoint("10.3.0.120", "", true);
     let slices = [
         slice("headless", vec![endpoint("10.3.0.100", "My-Pet", true)]),
         slice(
@@ -85,6 +87,9 @@ fn zone() -> Zone {
         ),
         slice("asleep", vec![endpoint("10.3.0.103", "a", false)]),
         slice("eager", vec![endpoint("10.3.0.104", "a", false)]),
+        // On its way from one slice to another.
+        slice("moving", vec![moving()]),
+        slice("moving", vec![endpoint("10.3.0.119", "", true), moving()]),
         // A slice of each family: the same pods.
         slice("pair", vec![endpoint("10.3.0.110", "one", true), endpoint("10.3.0.111", "", true)]),
         slice("pair", vec![endpoint("fd00::110", "one", true), endpoint("fd00::111", "", true)]),
@@ -142,6 +147,8 @@ fn addresses_are_those_of_the_specification() {
         ("headless.default.svc.cluster.local", rtype::A, "10.3.0.100 10.3.0.101"),
         ("my-pet.headless.default.svc.cluster.local", rtype::A, "10.3.0.100"),
         ("10-3-0-101.headless.default.svc.cluster.local", rtype::A, "10.3.0.101"),
+        ("moving.default.svc.cluster.local", rtype::A, "10.3.0.119 10.3.0.120"),
+        ("10-3-0-120.moving.default.svc.cluster.local", rtype::A, "10.3.0.120"),
         ("c.headless.default.svc.cluster.local", rtype::A, "no such name"),
         ("asleep.default.svc.cluster.local", rtype::A, "no such name"),
         ("eager.default.svc.cluster.local", rtype::A, "10.3.0.104"),
@@ -238,6 +245,7 @@ fn ports_reverse_names_and_the_version_are_those_of_the_specification() {
     reply_holds(&reverse, rtype::PTR, &[b"\x04dual\x07default"]);
     let reverse = format!("0.1.1.{}0.0.d.f.ip6.arpa", "0.".repeat(25));
     reply_holds(&reverse, rtype::PTR, &[b"\x03one\x04pair\x07default"]);
+    assert_eq!(zone().names_of([10, 3, 0, 120].into(), DOMAIN).len(), 1);
     // A pod of both families is a target once; its two addresses are asked for by its name.
     let quarters: [&[u8]; 3] = [
         b"\x00\x00\x00\x21\x01\xbb\x03one\x04pair",

@@ -96,8 +96,11 @@ impl Zone {
                 }
                 Service::Headless { groups } => {
                     for endpoint in groups.iter().flat_map(|group| &group.endpoints) {
-                        let name = format!("{}.{name}", endpoint.hostname).into();
-                        reverse.entry(endpoint.ip).or_default().push(name);
+                        let name: Box<str> = format!("{}.{name}", endpoint.hostname).into();
+                        let names = reverse.entry(endpoint.ip).or_default();
+                        if !names.contains(&name) {
+                            names.push(name);
+                        }
                     }
                 }
                 Service::External { .. } => {}
@@ -286,8 +289,11 @@ fn pod_address(label: &str, qtype: u16) -> Lookup {
     }
 }
 
+/// Each address once: while slices are rewritten an endpoint may stand in two of them.
 fn address_records(ips: impl Iterator<Item = IpAddr>, qtype: u16) -> Lookup {
+    let ips: BTreeSet<IpAddr> = ips.collect();
     let records: Vec<_> = ips
+        .into_iter()
         .filter_map(|ip| match ip {
             IpAddr::V4(ip) if matches!(qtype, rtype::A | rtype::ANY) => Some(Data::A(ip)),
             IpAddr::V6(ip) if matches!(qtype, rtype::AAAA | rtype::ANY) => Some(Data::Aaaa(ip)),

@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{ImageSource, chain, events::second, images::ImageSummary};
+use super::{ImageSource, admit::Allocatable, chain, events::second, images::ImageSummary};
 
 /// How often the status is looked at, and how often it is written when nothing changed (kubelet's
 /// `nodeStatusUpdateFrequency` and `nodeStatusReportFrequency`).
@@ -38,6 +38,9 @@ const REPORT: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Most images that the status names (kubelet's `nodeStatusMaxImages`).
 const MAX_IMAGES: usize = 50;
+/// Kept back from pods for the system and the agent itself.
+pub const RESERVED_CPU_MILLIS: u64 = 100;
+pub const RESERVED_MEMORY_BYTES: u64 = 100 << 20;
 /// Default of `maxPods`.
 pub const MAX_PODS: u64 = 110;
 /// Port of the kubelet's HTTPS server.
@@ -101,6 +104,19 @@ pub struct NodeConfig {
     /// Kept back from pods.
     pub reserved_cpu_millis: u64,
     pub reserved_memory_bytes: u64,
+}
+
+impl NodeConfig {
+    /// Capacity less what is kept back.
+    #[must_use]
+    pub const fn allocatable(&self) -> Allocatable {
+        let facts = &self.facts;
+        Allocatable {
+            cpu_millis: (facts.cpus * 1000).saturating_sub(self.reserved_cpu_millis),
+            memory_bytes: facts.memory_bytes.saturating_sub(self.reserved_memory_bytes),
+            pods: MAX_PODS,
+        }
+    }
 }
 
 /// The labels that every kubelet sets.

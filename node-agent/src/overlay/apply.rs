@@ -29,7 +29,7 @@ pub(super) fn prepare(
     netlink: &mut Netlink,
     config: &OverlayConfig,
 ) -> Result<Underlay, OverlayError> {
-    let addresses = find_underlay(netlink, &config.node_ips)?;
+    let addresses = find_underlay(netlink, config)?;
     sysctl::forward_ipv4().map_err(OverlayError::Setting)?;
     let (host, host_peer) = host::prepare(netlink, FIRST_MTU)?;
     let vxlan = match config.mode {
@@ -205,8 +205,13 @@ fn delete_old_gateways(
 /// The devices that have the node's addresses, the main address first.
 fn find_underlay(
     netlink: &mut Netlink,
-    node_ips: &[IpAddr],
+    config: &OverlayConfig,
 ) -> Result<Vec<UnderlayAddress>, OverlayError> {
+    let remedy = if config.node_ips_are_given {
+        "put it back, or start the agent with another --node-ip"
+    } else {
+        "the agent starts anew with another once the way to the server has one"
+    };
     let links = netlink.links().map_err(OverlayError::Links)?;
     let addresses = netlink.all_addresses().map_err(OverlayError::Links)?;
     let find = |node_ip: &IpAddr| {
@@ -215,8 +220,6 @@ fn find_underlay(
         let net = IpNet::new(*ip, *prefix_len).ok()?;
         Some(UnderlayAddress { net, device: link.index, mtu: link.mtu })
     };
-    node_ips
-        .iter()
-        .map(|node_ip| find(node_ip).ok_or(OverlayError::NoUnderlay { node_ip: *node_ip }))
-        .collect()
+    let missing = |node_ip| OverlayError::NoUnderlay { node_ip, remedy };
+    config.node_ips.iter().map(|ip| find(ip).ok_or_else(|| missing(*ip))).collect()
 }

@@ -1,6 +1,6 @@
 //! The overlay: pods of other nodes through a VXLAN device or by routes.
 //!
-//! Task: `follow` reads the node table, owns devices, addresses and routes, and writes the tunnel table
+//! Task: `follow` reads the node table, hears of changes of devices and addresses, owns devices, addresses and routes, and writes the tunnel table
 //! and the device for the dataplane and the pod network for the CNI server. It ends with the [`Handle`].
 //! With [`Mode::Off`] only the host device is kept.
 
@@ -16,9 +16,11 @@ use tokio::{sync::watch, task::JoinSet, time};
 pub use plan::Mode;
 
 use crate::{
+    address,
+    changes::Changes,
     config::{Component, Config, OverlayMode},
     model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
-    sys::{netlink::Netlink, sysctl::SettingError},
+    sys::{netlink::Netlink, netns::NetNs, sysctl::SettingError},
     table::Table,
 };
 
@@ -34,6 +36,8 @@ pub struct OverlayConfig {
     /// The node's addresses on the network that connects nodes, the main one first, at most one of a
     /// family.
     pub node_ips: Vec<IpAddr>,
+    /// The administrator has said so, and nobody looks for others.
+    pub node_ips_are_given: bool,
     pub mode: Mode,
     /// Name of the VXLAN device.
     pub device: String,
@@ -45,7 +49,7 @@ pub struct OverlayConfig {
     pub service_cidrs: Vec<IpNet>,
     /// Where the host device has its addresses from for a family without a pod CIDR.
     pub link_cidrs: Vec<IpNet>,
-    /// How often the kernel is looked at although nothing changed.
+    /// How often the kernel is looked at although nothing was heard of it.
     pub refresh: Duration,
 }
 
@@ -57,6 +61,7 @@ impl OverlayConfig {
         Self {
             node_name: node_name.to_owned(),
             node_ips,
+            node_ips_are_given: true,
             mode: Mode::Vxlan,
             device: "orlop.vxlan".to_owned(),
             vni: 1,
@@ -79,7 +84,9 @@ impl OverlayConfig {
             OverlayMode::Auto => Mode::Auto,
         };
         let service_cidrs = config.service_cidrs.clone();
-        Self { mode, service_cidrs, ..Self::new(&config.node_name, node_ips) }
+        let node_ips_are_given = address::are_given(config);
+        let usual = Self::new(&config.node_name, node_ips);
+        Self { mode, service_cidrs, node_ips_are_given, ..usual }
     }
 }
 
@@ -102,8 +109,8 @@ pub struct OverlayDevice {
 /// What is wrong with the overlay. The round is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
-    #[error("no device has the node address {node_ip}")]
-    NoUnderlay { node_ip: IpAddr },
+    #[error("no device has the node address {node_ip}: {remedy}")]
+    NoUnderlay { node_ip: IpAddr, remedy: &'static str },
     #[error("device {name} is somebody else's: it is no {wanted}; rename or remove it")]
     Foreign { name: String, wanted: &'static str },
     #[error("cannot make VXLAN device {name} at UDP port {port}, which another device may have")]
@@ -183,6 +190,7 @@ pub fn start(
         config,
         nodes,
         netlink,
+        changes: Changes::of(&NetNs::own()),
         tunnels: tunnels.clone(),
         device: device_tx,
         network: network_tx,
@@ -198,6 +206,7 @@ struct Follow {
     config: OverlayConfig,
     nodes: Table<ObjectKey, NodeRow>,
     netlink: Netlink,
+    changes: Changes,
     tunnels: Table<IpNet, FarEnd>,
     device: watch::Sender<Option<OverlayDevice>>,
     network: watch::Sender<Option<PodNetwork>>,
@@ -223,8 +232,10 @@ impl Follow {
                 }
                 differs
             });
-            if let Ok(Err(_closed)) = time::timeout(pause, changed.changed()).await {
-                return;
+            tokio::select! {
+                changed = changed.changed() => if changed.is_err() { return },
+                () = self.changes.settled() => {}
+                () = time::sleep(pause) => {}
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod netdev;
 pub mod netlink;
 pub mod netns;
+pub mod notices;
 pub mod rootdir;
 pub mod route;
 pub mod sandbox;

@@ -131,17 +131,36 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses or the socket fails.
     pub fn all_addresses(&mut self) -> io::Result<Vec<(u32, IpAddr, u8)>> {
+        let all = self.dump_addresses()?;
+        let one = |message: &AddressMessage| {
+            Some((message.header.index, address_from(message)?, message.header.prefix_len))
+        };
+        Ok(all.iter().filter_map(one).collect())
+    }
+
+    /// The addresses that routes may name as source, with their devices' indices: not those that others are
+    /// still asked about (duplicate address detection).
+    ///
+    /// # Errors
+    /// When the kernel refuses or the socket fails.
+    pub fn sources(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
+        let mut all = self.dump_addresses()?;
+        all.retain(|message| !is_tentative(message));
+        let one = |message: &AddressMessage| Some((message.header.index, address_from(message)?));
+        Ok(all.iter().filter_map(one).collect())
+    }
+
+    /// IPv4 first.
+    fn dump_addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = AddressMessage::default();
             message.header.family = family;
-            for answer in self.dump(RouteNetlinkMessage::GetAddress(message))? {
-                if let RouteNetlinkMessage::NewAddress(message) = answer
-                    && let Some(ip) = address_from(&message)
-                {
-                    found.push((message.header.index, ip, message.header.prefix_len));
-                }
-            }
+            let answers = self.dump(RouteNetlinkMessage::GetAddress(message))?;
+            found.extend(answers.into_iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => Some(message),
+                _ => None,
+            }));
         }
         Ok(found)
     }
@@ -223,6 +242,16 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses or the socket fails.
     pub fn permanent_neighbours(&mut self, index: u32) -> io::Result<Vec<(IpAddr, [u8; 6])>> {
+        let mut all = self.all_permanent_neighbours()?;
+        all.retain(|(device, ..)| *device == index);
+        Ok(all.into_iter().map(|(_, ip, mac)| (ip, mac)).collect())
+    }
+
+    /// The permanent neighbour entries of all devices: interface index, address, MAC.
+    ///
+    /// # Errors
+    /// When the kernel refuses or the socket fails.
+    pub fn all_permanent_neighbours(&mut self) -> io::Result<Vec<(u32, IpAddr, [u8; 6])>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = NeighbourMessage::default();
@@ -230,10 +259,10 @@ impl Netlink {
             for answer in self.dump(RouteNetlinkMessage::GetNeighbour(message))? {
                 match answer {
                     RouteNetlinkMessage::NewNeighbour(message)
-                        if message.header.ifindex == index
-                            && message.header.state == NeighbourState::Permanent =>
+                        if message.header.state == NeighbourState::Permanent =>
                     {
-                        found.extend(neighbour_from(&message));
+                        let entry = neighbour_from(&message);
+                        found.extend(entry.map(|(ip, mac)| (message.header.ifindex, ip, mac)));
                     }
                     _ => {}
                 }
@@ -278,6 +307,13 @@ fn address_from(message: &AddressMessage) -> Option<IpAddr> {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => None,
         ip => Some(ip),
     }
+}
+
+fn is_tentative(message: &AddressMessage) -> bool {
+    message.attributes.iter().any(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => flags.contains(AddressFlags::Tentative),
+        _ => false,
+    })
 }
 
 fn neighbour_from(message: &NeighbourMessage) -> Option<(IpAddr, [u8; 6])> {

@@ -96,6 +96,9 @@ pub(crate) struct Node {
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
+    pub(crate) refresh: Option<Duration>,
+    /// What the agent takes for the node's addresses.
+    pub(crate) ips: [&'static str; 2],
     pub(crate) handle: Option<Handle>,
 }
 
@@ -114,6 +117,8 @@ impl Node {
             endpoints: Table::new(),
             services: Table::new(),
             programmed: None,
+            refresh: None,
+            ips: ["192.0.2.10", "2001:db8::10"],
             handle: None,
         };
         node.start();
@@ -124,7 +129,11 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
-        let config = settings(self.folder.path(), &self.namespace.0);
+        let config = CniConfig {
+            refresh: self.refresh,
+            node_ips: self.ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..settings(self.folder.path(), &self.namespace.0)
+        };
         let inputs = CniInputs {
             services: self.services.clone(),
             network: self.network.subscribe(),

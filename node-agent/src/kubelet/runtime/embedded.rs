@@ -270,6 +270,7 @@ impl Runtime for Embedded {
     async fn sandboxes(&self) -> Result<Vec<SandboxState>, RuntimeError> {
         let mut sandboxes = Vec::new();
         for record in self.records().map_err(failed("read the state", "runtime"))? {
+            let ips = record.addresses(&self.inner.config.node_ips);
             let uid = PodUid(record.uid.into());
             let dir = self.inner.pod_dir(&uid);
             let running = match self.inner.client(&uid) {
@@ -293,7 +294,7 @@ impl Runtime for Embedded {
                 uid,
                 namespace: record.namespace,
                 name: record.name,
-                ips: record.ips,
+                ips,
             });
         }
         Ok(sandboxes)

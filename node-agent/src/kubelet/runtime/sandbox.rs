@@ -34,7 +34,7 @@ impl Inner {
             && record.ready
             && self.client(uid).is_some()
         {
-            return Ok(Sandbox { ips: record.ips.clone() });
+            return Ok(Sandbox { ips: record.addresses(&self.config.node_ips) });
         }
         let mut record = known.unwrap_or_else(|| self.record(spec));
         self.prepare(spec, &record).await?;

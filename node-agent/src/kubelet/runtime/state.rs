@@ -48,6 +48,12 @@ impl SandboxRecord {
         }
     }
 
+    /// The pod's addresses. On the node's network they are those that the node has now, which may be others than
+    /// when the sandbox was made.
+    pub(super) fn addresses(&self, node_ips: &[IpAddr]) -> Vec<IpAddr> {
+        if self.host_network { node_ips.to_vec() } else { self.ips.clone() }
+    }
+
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
         write(&dir.join(RECORD), &serde_json::to_vec(self)?)
     }
@@ -121,4 +127,29 @@ pub(super) fn exit(report: ExitReport) -> Exit {
 
 pub(super) fn timestamp(ns: i64) -> Timestamp {
     Timestamp::from_nanosecond(ns.into()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_on_the_nodes_network_has_the_addresses_that_the_node_has_now() {
+        let [before, now] = [1, 2].map(|last| vec![IpAddr::from([192, 0, 2, last])]);
+        for (host_network, expected) in [(true, &now), (false, &before)] {
+            let record = SandboxRecord {
+                uid: String::new(),
+                namespace: String::new(),
+                name: String::new(),
+                host_network,
+                cgroup: PathBuf::new(),
+                netns: PathBuf::new(),
+                ready: true,
+                ips: before.clone(),
+                port_mappings: serde_json::Value::Null,
+                network: None,
+            };
+            assert_eq!(record.addresses(&now), *expected);
+        }
+    }
 }

@@ -17,7 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tracing::{info, warn};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
     join::{csr_pem, sign, time_to_renewal, write_private},
@@ -125,7 +125,8 @@ impl Certificate {
         let file = folder.join("kubelet-serving.pem");
         let stored = std::fs::read(&file).ok().and_then(|pem| {
             let wait = time_to_renewal(&pem).filter(|wait| !wait.is_zero())?;
-            Some((certified(&pem).ok()?, wait))
+            // The node may have had another address.
+            is_for(&pem, names.ip).then_some((certified(&pem).ok()?, wait))
         });
         let (key, wait) = match stored {
             Some(found) => found,
@@ -176,6 +177,19 @@ impl Certificate {
     }
 }
 
+/// Whether a certificate names an address.
+fn is_for(pem: &[u8], ip: IpAddr) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pem) else { return false };
+    let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    parsed.subject_alternative_name().ok().flatten().is_some_and(|extension| {
+        extension.value.general_names.contains(&GeneralName::IPAddress(&octets))
+    })
+}
+
 fn certified(pem: &[u8]) -> Result<CertifiedKey, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let chain = chain.map_err(|error| error.to_string())?;
@@ -191,4 +205,23 @@ fn own(names: &Names) -> Result<CertifiedKey, String> {
     let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
     let pem = certificate.pem() + &key.serialize_pem();
     certified(pem.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_for_another_address_of_the_node_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = |last| Names { node: "node-1".into(), ip: [192, 0, 2, last].into() };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let list = vec!["node-1".to_owned(), names(1).ip.to_string()];
+        let signed = rcgen::CertificateParams::new(list).unwrap().self_signed(&key).unwrap();
+        let pem = signed.pem() + &key.serialize_pem();
+        std::fs::write(folder.path().join("kubelet-serving.pem"), pem).unwrap();
+        let is_stored =
+            |last| !Certificate::load(folder.path(), names(last)).unwrap().wait.is_zero();
+        assert_eq!([1, 2].map(is_stored), [true, false]);
+    }
 }
