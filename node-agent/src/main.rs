@@ -91,7 +91,7 @@ enum Command {
         from: String,
         /// svc/NAME[.NAMESPACE]:PORT, pod/NAME[.NAMESPACE]:PORT or ADDRESS:PORT.
         to: String,
-        /// tcp or udp.
+        /// tcp, udp or sctp.
         #[arg(long, default_value = "tcp")]
         protocol: String,
     },
