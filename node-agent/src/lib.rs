@@ -21,6 +21,8 @@ pub mod parse;
 pub mod problems;
 pub mod readers;
 pub mod readiness;
+#[cfg(test)]
+mod refusing;
 mod service_event;
 pub mod snapshot;
 pub mod sys;
