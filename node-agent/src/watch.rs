@@ -154,7 +154,7 @@ fn delete<K: Resource, V: PartialEq>(table: &Table<ObjectKey, V>, object: &K) {
     }
 }
 
-/// A service that is not programmed, or is again.
+/// A service that is not programmed as a whole, or is again.
 struct Unsupported {
     key: ObjectKey,
     uid: String,
@@ -175,7 +175,7 @@ fn due_condition(object: &Service, fields: &str) -> Option<Condition> {
         now?;
         ("True", "Supported", String::new())
     } else {
-        ("False", "UnsupportedField", format!("{fields} is not supported"))
+        ("False", "UnsupportedField", format!("{fields} is not supported; the rest is programmed"))
     };
     if now.is_some_and(|now| now.status == status && now.message == message) {
         return None;
@@ -275,7 +275,8 @@ async fn write_condition(client: &Client, report: &Unsupported) -> kube::Result<
 
 fn event(report: &Unsupported, node: &str) -> Event {
     let Unsupported { key, uid, fields, .. } = report;
-    let message = format!("Service is not programmed on node {node}: {fields} is not supported");
+    let message =
+        format!("On node {node} the Service is programmed without what is not supported: {fields}");
     warning(About { kind: "Service", key, uid }, node, "UnsupportedField", fields, message)
 }
 
