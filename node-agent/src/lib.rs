@@ -10,6 +10,7 @@ pub mod config;
 pub mod dataplane;
 pub mod debug;
 pub mod dns;
+pub mod ends;
 pub mod healthz;
 pub mod join;
 pub mod kubelet;
@@ -24,6 +25,7 @@ pub mod readiness;
 #[cfg(test)]
 mod refusing;
 mod service_event;
+pub mod sheet;
 pub mod snapshot;
 pub mod sys;
 pub mod table;

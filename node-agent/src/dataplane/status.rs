@@ -3,8 +3,7 @@
 //! Pure: values in, text and JSON out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -13,7 +12,7 @@ use std::{
 use ebpf_common::{
     addr::Addr,
     maglev, maps as names,
-    service::{Backend, SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
+    service::{SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
     verdict::DropReason,
 };
 use ipnet::IpNet;
@@ -46,8 +45,6 @@ pub struct Report {
     /// Devices of the node's that have no programs.
     pub untranslated: BTreeMap<String, Untranslated>,
     pub pins: Option<PathBuf>,
-    /// The first [`LISTED`] of them.
-    pub services: Vec<ServiceReport>,
     /// Frontends in the maps.
     pub frontends: usize,
     pub endpoints: BTreeMap<IpAddr, Arc<LocalEndpoint>>,
@@ -103,38 +100,6 @@ impl Full {
     }
 }
 
-/// One frontend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceReport {
-    pub service: ObjectKey,
-    /// `10.96.0.1:443/TCP`, or `node:30080/TCP`.
-    pub frontend: String,
-    /// As programmed, by slot.
-    pub backends: Vec<String>,
-}
-
-/// Frontends that a report lists; the others are counted. A report is asked for with each scrape of metrics, and
-/// must not take as much memory as all else.
-pub const LISTED: usize = 1_000;
-
-/// The first frontends as they are programmed, but for those that are missing, and how many there are.
-#[must_use]
-pub fn services(
-    observed: &Observed,
-    missing: &BTreeSet<ServiceKey>,
-) -> (Vec<ServiceReport>, usize) {
-    let count: usize = observed.ports().map(|(_, port)| port.frontends.len()).sum();
-    let rows = observed.ports().flat_map(|(service, port)| {
-        let there = port.frontends.iter().filter(|(key, _)| !missing.contains(key));
-        there.map(move |(key, row)| ServiceReport {
-            service: service.clone(),
-            frontend: frontend(key),
-            backends: observed.slots(row.set).iter().map(backend).collect(),
-        })
-    });
-    (rows.take(LISTED).collect(), count.saturating_sub(missing.len()))
-}
-
 /// Services without consistent hashing for clients outside.
 #[must_use]
 pub fn by_chance(observed: Option<&Observed>) -> Vec<ObjectKey> {
@@ -173,10 +138,6 @@ pub fn frontend(key: &ServiceKey) -> String {
         return format!("node:{port}/{protocol} IPv6{from}");
     }
     format!("{}/{protocol}{from}", SocketAddr::new(key.addr.ip(), port))
-}
-
-fn backend(backend: &Backend) -> String {
-    SocketAddr::new(backend.addr.ip(), u16::from_be_bytes(backend.port)).to_string()
 }
 
 impl Report {
@@ -237,55 +198,14 @@ impl Report {
         lines.join("\n") + "\n"
     }
 
-    /// `node-agent services`.
-    #[must_use]
-    pub fn services_text(&self) -> String {
-        let rows = self.services.iter().map(|row| {
-            let backends =
-                if row.backends.is_empty() { "<none>".to_owned() } else { row.backends.join(",") };
-            [row.service.to_string(), row.frontend.clone(), backends]
-        });
-        let left_out = self.frontends.saturating_sub(self.services.len());
-        let mut text = table(["SERVICE", "FRONTEND", "BACKENDS"], rows.collect());
-        if left_out > 0 {
-            // Writing to a string cannot fail.
-            writeln!(text, "and {left_out} more frontends").unwrap_or_default();
-        }
-        text
-    }
-
     /// Without this node's own range.
     fn far_ends(&self) -> impl Iterator<Item = (&IpNet, &FarEnd)> {
         self.tunnels.iter().filter(|(_, far)| far.path != FarPath::Here)
     }
 
-    /// `node-agent endpoints`.
-    #[must_use]
-    pub fn endpoints_text(&self) -> String {
-        let rows = self.endpoints.values().map(|row| {
-            [row.pod.to_string(), row.ip.to_string(), format!("ifindex {}", row.host_ifindex)]
-        });
-        let tunnels = self.tunnels.iter().map(|(net, far)| {
-            [net.to_string(), far.node.to_string(), far_words(far.path).to_owned()]
-        });
-        table(["POD", "ADDRESS", "PATH"], rows.chain(tunnels).collect())
-    }
-
     /// All of it, for `-o json`.
     #[must_use]
     pub fn json(&self) -> Value {
-        let services: Vec<Value> = self
-            .services
-            .iter()
-            .map(|row| {
-                json!({
-                    "namespace": &*row.service.namespace,
-                    "name": &*row.service.name,
-                    "frontend": row.frontend,
-                    "backends": row.backends,
-                })
-            })
-            .collect();
         let endpoints: Vec<Value> = self
             .endpoints
             .values()
@@ -305,7 +225,6 @@ impl Report {
                     .collect::<BTreeMap<_, _>>(),
             },
             "frontends": self.frontends,
-            "services": services,
             "endpoints": endpoints,
             "tunnels": tunnels,
             "flows": self.flows,
@@ -330,37 +249,6 @@ impl Report {
     }
 }
 
-fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
-    let head = head.map(str::to_owned);
-    let width = |column: usize| {
-        std::iter::once(&head)
-            .chain(&rows)
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in std::iter::once(&head).chain(&rows) {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string cannot fail.
-            write!(line, "{cell:width$}   ").unwrap_or_default();
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-const fn far_words(path: FarPath) -> &'static str {
-    match path {
-        FarPath::Tunnel => "tunnel",
-        FarPath::Routes => "route",
-        FarPath::Here => "here",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,11 +260,6 @@ mod tests {
             tc: Some(TcPath::Clsact),
             xdp: BTreeMap::from([("eth0".to_owned(), XdpPath::Native)]),
             pins: None,
-            services: vec![ServiceReport {
-                service: ObjectKey::new("default", "web"),
-                frontend: "10.96.1.1:80/TCP".into(),
-                backends: vec![],
-            }],
             frontends: 1,
             endpoints: BTreeMap::new(),
             tunnels: BTreeMap::from([(
@@ -418,18 +301,6 @@ mod tests {
             assert!(text.contains(words), "{words} not in\n{text}");
         }
         assert!(!text.contains("no node is known"), "a reason that never happened is not shown");
-    }
-
-    #[test]
-    fn tables_line_up_and_say_none() {
-        assert_eq!(
-            report().services_text(),
-            "SERVICE       FRONTEND           BACKENDS\n\
-             default/web   10.96.1.1:80/TCP   <none>\n"
-        );
-        let many = Report { frontends: 5, ..report() };
-        assert!(many.services_text().ends_with("\nand 4 more frontends\n"));
-        assert!(report().endpoints_text().contains("10.244.2.0/24   192.168.0.2   tunnel"));
         assert_eq!(report().json()["drops"]["service has no ready endpoint"], 2);
     }
 }
