@@ -22,6 +22,7 @@ use crate::{
         listing::{FrontendRow, Wanted},
         look::Look,
         metrics::Metrics,
+        status::evicting,
     },
     ends,
     listen::Ear,
@@ -107,9 +108,15 @@ impl Readers {
         }
     }
 
-    /// What the dataplane's task tells about itself, `None` where there is none.
+    /// What the dataplane's task tells about itself, and what its maps show; `None` where there is none.
     pub async fn report(&self) -> Option<Report> {
-        self.reporter.as_ref()?.report().await
+        let mut report = self.reporter.as_ref()?.report().await?;
+        let look = self.look.clone();
+        // Without pins there is nothing to read, which the report tells.
+        if let Ok(Ok(fill)) = tokio::task::spawn_blocking(move || look.forgetful()).await {
+            report.evicting = evicting(&fill, report.loses_pieces);
+        }
+        Some(report)
     }
 
     fn reporter(&self) -> Result<&Reporter, String> {
@@ -128,9 +135,9 @@ impl Readers {
             Some(reporter) => reporter.report().await.unwrap_or_default(),
             None => Report::default(),
         };
-        let programs = report.programs();
+        let (programs, evicting) = (report.programs(), evicting(&fill, report.loses_pieces));
         let Report { full, rounds, .. } = report;
-        Ok(Metrics { drops, fill, full, programs, rounds }.text())
+        Ok(Metrics { drops, fill, full, evicting, programs, rounds }.text())
     }
 
     /// A page of frontends, and where the next one begins.

@@ -435,6 +435,8 @@ impl Runner {
             unsupported: status::unsupported(&self.services.model),
             problems: self.problems(),
             full: self.full(),
+            loses_pieces: self.room.loses_pieces(),
+            evicting: Vec::new(),
             rounds: self.services.rounds,
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),

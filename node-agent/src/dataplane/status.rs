@@ -20,10 +20,12 @@ use serde_json::{Value, json};
 
 use super::{
     load::TcPath,
+    look::Fill,
     metrics::Rounds,
     model::Model,
     paths::{Untranslated, tc_name},
     plan::Observed,
+    size,
     xdp::XdpPath,
 };
 use crate::model::{FarEnd, FarPath, LocalEndpoint, ObjectKey};
@@ -59,12 +61,53 @@ pub struct Report {
     pub problems: Vec<(ObjectKey, Vec<String>)>,
     /// Maps without room for what should be in them.
     pub full: Vec<Full>,
+    /// Later pieces of packets were dropped lately since their first ones were not known.
+    pub loses_pieces: bool,
+    /// Maps that are about to forget rows that are in use; filled in by who reads them.
+    pub evicting: Vec<Evicting>,
     /// Services whose backends clients outside do not get alike on every node.
     pub by_chance: Vec<ObjectKey>,
     /// How long writing services took so far.
     pub rounds: Rounds,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
+}
+
+/// A map that forgets the least recently used row for a new one, with few rows left that nobody uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evicting {
+    pub map: &'static str,
+    /// Rows in use.
+    pub rows: u64,
+    pub max: u64,
+}
+
+impl Evicting {
+    /// What that means.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Self { map, rows, max } = self;
+        let what = if *map == names::AFFINITY {
+            "clients of services with sessionAffinity may be forgotten early"
+        } else {
+            "packets in pieces are dropped, since their first pieces are forgotten"
+        };
+        format!("map {map} has {rows} of its {max} rows in use: {what}")
+    }
+}
+
+/// Which of these maps forget early: one whose rows in use take more than three quarters of it. Rows of packets in
+/// pieces do not tell whether they are in use, so there it takes pieces that were lost.
+#[must_use]
+pub fn evicting(fill: &[Fill], loses_pieces: bool) -> Vec<Evicting> {
+    let is_tight = |fill: &&Fill| size::is_tight(fill.rows, u32::try_from(fill.max).unwrap_or(0));
+    let forgets = |fill: &&Fill| match fill.map {
+        names::AFFINITY => true,
+        names::FRAGMENTS => loses_pieces,
+        _ => false,
+    };
+    let early = fill.iter().filter(forgets).filter(is_tight);
+    early.map(|fill| Evicting { map: fill.map, rows: fill.rows, max: fill.max }).collect()
 }
 
 /// A map without room.
@@ -179,6 +222,8 @@ impl Report {
         lines.extend(problems);
         let full = self.full.iter().map(Full::words);
         lines.extend(full.map(|words| format!("full                      {words}")));
+        let evicting = self.evicting.iter().map(Evicting::words);
+        lines.extend(evicting.map(|words| format!("nearly full               {words}")));
         if let [first, others @ ..] = self.by_chance.as_slice() {
             let more = match others.len() {
                 0 => String::new(),
@@ -241,6 +286,11 @@ impl Report {
                     "missing": one.missing, "message": one.words(),
                 }))
                 .collect::<Vec<_>>(),
+            "evicting": self.evicting.iter()
+                .map(|one| json!({
+                    "map": one.map, "rows": one.rows, "max_rows": one.max, "message": one.words(),
+                }))
+                .collect::<Vec<_>>(),
             "by_chance": self.by_chance.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "trouble": self.trouble.iter()
                 .map(|(part, words)| json!({"part": part, "message": words}))
@@ -275,10 +325,28 @@ mod tests {
                 Full { map: names::SERVICES, max: 65_536, most: 65_536, missing: 12 },
                 Full { map: names::CONNTRACK, max: 64, most: 128, missing: 3 },
             ],
+            evicting: vec![Evicting { map: names::AFFINITY, rows: 60_000, max: 65_536 }],
             by_chance: vec![ObjectKey::new("a", "d"), ObjectKey::new("a", "e")],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
             ..Report::default()
         }
+    }
+
+    #[test]
+    fn maps_that_forget_are_named_when_rows_in_use_take_most_of_them() {
+        let fill = |map, rows| Fill { map, rows, max: 100 };
+        let named = |rows, loses_pieces| {
+            let fills =
+                [names::SERVICES, names::AFFINITY, names::FRAGMENTS].map(|map| fill(map, rows));
+            evicting(&fills, loses_pieces).iter().map(|one| one.map).collect::<Vec<_>>()
+        };
+        assert_eq!(named(75, true), [""; 0]);
+        assert_eq!(named(76, false), [names::AFFINITY]);
+        assert_eq!(named(76, true), [names::AFFINITY, names::FRAGMENTS]);
+        let pieces = Evicting { map: names::FRAGMENTS, rows: 8, max: 8 };
+        assert!(pieces.words().ends_with(
+            "8 rows in use: packets in pieces are dropped, since their first pieces are forgotten"
+        ));
     }
 
     #[test]
@@ -295,6 +363,7 @@ mod tests {
             "map CONNTRACK has all its 64 rows taken, new flows",
             "are dropped, 3 packets so far; it is growing, to at most 128 rows",
             "service a/d and 1 more: no room in map MAGLEV",
+            "map AFFINITY has 60000 of its 65536 rows in use: clients of services with sessionAffinity may be",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
         ] {
