@@ -143,7 +143,7 @@ impl Readers {
     /// A page of frontends, and where the next one begins.
     async fn services(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
         known(arguments, &["namespace", "name", "after"])?;
-        let wanted = wanted(arguments);
+        let wanted = wanted(arguments)?;
         let name = wanted.name.clone().filter(|_name| wanted.after.is_none());
         let page = self.reporter()?.services(wanted).await.ok_or(ENDED)?;
         match name {
@@ -157,7 +157,7 @@ impl Readers {
 
     async fn endpoints(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
         known(arguments, &["namespace", "name"])?;
-        let wanted = wanted(arguments);
+        let wanted = wanted(arguments)?;
         let ends = self.reporter()?.ends().await.ok_or(ENDED)?.map_err(words)?;
         let links = tokio::task::spawn_blocking(|| Netlink::open()?.links());
         let links = links.await.map_err(words)?.map_err(words)?;
@@ -253,19 +253,23 @@ impl Readers {
 }
 
 /// What is asked for: `name` may have the namespace in it.
-fn wanted(arguments: &BTreeMap<&str, &str>) -> Wanted {
+fn wanted(arguments: &BTreeMap<&str, &str>) -> Result<Wanted, String> {
     let argument = |name| arguments.get(name).copied();
     let name = argument("name");
-    let (namespace, name) = match name.and_then(|name| name.split_once('/')) {
-        Some((namespace, name)) => (Some(namespace), Some(name)),
-        None => (argument("namespace"), name),
-    };
+    let (namespace, name) =
+        match (argument("namespace"), name.and_then(|name| name.split_once('/'))) {
+            (Some(one), Some((other, name))) if one != other => {
+                return Err(format!("{other}/{name} is not of namespace {one}"));
+            }
+            (_, Some((namespace, name))) => (Some(namespace), Some(name)),
+            (namespace, None) => (namespace, name),
+        };
     let after = argument("after").and_then(|after| after.split_once('/'));
-    Wanted {
+    Ok(Wanted {
         namespace: namespace.map(str::to_owned),
         name: name.map(str::to_owned),
         after: after.map(|(namespace, name)| ObjectKey::new(namespace, name)),
-    }
+    })
 }
 
 fn known(arguments: &BTreeMap<&str, &str>, names: &[&str]) -> Result<(), String> {
@@ -297,6 +301,16 @@ mod tests {
         );
         assert!(ask("conntrack", "src", "web").await.contains("neither an address"));
         assert_eq!(ask("conntrack", "service", "a/b").await, "there is no service a/b");
+        let both = BTreeMap::from([("namespace", "a"), ("name", "b/web")]);
+        for question in ["services", "endpoints"] {
+            let wrong = ask(question, "colour", "red").await;
+            assert!(
+                wrong.starts_with("unknown argument colour; there are namespace, name"),
+                "{wrong}"
+            );
+            let wrong = readers.answer(question, &both).await.expect_err("two namespaces");
+            assert_eq!(wrong, "b/web is not of namespace a");
+        }
         let none = readers.answer("drops", &BTreeMap::new()).await.expect_err("no maps");
         assert!(none.contains("map COUNTERS"), "{none}");
     }
