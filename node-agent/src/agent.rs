@@ -279,11 +279,12 @@ fn start_tellers(base: &Base, dataplane: &dataplane::Handle, tasks: &mut Tasks) 
 /// Readers of the kernel's maps, and the door for metrics.
 fn start_readers(base: &Base, network: &Network, tasks: &mut Tasks) -> Option<Arc<Readers>> {
     let dataplane = network.dataplane.as_ref()?;
-    let (reporter, events) = (dataplane.reporter(), dataplane.events.clone());
     let pins = dataplane::DataplaneConfig::new(base.node_ip()).pins?;
-    let (services, endpoints) = (base.sources.services.clone(), base.endpoints.clone());
-    let readers = Readers::new(&pins, Known { services, endpoints }, Some(reporter));
-    let readers = Arc::new(readers.with_events(events, Arc::clone(&base.config.node_name)));
+    let Sources { services, nodes, .. } = base.sources.clone();
+    let known = Known { services, endpoints: base.endpoints.clone() };
+    let readers = Readers::new(&pins, known, Some(dataplane.reporter()));
+    let readers = readers.with_node(Arc::clone(&base.config.node_name), nodes);
+    let readers = Arc::new(readers.with_events(dataplane.events.clone()));
     let (address, served) = (base.config.metrics_address, Arc::clone(&readers));
     tasks.spawn(async move {
         if let Err(error) = metrics::serve(address, served).await {

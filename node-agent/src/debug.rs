@@ -32,8 +32,8 @@ use crate::{
     table::Table,
 };
 
-/// Longest question.
-const MAX_QUESTION_BYTES: u64 = 512;
+/// Longest question: names have 253 bytes at most, and there are two in one.
+const MAX_QUESTION_BYTES: u64 = 1_024;
 /// How long the agent waits for who asks to write and to read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long who asks waits for an answer: a trace loads programs, for which the kernel takes a second for each
@@ -145,37 +145,11 @@ async fn answer(line: &str, views: &Views) -> Value {
                 "traffic": report.as_ref().map(|report| report.status_text()),
             })
         }
-        "services" => services(views),
-        "endpoints" => {
-            let rows = views.endpoints.changes_since(0).upserts;
-            let row = |(ip, row): &(IpAddr, Arc<LocalEndpoint>)| json!({"ip": ip, "pod": row.pod.to_string(), "ifindex": row.host_ifindex});
-            Value::Array(rows.iter().map(row).collect())
-        }
         _ => {
             let names = readers::QUESTIONS.join(", ");
-            json!({"error": format!("there are status, services, endpoints, flows, {names}")})
+            json!({"error": format!("there are status, flows, {names}")})
         }
     }
-}
-
-fn services(views: &Views) -> Value {
-    let rows = views.services.changes_since(0).upserts;
-    let row = |(key, row): &(ObjectKey, Arc<ServiceRow>)| {
-        let ports: Vec<String> = row.ports.iter().map(port).collect();
-        json!({
-            "service": key.to_string(),
-            "type": format!("{:?}", row.kind),
-            "cluster_ips": row.cluster_ips,
-            "ports": ports,
-            "unsupported": &*row.unsupported,
-        })
-    };
-    Value::Array(rows.iter().map(row).collect())
-}
-
-fn port(port: &crate::model::ServicePort) -> String {
-    let node = if port.node_port == 0 { String::new() } else { format!(":{}", port.node_port) };
-    format!("{}{node}/{:?}", port.port, port.protocol)
 }
 
 /// Asks a running agent. Blocks for 30 s at most.

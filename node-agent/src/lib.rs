@@ -11,6 +11,7 @@ pub mod config;
 pub mod dataplane;
 pub mod debug;
 pub mod dns;
+pub mod ends;
 pub mod healthz;
 pub mod join;
 pub mod kubelet;
@@ -22,7 +23,10 @@ pub mod parse;
 pub mod problems;
 pub mod readers;
 pub mod readiness;
+#[cfg(test)]
+mod refusing;
 mod service_event;
+pub mod sheet;
 pub mod snapshot;
 pub mod sys;
 pub mod table;

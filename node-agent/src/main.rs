@@ -8,7 +8,14 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use node_agent::{
-    agent, config::RunArgs, debug, dns, kubelet::chain, listen, readers, sys::memory, way,
+    agent,
+    config::RunArgs,
+    debug, dns,
+    kubelet::chain,
+    listen,
+    sheet::{List, Sheet},
+    sys::memory,
+    way,
 };
 
 /// The Orlop node agent.
@@ -39,10 +46,20 @@ enum Command {
     },
     /// Show what runs and what is wrong.
     Status(ReadArgs),
-    /// Show the services that the agent knows.
-    Services(ReadArgs),
-    /// Show the pods of this node as the packet path knows them.
-    Endpoints(ReadArgs),
+    /// Show every address and port at which services answer on this node, and who is behind it.
+    Services {
+        #[command(flatten)]
+        read: ReadArgs,
+        #[command(flatten)]
+        object: ObjectArgs,
+    },
+    /// Show this node's pods as the packet path knows them, and the way to those of other nodes.
+    Endpoints {
+        #[command(flatten)]
+        read: ReadArgs,
+        #[command(flatten)]
+        object: ObjectArgs,
+    },
     /// Show the flows that are translated per packet.
     Conntrack {
         #[command(flatten)]
@@ -91,7 +108,7 @@ enum Command {
         from: String,
         /// svc/NAME[.NAMESPACE]:PORT, pod/NAME[.NAMESPACE]:PORT or ADDRESS:PORT.
         to: String,
-        /// tcp or udp.
+        /// tcp, udp or sctp.
         #[arg(long, default_value = "tcp")]
         protocol: String,
     },
@@ -105,6 +122,21 @@ struct ReadArgs {
     /// Folder of the agent's sockets.
     #[arg(long, default_value = "/run/orlop")]
     run_dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct ObjectArgs {
+    /// Only this one: NAME or NAMESPACE/NAME.
+    name: Option<String>,
+    /// Only those of this namespace; otherwise those of all.
+    #[arg(short, long)]
+    namespace: Option<String>,
+}
+
+impl ObjectArgs {
+    fn pairs(self) -> [(&'static str, Option<String>); 2] {
+        [("namespace", self.namespace), ("name", self.name)]
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -135,8 +167,8 @@ fn main() -> ExitCode {
             Err(error) => fail(&chain(&error), 1),
         },
         Command::Status(args) => read("status", &[], &args),
-        Command::Services(args) => read("services", &[], &args),
-        Command::Endpoints(args) => read("endpoints", &[], &args),
+        Command::Services { read: args, object } => services(&object.pairs(), &args),
+        Command::Endpoints { read: args, object } => read("endpoints", &object.pairs(), &args),
         Command::Conntrack { read: args, src, dst, service } => {
             read("conntrack", &[("src", src), ("dst", dst), ("service", service)], &args)
         }
@@ -213,6 +245,37 @@ fn flows(arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
     }
 }
 
+/// Asks for a page after another and prints each as it comes.
+fn services(arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
+    const WHAT: &str = "services";
+    let socket = args.run_dir.join("agent.sock");
+    let (mut list, mut sheet) = (List::default(), Sheet::of(WHAT));
+    let mut next = None;
+    loop {
+        let asked = [arguments, &[("after", next)]].concat();
+        let value = match debug::ask(&socket, &question(WHAT, &asked)) {
+            Ok(value) => value,
+            Err(error) => return silent(&socket, &error),
+        };
+        if let Some(error) = value["error"].as_str() {
+            return fail(error, WRONG_INPUT);
+        }
+        let rows = value["rows"].as_array().map_or(&[][..], Vec::as_slice);
+        let text = match (args.output, &mut sheet) {
+            (Output::Text, Some(sheet)) => sheet.page(rows),
+            (Output::Json, _) | (Output::Text, None) => list.page(rows),
+        };
+        next = value["next"].as_str().map(str::to_owned);
+        let printed = print(&text);
+        if next.is_none() || printed != ExitCode::SUCCESS {
+            return match args.output {
+                Output::Json if printed == ExitCode::SUCCESS => print(list.end()),
+                Output::Json | Output::Text => printed,
+            };
+        }
+    }
+}
+
 fn read(what: &str, arguments: &[(&str, Option<String>)], args: &ReadArgs) -> ExitCode {
     let socket = args.run_dir.join("agent.sock");
     let value = match debug::ask(&socket, &question(what, arguments)) {
@@ -222,10 +285,10 @@ fn read(what: &str, arguments: &[(&str, Option<String>)], args: &ReadArgs) -> Ex
     if let Some(error) = value["error"].as_str() {
         return fail(error, WRONG_INPUT);
     }
-    match (args.output, readers::columns(what), value.as_array()) {
+    match (args.output, Sheet::of(what), value.as_array()) {
         (Output::Json, _, _) => print(&format!("{value:#}\n")),
         (Output::Text, _, Some(hops)) if what == "trace" => print(&way::text(hops)),
-        (Output::Text, Some(columns), Some(rows)) => print(&readers::table(rows, columns)),
+        (Output::Text, Some(mut sheet), Some(rows)) => print(&sheet.page(rows)),
         (Output::Text, _, _) => print(&debug::text(&value)),
     }
 }

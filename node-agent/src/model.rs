@@ -187,12 +187,14 @@ pub struct ServiceRow {
     /// `spec.healthCheckNodePort` where it is to be served: a load balancer with the external policy
     /// `Local`. Otherwise 0.
     pub health_check_port: u16,
-    /// `spec.loadBalancerSourceRanges`; empty lets everybody in.
+    /// `spec.loadBalancerSourceRanges`; without one of a family, everybody of it is let in unless `is_closed`.
     pub source_ranges: Few<IpNet>,
+    /// Some of `spec.loadBalancerSourceRanges` cannot be read: nobody is let in of a family without ranges.
+    pub is_closed: bool,
     /// `metadata.creationTimestamp`, seconds since 1970; of two services that claim the same address
     /// or node port, the older one has it.
     pub created_s: i64,
-    /// Field paths that this agent does not implement; a service with any of them is not programmed.
+    /// Paths of fields that this agent does not implement; the ports that have them are not in `ports`.
     pub unsupported: Few<Box<str>>,
     /// Parts of the object that contradict themselves and were left out, in words that name the field.
     pub rejected: Few<Box<str>>,

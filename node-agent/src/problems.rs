@@ -1,20 +1,20 @@
 //! Services that contradict themselves or each other, and pods whose ports of the node a Service has, told to
 //! their owners by Events.
 //!
-//! Task [`tell`]: reads the dataplane's list, writes one Event for each service and set of words. The
-//! rest of such a service is programmed.
+//! Task [`tell`]: reads the dataplane's list, writes one Event for each service and set of words, and what could not
+//! be written once more after a while. The rest of such a service is programmed.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Event, Pod, Service};
-use kube::{Api, Client, api::PostParams};
-use tokio::sync::watch;
+use kube::{Api, Client};
+use tokio::{sync::watch, time};
 
 use crate::{
     dataplane::{Problems, host_ports},
     model::ObjectKey,
     overlay::chain,
-    service_event::{About, warning},
+    service_event::{self, AGAIN, About, warning},
 };
 
 /// Services whose problems are remembered, so that each is told once; all are forgotten when it is
@@ -24,48 +24,75 @@ const TOLD: usize = 4_096;
 const WORDS_BYTES: usize = 900;
 
 /// Writes Events. Ends with the dataplane.
-pub async fn tell(client: Client, node: String, mut problems: watch::Receiver<Arc<Problems>>) {
-    let mut told = BTreeSet::new();
-    while problems.changed().await.is_ok() {
-        let now = Arc::clone(&problems.borrow_and_update());
-        told.retain(|(key, _)| now.contains_key(key));
-        for (key, words) in now.iter() {
-            let words = joined(words);
-            if told.contains(&(key.clone(), words.clone())) {
-                continue;
-            }
-            match write(&client, &node, key, &words).await {
-                Ok(()) if told.len() < TOLD => drop(told.insert((key.clone(), words))),
-                Ok(()) => told.clear(),
-                Err(error) => {
-                    tracing::warn!(service = %key, error = chain(&error), "cannot write an event");
-                }
+pub async fn tell(client: Client, node: String, problems: watch::Receiver<Arc<Problems>>) {
+    let told = BTreeSet::new();
+    Teller { client, node, told, again: AGAIN }.run(problems).await;
+}
+
+struct Teller {
+    client: Client,
+    node: String,
+    told: BTreeSet<(ObjectKey, String)>,
+    again: Duration,
+}
+
+impl Teller {
+    async fn run(mut self, mut problems: watch::Receiver<Arc<Problems>>) {
+        loop {
+            let now = Arc::clone(&problems.borrow_and_update());
+            let is_all = self.round(&now).await;
+            let is_over = tokio::select! {
+                changed = problems.changed() => changed.is_err(),
+                () = time::sleep(self.again), if !is_all => false,
+            };
+            if is_over {
+                return;
             }
         }
     }
-}
 
-async fn write(client: &Client, node: &str, key: &ObjectKey, words: &str) -> kube::Result<()> {
-    // Gone meanwhile, or a pod that only a CNI runtime knows: there is nobody to tell.
-    let pod = host_ports::pod(key);
-    let metadata = if let Some(pod) = &pod {
-        let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace);
-        pods.get_opt(&pod.name).await?.map(|pod| pod.metadata)
-    } else {
-        let services = Api::<Service>::namespaced(client.clone(), &key.namespace);
-        services.get_opt(&key.name).await?.map(|service| service.metadata)
-    };
-    let Some(metadata) = metadata else { return Ok(()) };
-    let uid = metadata.uid.unwrap_or_default();
-    let events = Api::<Event>::namespaced(client.clone(), &key.namespace);
-    let event = match &pod {
-        Some(pod) => of_pod(pod, &uid, node, words),
-        None => event(key, &uid, node, words),
-    };
-    match events.create(&PostParams::default(), &event).await {
-        // Told by this node before it restarted.
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        other => other.map(drop),
+    /// Tells what is not told yet. Says whether all is now.
+    async fn round(&mut self, now: &Problems) -> bool {
+        self.told.retain(|(key, _)| now.contains_key(key));
+        let mut is_all = true;
+        for (key, words) in now {
+            let words = joined(words);
+            if self.told.contains(&(key.clone(), words.clone())) {
+                continue;
+            }
+            match self.write(key, &words).await {
+                Ok(()) if self.told.len() < TOLD => drop(self.told.insert((key.clone(), words))),
+                Ok(()) => self.told.clear(),
+                Err(error) => {
+                    tracing::warn!(service = %key, error = chain(&error), "cannot write an event");
+                    is_all = false;
+                    if service_event::is_away(&error) {
+                        break;
+                    }
+                }
+            }
+        }
+        is_all
+    }
+
+    async fn write(&self, key: &ObjectKey, words: &str) -> kube::Result<()> {
+        let Self { client, node, .. } = self;
+        // Gone meanwhile, or a pod that only a CNI runtime knows: there is nobody to tell.
+        let pod = host_ports::pod(key);
+        let metadata = if let Some(pod) = &pod {
+            let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace);
+            pods.get_opt(&pod.name).await?.map(|pod| pod.metadata)
+        } else {
+            let services = Api::<Service>::namespaced(client.clone(), &key.namespace);
+            services.get_opt(&key.name).await?.map(|service| service.metadata)
+        };
+        let Some(metadata) = metadata else { return Ok(()) };
+        let uid = metadata.uid.unwrap_or_default();
+        let event = match &pod {
+            Some(pod) => of_pod(pod, &uid, node, words),
+            None => event(key, &uid, node, words),
+        };
+        service_event::write(client, &event).await
     }
 }
 
@@ -98,6 +125,27 @@ fn joined(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::refusing::Refusing;
+
+    #[tokio::test]
+    async fn what_a_server_refused_or_missed_is_told_when_it_takes_it() {
+        let server = Refusing::start(3).await;
+        let key = |name: &str| ObjectKey::new("d", name);
+        let list = |names: &[&str]| {
+            Arc::new(names.iter().map(|name| (key(name), vec!["spec.a".to_owned()])).collect())
+        };
+        // Known before anybody listens, as after a start from the snapshot.
+        let (sender, problems) = watch::channel::<Arc<Problems>>(list(&["web"]));
+        let (node, again) = ("n1".to_owned(), Duration::from_millis(20));
+        let teller = Teller { client: server.client(), node, told: BTreeSet::new(), again };
+        let task = tokio::spawn(teller.run(problems));
+        assert_eq!(server.told(1).await, ["web"]);
+        assert_eq!(server.refused(), 3);
+        sender.send(list(&["db", "web"])).expect("the task runs");
+        assert_eq!(server.told(2).await, ["web", "db"], "each once");
+        drop(sender);
+        task.await.expect("it ends with the dataplane");
+    }
 
     #[test]
     fn an_event_names_what_is_wrong_and_where_and_is_the_same_after_a_restart() {

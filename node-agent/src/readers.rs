@@ -1,5 +1,5 @@
-//! What `node-agent conntrack`, `drops`, `trace` and a scrape of metrics are told (`flows`: `listen.rs`): the kernel's maps, read and
-//! put into words.
+//! What `node-agent services`, `endpoints`, `conntrack`, `drops`, `trace` and a scrape of metrics are told (`flows`: `listen.rs`): the
+//! kernel's maps, read and put into words.
 //!
 //! Effects: reads pinned maps on a blocking thread and asks the dataplane's task for its report.
 //! Nothing here writes.
@@ -13,23 +13,29 @@ use std::{
 
 use ebpf_common::verdict::DropReason;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     dataplane::{
-        Report,
+        Report, Reporter,
         events::Events,
         flows::{self, Filter, Want},
+        listing::{FrontendRow, Wanted},
         look::Look,
         metrics::Metrics,
+        status::evicting,
     },
+    ends,
     listen::Ear,
-    model::ObjectKey,
+    model::{NodeRow, ObjectKey},
+    sys::netlink::{Link, Netlink},
+    table::Table,
     way::{self, Known},
 };
 
 /// The questions that are answered here, beside those of [`crate::debug`].
-pub const QUESTIONS: [&str; 3] = ["conntrack", "drops", "trace"];
+pub const QUESTIONS: [&str; 5] = ["services", "endpoints", "conntrack", "drops", "trace"];
+
+const ENDED: &str = "the dataplane has ended";
 
 /// What the answers are read from.
 #[derive(Debug)]
@@ -37,7 +43,11 @@ pub struct Readers {
     pins: PathBuf,
     look: Look,
     known: Known,
-    reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
+    reporter: Option<Reporter>,
+    /// This node's name.
+    here: Arc<str>,
+    /// What other nodes are called.
+    nodes: Table<ObjectKey, NodeRow>,
     /// Drops when they were asked for the last time.
     before: Mutex<BTreeMap<&'static str, u64>>,
     /// Where events are heard; without it there are none.
@@ -47,19 +57,30 @@ pub struct Readers {
 impl Readers {
     /// Reads maps below `pins`; `reporter` asks the dataplane's task, where there is one.
     #[must_use]
-    pub fn new(
-        pins: &Path,
-        known: Known,
-        reporter: Option<mpsc::Sender<oneshot::Sender<Report>>>,
-    ) -> Self {
+    pub fn new(pins: &Path, known: Known, reporter: Option<Reporter>) -> Self {
         let (pins, look) = (pins.to_owned(), Look::below(pins));
-        Self { pins, look, known, reporter, before: Mutex::default(), ear: None }
+        Self {
+            pins,
+            look,
+            known,
+            reporter,
+            here: "this node".into(),
+            nodes: Table::new(),
+            before: Mutex::default(),
+            ear: None,
+        }
     }
 
-    /// The same with events of connections; `node` is this node's name.
+    /// The same with this node's name and those of all.
     #[must_use]
-    pub fn with_events(self, events: Events, node: Arc<str>) -> Self {
-        let ear = Ear { events, known: self.known.clone(), node };
+    pub fn with_node(self, here: Arc<str>, nodes: Table<ObjectKey, NodeRow>) -> Self {
+        Self { here, nodes, ..self }
+    }
+
+    /// The same with events of connections; to be called when the node's name is known.
+    #[must_use]
+    pub fn with_events(self, events: Events) -> Self {
+        let ear = Ear { events, known: self.known.clone(), node: Arc::clone(&self.here) };
         Self { ear: Some(ear), ..self }
     }
 
@@ -79,17 +100,27 @@ impl Readers {
         arguments: &BTreeMap<&str, &str>,
     ) -> Result<Value, String> {
         match question {
+            "services" => self.services(arguments).await,
+            "endpoints" => self.endpoints(arguments).await,
             "conntrack" => self.conntrack(arguments).await,
             "trace" => self.trace(arguments).await,
             _ => self.drops(arguments).await,
         }
     }
 
-    /// What the dataplane's task tells about itself; `None` where there is none.
+    /// What the dataplane's task tells about itself, and what its maps show; `None` where there is none.
     pub async fn report(&self) -> Option<Report> {
-        let (reply, answer) = oneshot::channel();
-        self.reporter.as_ref()?.send(reply).await.ok()?;
-        answer.await.ok()
+        let mut report = self.reporter.as_ref()?.report().await?;
+        let look = self.look.clone();
+        // Without pins there is nothing to read, which the report tells.
+        if let Ok(Ok(fill)) = tokio::task::spawn_blocking(move || look.forgetful()).await {
+            report.evicting = evicting(&fill, report.loses_pieces);
+        }
+        Some(report)
+    }
+
+    fn reporter(&self) -> Result<&Reporter, String> {
+        self.reporter.as_ref().ok_or_else(|| "this agent runs no dataplane".to_owned())
     }
 
     /// What a scrape of metrics shows.
@@ -100,10 +131,59 @@ impl Readers {
         let look = self.look.clone();
         let read = move || io::Result::Ok((look.drops()?, look.fill()?));
         let (drops, fill) = tokio::task::spawn_blocking(read).await??;
-        let told =
-            self.report().await.map(|report| (report.programs(), report.full, report.rounds));
-        let (programs, full, rounds) = told.unwrap_or_default();
-        Ok(Metrics { drops, fill, full, programs, rounds }.text())
+        let report = match &self.reporter {
+            Some(reporter) => reporter.report().await.unwrap_or_default(),
+            None => Report::default(),
+        };
+        let (programs, evicting) = (report.programs(), evicting(&fill, report.loses_pieces));
+        let Report { full, rounds, .. } = report;
+        Ok(Metrics { drops, fill, full, evicting, programs, rounds }.text())
+    }
+
+    /// A page of frontends, and where the next one begins.
+    async fn services(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
+        known(arguments, &["namespace", "name", "after"])?;
+        let wanted = wanted(arguments)?;
+        let name = wanted.name.clone().filter(|_name| wanted.after.is_none());
+        let page = self.reporter()?.services(wanted).await.ok_or(ENDED)?;
+        match name {
+            Some(name) if page.rows.is_empty() => Err(format!("there is no service {name}")),
+            _ => Ok(json!({
+                "rows": page.rows.iter().map(FrontendRow::json).collect::<Vec<_>>(),
+                "next": page.next.map(|key| key.to_string()),
+            })),
+        }
+    }
+
+    async fn endpoints(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
+        known(arguments, &["namespace", "name"])?;
+        let wanted = wanted(arguments)?;
+        let ends = self.reporter()?.ends().await.ok_or(ENDED)?.map_err(words)?;
+        let links = tokio::task::spawn_blocking(|| Netlink::open()?.links());
+        let links = links.await.map_err(words)?.map_err(words)?;
+        let mut rows = ends::rows(&ends, &self.names(links));
+        // No range has a name.
+        rows.retain(|row| match &row.pod {
+            Some(pod) => wanted.names(pod),
+            None => wanted == Wanted::default(),
+        });
+        match wanted.name {
+            Some(name) if rows.is_empty() => Err(format!("this node has no pod {name}")),
+            _ => Ok(rows.iter().map(ends::Row::json).collect()),
+        }
+    }
+
+    fn names(&self, links: Vec<Link>) -> ends::Names {
+        let nodes = self.nodes.changes_since(0).upserts;
+        let addresses = nodes
+            .iter()
+            .flat_map(|(key, row)| row.internal_ips.iter().map(|ip| (*ip, Arc::clone(&key.name))));
+        ends::Names {
+            pods: self.known.endpoints.changes_since(0).upserts.into_iter().collect(),
+            nodes: addresses.collect(),
+            devices: links.into_iter().map(|link| (link.index, link.name)).collect(),
+            here: Arc::clone(&self.here),
+        }
     }
 
     async fn conntrack(&self, arguments: &BTreeMap<&str, &str>) -> Result<Value, String> {
@@ -157,7 +237,7 @@ impl Readers {
             .iter()
             .find(|(one, _)| *one == key)
             .ok_or_else(|| format!("there is no service {key}"))?;
-        let ips = row.cluster_ips.iter().chain(&row.external_ips);
+        let ips = row.cluster_ips.iter().chain(&row.external_ips).chain(&row.ingress_ips);
         Ok(ips
             .flat_map(|ip| {
                 row.ports.iter().map(|port| Want { ip: Some(*ip), port: Some(port.port) })
@@ -172,6 +252,26 @@ impl Readers {
     }
 }
 
+/// What is asked for: `name` may have the namespace in it.
+fn wanted(arguments: &BTreeMap<&str, &str>) -> Result<Wanted, String> {
+    let argument = |name| arguments.get(name).copied();
+    let name = argument("name");
+    let (namespace, name) =
+        match (argument("namespace"), name.and_then(|name| name.split_once('/'))) {
+            (Some(one), Some((other, name))) if one != other => {
+                return Err(format!("{other}/{name} is not of namespace {one}"));
+            }
+            (_, Some((namespace, name))) => (Some(namespace), Some(name)),
+            (namespace, None) => (namespace, name),
+        };
+    let after = argument("after").and_then(|after| after.split_once('/'));
+    Ok(Wanted {
+        namespace: namespace.map(str::to_owned),
+        name: name.map(str::to_owned),
+        after: after.map(|(namespace, name)| ObjectKey::new(namespace, name)),
+    })
+}
+
 fn known(arguments: &BTreeMap<&str, &str>, names: &[&str]) -> Result<(), String> {
     match arguments.keys().find(|name| !names.contains(*name)) {
         Some(name) => Err(format!("unknown argument {name}; there are {}", names.join(", "))),
@@ -183,65 +283,9 @@ fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// Rows of an answer as a table with these columns.
-#[must_use]
-pub fn table(rows: &[Value], columns: &[&str]) -> String {
-    let cell = |row: &Value, column: &str| match &row[column] {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-            other.to_string()
-        }
-    };
-    let head = columns.iter().map(|column| column.replace('_', "-").to_uppercase()).collect();
-    let mut lines: Vec<Vec<String>> = vec![head];
-    lines.extend(rows.iter().map(|row| columns.iter().map(|one| cell(row, one)).collect()));
-    let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    let line = |line: &Vec<String>| {
-        let cells: Vec<String> =
-            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("   ").trim_end().to_owned() + "\n"
-    };
-    lines.iter().map(line).collect()
-}
-
-/// The columns of an answer's table; `None` for an answer that is no table.
-#[must_use]
-pub fn columns(question: &str) -> Option<&'static [&'static str]> {
-    match question {
-        "conntrack" => Some(&[
-            "protocol",
-            "client",
-            "asked",
-            "source",
-            "backend",
-            "state",
-            "idle_s",
-            "expires_s",
-        ]),
-        "drops" => Some(&["count", "since_last", "reason"]),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Table;
-
-    #[test]
-    fn tables_line_up() {
-        let rows = [
-            json!({"count": 12, "since_last": 0, "reason": "a b"}),
-            json!({"count": 3, "since_last": 3, "reason": "c"}),
-        ];
-        let text = table(&rows, columns("drops").expect("columns"));
-        assert_eq!(
-            text,
-            "COUNT   SINCE-LAST   REASON\n12      0            a b\n3       3            c\n"
-        );
-    }
 
     #[tokio::test]
     async fn wrong_questions_name_the_right_ones() {
@@ -257,6 +301,16 @@ mod tests {
         );
         assert!(ask("conntrack", "src", "web").await.contains("neither an address"));
         assert_eq!(ask("conntrack", "service", "a/b").await, "there is no service a/b");
+        let both = BTreeMap::from([("namespace", "a"), ("name", "b/web")]);
+        for question in ["services", "endpoints"] {
+            let wrong = ask(question, "colour", "red").await;
+            assert!(
+                wrong.starts_with("unknown argument colour; there are namespace, name"),
+                "{wrong}"
+            );
+            let wrong = readers.answer(question, &both).await.expect_err("two namespaces");
+            assert_eq!(wrong, "b/web is not of namespace a");
+        }
         let none = readers.answer("drops", &BTreeMap::new()).await.expect_err("no maps");
         assert!(none.contains("map COUNTERS"), "{none}");
     }

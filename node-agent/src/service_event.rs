@@ -1,13 +1,35 @@
 //! Events about Services and pods' ports, as every task of the dataplane writes them.
 //!
-//! Pure but for the time of day.
+//! Pure but for the time of day, and [`write`].
+
+use std::time::Duration;
 
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
+use kube::{Api, Client, api::PostParams};
+
 use crate::model::ObjectKey;
+
+/// After this what could not be told is tried again: a server that starts anew is back by then.
+pub(crate) const AGAIN: Duration = Duration::from_secs(30);
+
+/// Writes an Event, unless this node wrote it before it restarted.
+pub(crate) async fn write(client: &Client, event: &Event) -> kube::Result<()> {
+    let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+    let events = Api::<Event>::namespaced(client.clone(), namespace);
+    match events.create(&PostParams::default(), event).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Whether the server does not answer, so that it would take nothing else either.
+pub(crate) const fn is_away(error: &kube::Error) -> bool {
+    !matches!(error, kube::Error::Api(_))
+}
 
 /// What an Event is about.
 #[derive(Clone, Copy, Debug)]

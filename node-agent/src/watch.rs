@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    time::Duration,
 };
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -20,24 +21,24 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, watcher},
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time};
 
 use crate::{
     model::{EndpointSliceRow, NodeRow, ObjectKey, ServiceRow},
     parse,
-    service_event::{About, warning},
+    service_event::{self, AGAIN, About, warning},
     table::Table,
 };
 
-/// Services whose report may wait; further ones are told by the next list.
-const REPORTS: usize = 256;
+/// Services whose report may wait; further ones are told by the next list. A list comes in pages of 500.
+const REPORTS: usize = 4_096;
 /// Services whose reports are remembered, so that each is told once; the oldest set is forgotten
 /// when it is full.
 const REPORTED: usize = 16_384;
@@ -88,7 +89,15 @@ pub fn start(client: &Client, node_name: &str, sources: &Sources) -> Handle {
     tasks.spawn(follow(slices, sources.slices.clone(), parse::endpoint_slice));
     let nodes = Api::<Node>::all(client.clone());
     tasks.spawn(follow(nodes, sources.nodes.clone(), parse::node));
-    tasks.spawn(tell(client.clone(), node_name.to_owned(), reports));
+    let teller = Teller {
+        client: client.clone(),
+        node: node_name.to_owned(),
+        services: sources.services.clone(),
+        told: BTreeSet::new(),
+        waiting: BTreeMap::new(),
+        again: AGAIN,
+    };
+    tasks.spawn(teller.run(reports));
     Handle { tasks }
 }
 
@@ -145,7 +154,7 @@ fn delete<K: Resource, V: PartialEq>(table: &Table<ObjectKey, V>, object: &K) {
     }
 }
 
-/// A service that is not programmed, or is again.
+/// A service that is not programmed as a whole, or is again.
 struct Unsupported {
     key: ObjectKey,
     uid: String,
@@ -166,7 +175,7 @@ fn due_condition(object: &Service, fields: &str) -> Option<Condition> {
         now?;
         ("True", "Supported", String::new())
     } else {
-        ("False", "UnsupportedField", format!("{fields} is not supported"))
+        ("False", "UnsupportedField", format!("{fields} is not supported; the rest is programmed"))
     };
     if now.is_some_and(|now| now.status == status && now.message == message) {
         return None;
@@ -182,57 +191,92 @@ fn due_condition(object: &Service, fields: &str) -> Option<Condition> {
     })
 }
 
-/// Writes the condition of one Service.
-async fn tell_condition(client: &Client, report: &Unsupported) {
-    let Some(condition) = &report.condition else { return };
+/// Writes conditions and Events of services with fields that are not supported.
+struct Teller {
+    client: Client,
+    node: String,
+    services: Table<ObjectKey, ServiceRow>,
+    told: BTreeSet<(String, String)>,
+    /// What could not be written.
+    waiting: BTreeMap<ObjectKey, Unsupported>,
+    again: Duration,
+}
+
+impl Teller {
+    async fn run(mut self, mut reports: mpsc::Receiver<Unsupported>) {
+        let mut timer = time::interval(self.again);
+        timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            let due = tokio::select! {
+                biased;
+                report = reports.recv(), if self.waiting.len() < REPORTS => match report {
+                    Some(report) => vec![report],
+                    None => return,
+                },
+                _instant = timer.tick(), if !self.waiting.is_empty() => {
+                    let waiting = std::mem::take(&mut self.waiting).into_values();
+                    waiting.filter(|report| self.is_due(report)).collect()
+                }
+            };
+            self.round(due).await;
+        }
+    }
+
+    /// Whether the service still is what the report says.
+    fn is_due(&self, report: &Unsupported) -> bool {
+        let is_so = |row: &ServiceRow| row.unsupported.join(", ") == report.fields;
+        !self.services.is_synced() || self.services.row(&report.key).is_some_and(|row| is_so(&row))
+    }
+
+    async fn round(&mut self, due: Vec<Unsupported>) {
+        let mut is_away = false;
+        for report in due {
+            self.waiting.remove(&report.key);
+            if !is_away && let Err(error) = self.write(&report).await {
+                let words = crate::overlay::chain(&error);
+                tracing::warn!(service = %report.key, error = words, "cannot tell what is not supported");
+                is_away = service_event::is_away(&error);
+            } else if !is_away {
+                continue;
+            }
+            self.waiting.insert(report.key.clone(), report);
+        }
+    }
+
+    /// The condition, and one Event per service and set of fields.
+    async fn write(&mut self, report: &Unsupported) -> kube::Result<()> {
+        write_condition(&self.client, report).await?;
+        let mark = (report.uid.clone(), report.fields.clone());
+        if report.fields.is_empty() || self.told.contains(&mark) {
+            return Ok(());
+        }
+        service_event::write(&self.client, &event(report, &self.node)).await?;
+        if self.told.len() >= REPORTED {
+            self.told.clear();
+        }
+        self.told.insert(mark);
+        Ok(())
+    }
+}
+
+async fn write_condition(client: &Client, report: &Unsupported) -> kube::Result<()> {
+    let Some(condition) = &report.condition else { return Ok(()) };
     let now = Time(jiff::Timestamp::now());
     let condition = Condition { last_transition_time: now, ..condition.clone() };
     let patch = serde_json::json!({ "status": { "conditions": [condition] } });
     let services = Api::<Service>::namespaced(client.clone(), &report.key.namespace);
-    let written = services
-        .patch_status(&report.key.name, &PatchParams::default(), &Patch::Strategic(patch))
-        .await;
-    if let Err(error) = written {
-        let error = crate::overlay::chain(&error);
-        tracing::warn!(service = %report.key, error, "cannot write a condition");
-    }
-}
-
-/// Writes conditions, and one Event per service and set of fields.
-async fn tell(client: Client, node: String, mut reports: mpsc::Receiver<Unsupported>) {
-    let mut told = BTreeSet::new();
-    while let Some(report) = reports.recv().await {
-        tell_condition(&client, &report).await;
-        if report.fields.is_empty() {
-            continue;
-        }
-        if told.len() >= REPORTED {
-            told.clear();
-        }
-        if !told.insert((report.uid.clone(), report.fields.clone())) {
-            continue;
-        }
-        let events = Api::<Event>::namespaced(client.clone(), &report.key.namespace);
-        let event = event(&report, &node);
-        match events.create(&PostParams::default(), &event).await {
-            Ok(_created) => {}
-            // Told by this node before it restarted.
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-            Err(error) => {
-                tracing::warn!(
-                    service = %report.key,
-                    error = crate::overlay::chain(&error),
-                    "cannot write an event"
-                );
-                told.remove(&(report.uid, report.fields));
-            }
-        }
+    let params = PatchParams::default();
+    match services.patch_status(&report.key.name, &params, &Patch::Strategic(patch)).await {
+        // Gone meanwhile: there is nobody to tell.
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other.map(drop),
     }
 }
 
 fn event(report: &Unsupported, node: &str) -> Event {
     let Unsupported { key, uid, fields, .. } = report;
-    let message = format!("Service is not programmed on node {node}: {fields} is not supported");
+    let message =
+        format!("On node {node} the Service is programmed without what is not supported: {fields}");
     warning(About { kind: "Service", key, uid }, node, "UnsupportedField", fields, message)
 }
 
@@ -241,6 +285,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::refusing::Refusing;
 
     fn object(name: &str, ip: &str) -> Service {
         serde_json::from_value(json!({
@@ -292,6 +337,44 @@ mod tests {
         assert!(due_condition(&service, fields).is_none(), "it is written already");
         assert!(due_condition(&service, "spec.other").is_some(), "another field");
         assert_eq!(due_condition(&service, "").unwrap().status, "True");
+    }
+
+    #[tokio::test]
+    async fn what_a_server_refused_is_told_when_it_takes_it_unless_it_is_over() {
+        let server = Refusing::start(3).await;
+        let services = Table::new();
+        let row = |fields: &[&str]| ServiceRow {
+            unsupported: fields.iter().map(|field| (*field).into()).collect(),
+            ..ServiceRow::default()
+        };
+        let report = |name: &str| Unsupported {
+            key: ObjectKey::new("d", name),
+            uid: name.to_owned(),
+            fields: "spec.a".to_owned(),
+            condition: due_condition(&object(name, "10.96.0.9"), "spec.a"),
+        };
+        services.upsert(ObjectKey::new("d", "web"), row(&["spec.a"]));
+        services.upsert(ObjectKey::new("d", "mended"), row(&[]));
+        services.mark_synced();
+        let (sender, reports) = mpsc::channel(2);
+        for name in ["web", "mended"] {
+            sender.send(report(name)).await.unwrap_or_else(|_| panic!("room"));
+        }
+        let teller = Teller {
+            client: server.client(),
+            node: "n1".to_owned(),
+            services,
+            told: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            again: Duration::from_millis(20),
+        };
+        let task = tokio::spawn(teller.run(reports));
+        // The condition, then the Event.
+        assert_eq!(server.told(2).await, ["/api/v1/namespaces/d/services/web/status", "web"]);
+        assert_eq!(server.refused(), 3);
+        drop(sender);
+        task.await.expect("it ends with the watches");
+        assert_eq!(server.told(2).await.len(), 2, "nothing of the service that is mended");
     }
 
     #[test]

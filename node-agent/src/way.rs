@@ -12,7 +12,7 @@ use std::{
 };
 
 use ebpf_common::{
-    TCP, UDP,
+    SCTP, TCP, UDP,
     addr::Addr,
     config::Config,
     service::Peer,
@@ -29,7 +29,7 @@ use crate::{
         xdp,
     },
     kubelet::chain,
-    model::{LocalEndpoint, ObjectKey, ServiceRow},
+    model::{LocalEndpoint, ObjectKey, ServiceKind, ServiceRow},
     sys::{netlink::Netlink, socket::netns_cookie},
     table::Table,
 };
@@ -69,15 +69,16 @@ pub fn trace(
     let proto = match argument("protocol") {
         "" | "tcp" => TCP,
         "udp" => UDP,
-        other => return Err(format!("unknown protocol {other:?}; there are tcp, udp")),
+        "sctp" => SCTP,
+        other => return Err(format!("unknown protocol {other:?}; there are tcp, udp, sctp")),
     };
     let (start, to) = known.resolve(argument("from"), argument("to"))?;
     let look = Look::below(pins);
     let config = look.config().map_err(words)?;
-    let names = known.names()?;
+    let (names, endpoints) = (known.names()?, known.endpoints.clone());
     let tracer = Tracer::load(pins).map_err(|error| chain(&error))?;
     let pins = pins.to_owned();
-    let mut way = Way { pins, tracer, look, config, names, proto, hops: Vec::new() };
+    let mut way = Way { pins, tracer, look, config, names, endpoints, proto, hops: Vec::new() };
     match start {
         Start::Pod(pod) => way.start_at_pod(&pod, to)?,
         Start::Node => way.start_at_node(to)?,
@@ -107,6 +108,7 @@ struct Way {
     look: Look,
     config: Config,
     names: Names,
+    endpoints: Table<IpAddr, LocalEndpoint>,
     proto: u8,
     hops: Vec<Hop>,
 }
@@ -125,6 +127,9 @@ impl Way {
         let source = SocketAddr::new(self.config.gateway_for(&dst).ip(), CLIENT_PORT);
         let packet = frame(source, to, self.proto, [0; 6]);
         let vxlan_ifindex = self.config.vxlan_ifindex;
+        if let Some(pod) = self.endpoints.row(&to.ip()) {
+            return self.packets("tc_to_pod", pod.host_ifindex, packet);
+        }
         let host = self.names.devices.iter().find(|(_, name)| *name == HOST_PEER);
         if self.config.is_service_address(&dst)
             && let Some((host, _)) = host
@@ -159,8 +164,12 @@ impl Way {
         self.packets("tc_from_underlay", ifindex, packet)
     }
 
-    /// The hop at the socket: where it goes, or `None` if it is refused.
+    /// The hop at the socket: where it goes, or `None` if it is refused. The kernel asks no program about
+    /// sockets of SCTP.
     fn socket(&mut self, netns: u64, to: SocketAddr) -> Result<Option<SocketAddr>, String> {
+        if self.proto == SCTP {
+            return Ok(Some(to));
+        }
         let wanted =
             Peer { addr: Addr::from(to.ip()), port: to.port().to_be_bytes(), reserved: [0; 2] };
         // What chance would be for TCP, and the socket for UDP.
@@ -262,7 +271,7 @@ impl Known {
         let (name, port) = to.rsplit_once(':').ok_or_else(wrong)?;
         let port: u16 = port.parse().map_err(|_not| wrong())?;
         let ips: Vec<IpAddr> = if let Some(name) = name.strip_prefix("svc/") {
-            self.service(name)?.cluster_ips.clone()
+            cluster_ips(&key(name), &*self.service(name)?)?
         } else {
             let name = name.strip_prefix("pod/").ok_or_else(wrong)?;
             self.pods(name)?.iter().map(|pod| pod.ip).collect()
@@ -285,10 +294,21 @@ impl Known {
 
     fn names(&self) -> Result<Names, String> {
         let links = Netlink::open().map_err(words)?.links().map_err(words)?;
+        let pods = self.endpoints.changes_since(0).upserts;
+        Ok(Names {
+            devices: links.into_iter().map(|link| (link.index, link.name)).collect(),
+            pods: pods.into_iter().map(|(ip, row)| (ip, row.pod.to_string())).collect(),
+            services: self.frontends(),
+        })
+    }
+
+    /// Where services answer, by address and port; node ports at the any-address.
+    fn frontends(&self) -> BTreeMap<SocketAddr, String> {
         let mut services = BTreeMap::new();
         for (key, row) in self.services.changes_since(0).upserts {
             for port in &row.ports {
-                for ip in row.cluster_ips.iter().chain(&row.external_ips) {
+                let ips = row.cluster_ips.iter().chain(&row.external_ips).chain(&row.ingress_ips);
+                for ip in ips {
                     services.insert(SocketAddr::new(*ip, port.port), key.to_string());
                 }
                 for any in [Addr::ANY_V4, Addr::ANY_V6].iter().filter(|_any| port.node_port != 0) {
@@ -296,12 +316,22 @@ impl Known {
                 }
             }
         }
-        let pods = self.endpoints.changes_since(0).upserts;
-        Ok(Names {
-            devices: links.into_iter().map(|link| (link.index, link.name)).collect(),
-            pods: pods.into_iter().map(|(ip, row)| (ip, row.pod.to_string())).collect(),
-            services,
-        })
+        services
+    }
+}
+
+fn cluster_ips(service: &ObjectKey, row: &ServiceRow) -> Result<Vec<IpAddr>, String> {
+    match row.kind {
+        ServiceKind::Headless => {
+            Err(format!("service {service} has no cluster IP; its name leads to pods"))
+        }
+        ServiceKind::ExternalName => {
+            let name = &row.external_name;
+            Err(format!("service {service} has no cluster IP; its name leads to {name}"))
+        }
+        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => {
+            Ok(row.cluster_ips.clone())
+        }
     }
 }
 
@@ -341,6 +371,7 @@ fn words(error: impl std::fmt::Display) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Protocol, ServicePort};
 
     fn known() -> Known {
         let known = Known { services: Table::new(), endpoints: Table::new() };
@@ -357,7 +388,43 @@ mod tests {
             };
             known.endpoints.upsert(ip, row);
         }
+        let of_kind = |kind, external_name: &str| ServiceRow {
+            kind,
+            external_name: external_name.into(),
+            ..ServiceRow::default()
+        };
+        let key = |name| ObjectKey::new("shop", name);
+        known.services.upsert(key("less"), of_kind(ServiceKind::Headless, ""));
+        known.services.upsert(key("far"), of_kind(ServiceKind::ExternalName, "far.example"));
         known
+    }
+
+    #[test]
+    fn every_address_of_a_service_has_its_name() {
+        let known = Known { services: Table::new(), endpoints: Table::new() };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let row = ServiceRow {
+            cluster_ips: vec![ip("10.96.0.1")],
+            external_ips: vec![ip("192.0.2.1")].into(),
+            ingress_ips: vec![ip("172.31.0.5")].into(),
+            ports: vec![ServicePort {
+                name: "".into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: 30_080,
+            }],
+            ..ServiceRow::default()
+        };
+        known.services.upsert(ObjectKey::new("d", "web"), row);
+        let frontends = known.frontends();
+        let at = ["10.96.0.1:80", "192.0.2.1:80", "172.31.0.5:80", "0.0.0.0:30080", "[::]:30080"];
+        for at in at {
+            assert_eq!(
+                frontends.get(&at.parse().unwrap()).map(String::as_str),
+                Some("d/web"),
+                "{at}"
+            );
+        }
     }
 
     #[test]
@@ -376,6 +443,12 @@ mod tests {
             ("node", "web", "TO is \"web\""),
             ("x", "10.0.0.1:80", "FROM is \"x\""),
             ("192.0.2.1", "[fd00::1]:80", "no address of a family"),
+            (
+                "pod/web.shop",
+                "svc/less.shop:80",
+                "service shop/less has no cluster IP; its name leads to pods",
+            ),
+            ("node", "svc/far.shop:80", "its name leads to far.example"),
         ];
         for (from, to, message) in wrong {
             let error = resolve(from, to).expect_err(message);

@@ -119,7 +119,8 @@ mod tests {
                 runtime.block_on(async {
                     let handle = dataplane::start(config, tables).unwrap();
                     let readers = Readers::new(&path, known, Some(handle.reporter()))
-                        .with_events(handle.events.clone(), "n1".into());
+                        .with_node("n1".into(), Table::new())
+                        .with_events(handle.events.clone());
                     let serve = debug::serve(&served, views(readers));
                     tokio::select! {
                         result = serve => result.unwrap(),

@@ -4,6 +4,9 @@
 #[expect(dead_code, reason = "devices are for other tests")]
 #[path = "support/place.rs"]
 mod place;
+#[cfg(test)]
+#[path = "support/rows.rs"]
+mod rows;
 
 #[cfg(test)]
 mod tests {
@@ -16,18 +19,22 @@ mod tests {
 
     use aya::maps::{HashMap, Map, MapData};
     use ebpf_common::{
-        ABI_VERSION,
+        ABI_VERSION, TCP,
         addr::Addr,
+        affinity::{Affinity, AffinityKey},
         conntrack::{FORWARD, Flow, FlowKey, LED_TO, REVERSE, SEEN_FIN, SEEN_REPLY},
-        maps::NODE_ADDRS,
+        maps::{self as names, NODE_ADDRS},
         service::{Backend, BackendKey, Service, ServiceKey, SourceRange},
     };
     use node_agent::{
-        dataplane::{collect::Collector, load::Programs, plan::Batch, seek::Sought},
+        dataplane::{collect::Collector, load::Programs, look::Look, plan::Batch, seek::Sought},
         sys::map::{RowMap, Walk},
     };
 
-    use super::place::own_namespaces;
+    use super::{
+        place::own_namespaces,
+        rows::{Rows, addr},
+    };
 
     /// Maps need root and a kernel that lets it use them.
     fn is_possible() -> bool {
@@ -36,6 +43,39 @@ mod tests {
             skip::because(&format!("this process may not make BPF maps ({error})"));
         }
         made.is_ok()
+    }
+
+    /// Clients whose time is over do not count, though their rows are there.
+    #[test]
+    fn the_fill_of_the_map_of_clients_is_those_who_keep_their_backend() {
+        if !is_possible() {
+            return;
+        }
+        let test = || {
+            let pins = own_namespaces().join("orlop");
+            let (_programs, _maps) = Programs::load(Some(&pins)).unwrap();
+            let rows = Rows::below(&pins);
+            let sticky = Service { affinity_s: 60, ..Service::default() };
+            let backend = ["10.244.1.7:80".parse().unwrap()];
+            let service = rows.put_service("10.96.0.1:80", TCP, sticky, &backend).service;
+            let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let now_s = u32::try_from(clock.tv_sec).unwrap();
+            let put = |client, service, age: u32| {
+                let last_used = now_s.wrapping_sub(age);
+                let row = Affinity { last_used, ..Affinity::default() };
+                rows.put_client(AffinityKey { client: addr(client), service }, row);
+            };
+            put("192.0.2.1", service, 1);
+            put("192.0.2.2", service, 3_600);
+            put("192.0.2.3", service + 1, 1);
+            let look = Look::below(&pins);
+            let fill = look.forgetful().unwrap();
+            let named: Vec<_> = fill.iter().map(|fill| (fill.map, fill.rows)).collect();
+            assert_eq!(named, [(names::AFFINITY, 1), (names::FRAGMENTS, 0)]);
+            assert!(fill[0].max >= u64::from(names::AFFINITY_MAX));
+            assert!(look.fill().unwrap().contains(&fill[0]), "metrics have it too");
+        };
+        thread::scope(|scope| scope.spawn(test).join()).unwrap();
     }
 
     fn map(rows: u32) -> RowMap<u32, u64> {

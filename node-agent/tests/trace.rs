@@ -16,10 +16,10 @@ mod dump;
 
 #[cfg(test)]
 mod tests {
-    use std::{net::SocketAddr, path::Path, thread};
+    use std::{collections::BTreeMap, net::SocketAddr, path::Path, thread};
 
     use ebpf_common::{
-        TCP,
+        SCTP, TCP,
         addr::Net,
         config::Config,
         maps as names,
@@ -34,7 +34,10 @@ mod tests {
             trace::{Names, frame},
             tracer::{Answer, Tracer},
         },
+        model::{LocalEndpoint, ObjectKey},
         sys::netlink::Netlink,
+        table::Table,
+        way::{self, Known},
     };
 
     use super::{
@@ -107,6 +110,64 @@ mod tests {
         assert_eq!(answer, Answer::Refused(DropReason::UnknownService));
         let (answer, _) = ask(tracer, "198.51.100.1:80", 0);
         assert_eq!(answer, Answer::Left);
+    }
+
+    /// A pod of this node, behind a link of its own.
+    fn with_pod(ifindex: u32) -> Known {
+        let known = Known { services: Table::new(), endpoints: Table::new() };
+        let ip = "10.244.1.7".parse().unwrap();
+        let pod = LocalEndpoint {
+            pod: ObjectKey::new("default", "web"),
+            ip,
+            netns_cookie: COOKIE,
+            host_ifindex: ifindex,
+            host_mac: [2; 6],
+            pod_mac: [3; 6],
+            host_ports: [].into(),
+        };
+        known.endpoints.upsert(ip, pod);
+        known
+    }
+
+    /// The programs that a packet meets, and all that is said of it.
+    fn hops(pins: &Path, known: &Known, asked: [&str; 3]) -> (Vec<String>, String) {
+        let arguments: BTreeMap<&str, &str> =
+            ["from", "to", "protocol"].into_iter().zip(asked).collect();
+        let hops = way::trace(pins, known, &arguments).unwrap();
+        let programs = hops.as_array().unwrap().iter();
+        let programs = programs.map(|hop| hop["program"].as_str().unwrap().to_owned());
+        (programs.collect(), way::text(hops.as_array().unwrap()))
+    }
+
+    #[test]
+    fn a_trace_meets_the_programs_that_the_packet_would() {
+        if !is_possible() {
+            return;
+        }
+        let test = || {
+            let pins = own_namespaces().join("orlop");
+            ip("link add orl0 type veth peer name pod0");
+            let link = Netlink::open().unwrap().link("orl0").unwrap().unwrap();
+            let _programs = set_up(&pins);
+            let rows = Rows::below(&pins);
+            let far = ["10.244.2.3:3868".parse().unwrap()];
+            rows.put_service("10.96.0.7:3868", SCTP, Service::default(), &far);
+            let known = with_pod(link.index);
+            let before = dump(&pins);
+
+            let (programs, text) = hops(&pins, &known, ["node", "pod/web:8080", "tcp"]);
+            assert_eq!(programs, ["tc_trace_socket", "tc_to_pod"], "{text}");
+            assert!(text.contains(&format!("a packet at orl0 ({})", link.index)), "{text}");
+            assert!(!text.contains("tunnelled"), "{text}");
+
+            // No program is asked about its socket.
+            let (programs, text) = hops(&pins, &known, ["pod/web", "10.96.0.7:3868", "sctp"]);
+            assert_eq!(programs, ["tc_from_pod"], "{text}");
+            assert!(text.contains("frontend 10.96.0.7:3868 SCTP for clients"), "{text}");
+            assert!(text.contains("backend 10.244.2.3:3868"), "{text}");
+            assert_eq!(dump(&pins), before, "a trace writes nothing");
+        };
+        thread::scope(|scope| scope.spawn(test).join()).unwrap();
     }
 
     #[test]

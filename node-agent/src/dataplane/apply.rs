@@ -17,12 +17,13 @@ use ebpf_common::{
     config::{Config, EVENTS, LOOPBACK_PORTS, MASQUERADE_V4, MASQUERADE_V6},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{self, Instant},
 };
 
 use super::{
     DataplaneConfig, Tables,
+    asked::Question,
     collect::Collector,
     events::Teller,
     health::Pulse,
@@ -146,7 +147,7 @@ impl Runner {
         }
     }
 
-    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Report>>) {
+    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<Question>) {
         let mut services = self.tables.services.subscribe();
         let mut slices = self.tables.slices.subscribe();
         let mut endpoints = self.tables.endpoints.subscribe();
@@ -190,9 +191,8 @@ impl Runner {
                 () = time::sleep_until(again) => true,
                 _instant = work.tick() => if self.work() { true } else { continue },
                 question = asked.recv() => match question {
-                    Some(reply) => {
-                        // Whoever asked may have gone.
-                        let _gone: Result<(), Report> = reply.send(self.report());
+                    Some(question) => {
+                        self.answer(question);
                         continue;
                     }
                     None => false,
@@ -420,8 +420,7 @@ impl Runner {
         problems.into_iter().collect()
     }
 
-    fn report(&self) -> Report {
-        let (services, frontends) = self.services.programmed();
+    pub(super) fn report(&self) -> Report {
         Report {
             sockets: self.config.cgroup.clone(),
             hooks: self.programs.hooks(),
@@ -431,8 +430,7 @@ impl Runner {
             xdp: self.xdp.paths(),
             untranslated: self.attached.untranslated.clone(),
             pins: self.config.pins.clone(),
-            frontends,
-            services,
+            frontends: self.services.programmed(),
             endpoints: self.tables.endpoints.changes_since(0).upserts.into_iter().collect(),
             tunnels: self.maps.tunnels().unwrap_or_default(),
             flows: usize::try_from(self.collector.rows() / 2).unwrap_or(0),
@@ -440,6 +438,8 @@ impl Runner {
             unsupported: status::unsupported(&self.services.model),
             problems: self.problems(),
             full: self.full(),
+            loses_pieces: self.room.loses_pieces(),
+            evicting: Vec::new(),
             rounds: self.services.rounds,
             by_chance: status::by_chance(self.services.observed.as_ref()),
             trouble: self.trouble.iter().map(|(part, words)| (*part, words.clone())).collect(),

@@ -102,6 +102,7 @@ pub fn desired(
             desired.problems.push(words);
         }
     }
+    desired.problems.extend(closed(row, &families));
     let mut seen = Vec::new();
     let (first, last) = node.node_ports;
     for (index, port) in row.ports.iter().enumerate() {
@@ -131,6 +132,19 @@ pub fn desired(
         }
     }
     desired
+}
+
+/// Words for the families of which nobody is let in, since no range can be read.
+fn closed(row: &ServiceRow, families: &[Family]) -> impl Iterator<Item = String> {
+    let is_closed = row.is_closed && !row.ingress_ips.is_empty();
+    let closed = families.iter().filter(move |family| is_closed && !has_ranges(row, **family));
+    closed.map(|family| {
+        let name = family.name();
+        format!(
+            "spec.loadBalancerSourceRanges: no range of {name} can be read, so no client is let in \
+             at the load balancer's addresses of {name}"
+        )
+    })
 }
 
 /// Whether a frontend stands for all addresses of the node.
@@ -218,18 +232,21 @@ const fn claim(key: &ServiceKey) -> ServiceKey {
 
 /// Whether the service has anything that is programmed.
 #[must_use]
-pub fn is_programmed(row: &ServiceRow) -> bool {
-    let has_address = match row.kind {
+pub const fn is_programmed(row: &ServiceRow) -> bool {
+    match row.kind {
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => true,
         ServiceKind::Headless | ServiceKind::ExternalName => false,
-    };
-    has_address && row.unsupported.is_empty()
+    }
 }
 
 /// A service is of the families of its cluster IPs.
 fn families(row: &ServiceRow) -> Vec<Family> {
     let has = |family: &Family| row.cluster_ips.iter().any(|ip| Family::of(ip) == *family);
     [Family::V4, Family::V6].into_iter().filter(has).collect()
+}
+
+fn has_ranges(row: &ServiceRow, family: Family) -> bool {
+    row.source_ranges.iter().any(|range| Family::of(&range.network()) == family)
 }
 
 /// The rows of one port in one family. Where an address stands in several fields, the first one holds.
@@ -247,8 +264,7 @@ fn frontends(row: &ServiceRow, port: &ServicePort, family: Family) -> Vec<Fronte
         }
         found.push(Frontend { key, which: internal, flags: 0, is_consistent: false });
     }
-    let is_limited = row.source_ranges.iter().any(|range| Family::of(&range.network()) == family);
-    let limit = if is_limited { SOURCE_RANGES } else { 0 };
+    let limit = if row.is_closed || has_ranges(row, family) { SOURCE_RANGES } else { 0 };
     let ingress = row.ingress_ips.iter().map(|ip| (ip, limit));
     let external = row.external_ips.iter().map(|ip| (ip, 0));
     let addresses = ingress.chain(external).filter(|(ip, _)| Family::of(ip) == family);

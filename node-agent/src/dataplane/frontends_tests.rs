@@ -164,6 +164,31 @@ fn source_ranges_guard_the_load_balancers_addresses_of_their_family() {
 }
 
 #[test]
+fn ranges_that_cannot_be_read_let_nobody_in() {
+    let guarded = |row: &ServiceRow| {
+        let desired = desire(row, &slices(8080));
+        let rows = rows(&desired).into_iter().filter(|row| row.contains("] 2")).collect();
+        let ranges: Vec<usize> = desired.ports.iter().map(|port| port.ranges.len()).collect();
+        (rows, ranges, desired.problems)
+    };
+    let none = ServiceRow { is_closed: true, ..service() };
+    let (rows, ranges, problems): (Vec<String>, _, _) = guarded(&none);
+    assert_eq!(rows, ["192.0.2.2 80 in [1, 2] 2 c", "2001:db8::2 80 in [1, 2] 2 c"]);
+    assert_eq!(ranges, [0, 0]);
+    let words =
+        "spec.loadBalancerSourceRanges: no range of IPv4 can be read, so no client is let in at";
+    assert!(problems[0].starts_with(words), "{problems:?}");
+    // The one that cannot be read may have been meant for the other family.
+    let some = ServiceRow { source_ranges: vec!["10.0.0.0/8".parse().unwrap()].into(), ..none };
+    let (rows, ranges, problems) = guarded(&some);
+    assert_eq!((rows.len(), ranges), (2, vec![1, 0]));
+    assert!(problems[0].contains("no range of IPv6"), "{problems:?}");
+    // As with kube-proxy, ranges of one family say nothing of the other.
+    let (rows, ranges, problems) = guarded(&ServiceRow { is_closed: false, ..some });
+    assert_eq!((rows.len(), ranges, problems.len()), (1, vec![1, 0], 0));
+}
+
+#[test]
 fn an_address_that_stands_twice_has_one_row() {
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],
@@ -277,11 +302,8 @@ fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
 }
 
 #[test]
-fn what_has_no_address_or_asks_for_what_is_not_done_claims_nothing() {
+fn what_has_no_address_claims_nothing() {
     let headless = ServiceRow { kind: ServiceKind::Headless, ..service() };
-    let unsupported = ServiceRow { unsupported: vec!["spec.new".into()].into(), ..service() };
-    for row in [headless, unsupported] {
-        assert_eq!((claims(&row), desire(&row, &slices(80))), (vec![], Desired::default()));
-    }
+    assert_eq!((claims(&headless), desire(&headless, &slices(80))), (vec![], Desired::default()));
     assert_eq!(claims(&service()).len(), 7);
 }

@@ -20,11 +20,12 @@ use aya::{
 use ebpf_common::{
     ABI_VERSION,
     addr::Addr,
-    affinity::MemberKey,
+    affinity::{self, Affinity, AffinityKey, MemberKey},
     config::Config,
     conntrack::{Flow, FlowKey},
     device::Device,
     endpoint::Endpoint,
+    fragment::{Fragment, FragmentKey},
     maglev::{MaglevBlock, MaglevKey},
     maps as names,
     netns::Netns,
@@ -33,7 +34,8 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use crate::sys::map::RowMap;
+use super::apply::now_s;
+use crate::sys::map::{RowMap, Walk};
 
 /// A folder of pinned maps.
 #[derive(Clone, Debug)]
@@ -50,7 +52,7 @@ pub struct Fill {
 }
 
 /// Maps that can get full and whose rows are worth counting.
-const COUNTED: [&str; 9] = [
+const COUNTED: [&str; 11] = [
     names::SERVICES,
     names::BACKENDS,
     names::MEMBERS,
@@ -60,7 +62,12 @@ const COUNTED: [&str; 9] = [
     names::DEVICES,
     names::CONNTRACK,
     names::MAGLEV,
+    names::AFFINITY,
+    names::FRAGMENTS,
 ];
+
+/// Those of them that forget the least recently used row when they are full.
+const FORGETFUL: [&str; 2] = [names::AFFINITY, names::FRAGMENTS];
 
 impl Look {
     /// The maps below `pins`, as [`super::DataplaneConfig::pins`] has it.
@@ -110,6 +117,15 @@ impl Look {
         COUNTED.iter().map(|name| self.fill_of(name)).collect()
     }
 
+    /// The same for maps that forget rows when they are full.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flows`].
+    pub fn forgetful(&self) -> io::Result<Vec<Fill>> {
+        FORGETFUL.iter().map(|name| self.fill_of(name)).collect()
+    }
+
     /// The settings that programs read.
     ///
     /// # Errors
@@ -146,16 +162,40 @@ impl Look {
             names::NETNS => self.count::<u64, Netns>(map)?,
             names::DEVICES => self.count::<u32, Device>(map)?,
             names::MAGLEV => self.count::<MaglevKey, MaglevBlock>(map)?,
+            names::AFFINITY => self.clients()?,
+            names::FRAGMENTS => self.count::<FragmentKey, Fragment>(map)?,
             _ => self.count::<FlowKey, Flow>(map)?,
         };
         Ok(Fill { map, rows, max })
     }
 
     fn count<K: Pod, V: Pod>(&self, name: &str) -> io::Result<(u64, u64)> {
+        let map: RowMap<K, V> = self.rows(name)?;
+        Ok((map.count()?, u64::from(map.max())))
+    }
+
+    /// Clients who still keep their backend. Nobody takes out the rows of the others, whose place is taken first.
+    fn clients(&self) -> io::Result<(u64, u64)> {
+        let mut limits = BTreeMap::new();
+        each(&self.rows::<ServiceKey, Service>(names::SERVICES)?, |_, row| {
+            if row.affinity_s != 0 {
+                limits.insert(row.service, row.affinity_s);
+            }
+        })?;
+        let clients: RowMap<AffinityKey, Affinity> = self.rows(names::AFFINITY)?;
+        let (mut count, now_s) = (0, now_s());
+        each(&clients, |key, row| {
+            let limit = limits.get(&key.service);
+            count +=
+                u64::from(limit.is_some_and(|limit| affinity::holds(row.last_used, now_s, *limit)));
+        })?;
+        Ok((count, u64::from(clients.max())))
+    }
+
+    fn rows<K: Pod, V: Pod>(&self, name: &str) -> io::Result<RowMap<K, V>> {
         let failed =
             |error| io::Error::other(format!("map {name} in {}: {error}", self.folder.display()));
-        let map: RowMap<K, V> = RowMap::open(&self.folder.join(name)).map_err(failed)?;
-        Ok((map.count()?, u64::from(map.max())))
+        RowMap::open(&self.folder.join(name)).map_err(failed)
     }
 
     fn hash<K: Pod, V: Pod>(&self, name: &str) -> io::Result<HashMap<MapData, K, V>> {
@@ -167,4 +207,12 @@ impl Look {
             io::Error::other(format!("map {name} in {}: {error}", self.folder.display()))
         })
     }
+}
+
+fn each<K: Pod, V: Pod>(map: &RowMap<K, V>, mut see: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut walk = Walk::new();
+    while !walk.is_over() {
+        map.next(&mut walk)?.iter().for_each(|(key, row)| see(key, row));
+    }
+    Ok(())
 }

@@ -6,7 +6,10 @@ use std::{fmt::Write as _, time::Duration};
 
 use ebpf_common::verdict::DropReason;
 
-use super::{look::Fill, status::Full};
+use super::{
+    look::Fill,
+    status::{Evicting, Full},
+};
 
 /// What a scrape shows.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +18,8 @@ pub struct Metrics {
     pub fill: Vec<Fill>,
     /// Maps without room.
     pub full: Vec<Full>,
+    /// Maps that are about to forget rows in use.
+    pub evicting: Vec<Evicting>,
     /// Attached programs by path: `("socket", "cg_connect4")`.
     pub programs: Vec<(&'static str, String)>,
     /// Rounds of programming so far, the time they took, and how many left something undone.
@@ -41,7 +46,7 @@ impl Metrics {
             sample(&mut out, name, &[("reason", reason.words())], count);
         }
         let name = "dataplane_map_rows";
-        head(&mut out, name, "gauge", "Rows in a map of the kernel.");
+        head(&mut out, name, "gauge", "Rows in a map of the kernel; of AFFINITY, those in use.");
         for fill in &self.fill {
             sample(&mut out, name, &[("map", fill.map)], &fill.rows);
         }
@@ -59,6 +64,16 @@ impl Metrics {
         );
         for full in &self.full {
             sample(&mut out, name, &[("map", full.map)], &full.missing);
+        }
+        let name = "dataplane_map_evicting_rows";
+        head(
+            &mut out,
+            name,
+            "gauge",
+            "Rows in use of a map that forgets the least recently used, where they take most of it.",
+        );
+        for one in &self.evicting {
+            sample(&mut out, name, &[("map", one.map)], &one.rows);
         }
         let name = "dataplane_program_attached";
         head(&mut out, name, "gauge", "Programs that run, by the path that they serve.");
@@ -134,6 +149,7 @@ mod tests {
             drops: vec![(DropReason::NoBackend, 3)],
             fill: vec![Fill { map: "CONNTRACK", rows: 8, max: 131_072 }],
             full: vec![Full { map: "SERVICES", max: 8, most: 8, missing: 3 }],
+            evicting: vec![Evicting { map: "AFFINITY", rows: 7, max: 8 }],
             programs: vec![("socket", "a \"b\"".to_owned())],
             rounds,
         };
@@ -144,6 +160,7 @@ mod tests {
             "dataplane_map_rows{map=\"CONNTRACK\"} 8",
             "dataplane_map_max_rows{map=\"CONNTRACK\"} 131072",
             "dataplane_map_missing_rows{map=\"SERVICES\"} 3",
+            "dataplane_map_evicting_rows{map=\"AFFINITY\"} 7",
             "dataplane_program_attached{path=\"socket\",program=\"a \\\"b\\\"\"} 1",
             "dataplane_programming_seconds_sum 2.5",
             "dataplane_programming_seconds_count 2",

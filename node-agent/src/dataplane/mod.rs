@@ -5,6 +5,7 @@
 //! policy `Local`, `events::run` hands events of connections on. All end with the [`Handle`]; what is pinned stays.
 
 mod apply;
+mod asked;
 mod batch;
 pub mod collect;
 mod devices;
@@ -20,6 +21,7 @@ mod hook;
 pub mod host_ports;
 #[cfg(feature = "kernel-log")]
 mod kernel_log;
+pub mod listing;
 pub mod load;
 pub mod look;
 pub mod maps;
@@ -49,11 +51,9 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 
+pub use asked::{Ends, Reporter};
 pub use load::{LoadError, TcPath};
 pub use model::{NodeLocalService, Problems};
 pub use object::object;
@@ -169,25 +169,20 @@ pub struct Handle {
     pub pulse: watch::Receiver<health::Pulse>,
     /// Where those come to who want to hear of connections.
     pub events: events::Events,
-    questions: mpsc::Sender<oneshot::Sender<Report>>,
+    reporter: Reporter,
     tasks: JoinSet<()>,
 }
-
-/// Questions that may wait for the task; the next one waits for room.
-const QUESTIONS: usize = 8;
 
 impl Handle {
     /// What is programmed, by which paths, and what was dropped; `None` when the task has ended.
     pub async fn report(&self) -> Option<Report> {
-        let (reply, answer) = oneshot::channel();
-        self.questions.send(reply).await.ok()?;
-        answer.await.ok()
+        self.reporter.report().await
     }
 
-    /// A sender for [`Self::report`]'s questions, for a task that serves them.
+    /// For a task that asks [`Self::report`]'s question and its like.
     #[must_use]
-    pub fn reporter(&self) -> mpsc::Sender<oneshot::Sender<Report>> {
-        self.questions.clone()
+    pub fn reporter(&self) -> Reporter {
+        self.reporter.clone()
     }
 
     /// Stops the task. Everything pinned stays.
@@ -212,7 +207,7 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
         programs.attach_cgroup(cgroup)?;
     }
     let (programmed_tx, programmed) = watch::channel(0);
-    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let (reporter, asked) = Reporter::new();
     let mut tasks = JoinSet::new();
     let (settled_tx, settled) = watch::channel(Settled::default());
     let (problems_tx, problems) = watch::channel(Arc::default());
@@ -231,5 +226,5 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     let inner = (pulse_tx, unserved.clone(), teller);
     let runner = apply::Runner::new(config, tables, kernel, (programmed_tx, outlets), inner);
     tasks.spawn(runner.run(asked));
-    Ok(Handle { programmed, settled, problems, unserved, pulse, events, questions, tasks })
+    Ok(Handle { programmed, settled, problems, unserved, pulse, events, reporter, tasks })
 }

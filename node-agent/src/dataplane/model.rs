@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Bound,
     sync::Arc,
 };
 
@@ -175,6 +176,21 @@ impl Model {
         self.entries.iter().filter(|(_, entry)| entry.row.is_some()).map(|(key, _)| key)
     }
 
+    /// The same from a place on, with the rows and slices of each.
+    pub fn from(
+        &self,
+        start: Bound<&ObjectKey>,
+    ) -> impl Iterator<Item = (&ObjectKey, &Arc<ServiceRow>, &[Arc<EndpointSliceRow>])> {
+        let entries = self.entries.range::<ObjectKey, _>((start, Bound::Unbounded));
+        entries.filter_map(|(key, one)| Some((key, one.row.as_ref()?, one.slices.as_slice())))
+    }
+
+    /// Whether an address of this node answers for the service.
+    #[must_use]
+    pub fn is_answered_here(&self, key: &ObjectKey) -> bool {
+        self.node_local.as_ref().is_some_and(|local| local.service == *key)
+    }
+
     /// What a service should have; nothing when it is not there. Notes what is wrong with it.
     pub fn desired(&mut self, key: &ObjectKey) -> Desired {
         let Some((entry, row)) =
@@ -226,7 +242,7 @@ impl Model {
         self.entries.get(key)?.row.as_ref()
     }
 
-    /// Services that are not programmed since they use fields this agent does not implement.
+    /// Services that are programmed without the ports that use fields this agent does not implement.
     pub fn unsupported(&self) -> impl Iterator<Item = (&ObjectKey, &[Box<str>])> {
         let rows = self.entries.iter().filter_map(|(key, entry)| Some((key, entry.row.as_ref()?)));
         rows.filter(|(_, row)| !row.unsupported.is_empty())

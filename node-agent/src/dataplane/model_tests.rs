@@ -145,10 +145,10 @@ fn moving_the_node_touches_every_service() {
 fn a_service_is_checked_when_it_is_programmed_and_names_a_port() {
     let mut world = World::new();
     let balanced = ServiceRow { health_check_port: 31_000, ..service(1, 30_080) };
-    let unsupported = vec!["spec.other".into()];
     world.services.upsert(key("a"), balanced.clone());
     world.services.upsert(key("b"), service(1, 30_081));
-    world.services.upsert(key("c"), ServiceRow { unsupported: unsupported.into(), ..balanced });
+    let headless = ServiceRow { kind: ServiceKind::Headless, ..balanced };
+    world.services.upsert(key("c"), headless);
     world.model.set_place(Place { node: "n1".into(), zone: "".into() });
     let here = EndpointRow { node: "n1".into(), ..EndpointRow::default() };
     world.slices.upsert(

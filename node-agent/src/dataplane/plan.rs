@@ -214,17 +214,6 @@ impl Observed {
         compact(&mut self.sets);
     }
 
-    /// Every port that is programmed.
-    pub fn ports(&self) -> impl Iterator<Item = (&ObjectKey, &Programmed)> {
-        self.ports.iter().flat_map(|(key, ports)| ports.iter().map(move |port| (key, port)))
-    }
-
-    /// The backends of a set, by slot.
-    #[must_use]
-    pub fn slots(&self, set: u32) -> &[Backend] {
-        self.sets.get(&set).map_or(&[], |set| &set.slots)
-    }
-
     /// Takes over what an earlier agent had for a port, told by its frontends.
     fn adopt(&mut self, port: &Port) -> Programmed {
         let mut prior =
@@ -492,6 +481,8 @@ fn index(slot: u32) -> usize {
 
 #[path = "consistent.rs"]
 mod consistent;
+#[path = "programmed.rs"]
+mod programmed;
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]

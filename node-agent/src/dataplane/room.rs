@@ -29,14 +29,45 @@ pub(super) struct Room {
     /// Through the old connection table.
     walk: Option<Walk>,
     old_is_empty: bool,
-    /// Drops for want of room in the connection table, and when they last became more.
-    drops: Option<u64>,
-    dropped_at: Option<u32>,
+    /// Drops for want of room in the connection table.
+    drops: Drops,
+    /// Later pieces of packets that were dropped since their first one was not known.
+    pieces: Drops,
     /// The table had no room when it was last looked at.
     overflows: bool,
 }
 
+/// A reason's drops, and when they last became more.
+#[derive(Debug, Default)]
+struct Drops {
+    count: Option<u64>,
+    at: Option<u32>,
+}
+
+impl Drops {
+    /// Takes the count over. Says whether there are more than when it was last looked at; what an earlier
+    /// agent saw is not news.
+    fn see(&mut self, count: u64, now_s: u32) -> bool {
+        let are_more = self.count.is_some_and(|before| count > before);
+        if are_more {
+            self.at = Some(now_s);
+        }
+        self.count = Some(count);
+        are_more
+    }
+
+    /// Whether there were any lately.
+    fn are_recent(&self, now_s: u32) -> bool {
+        self.at.is_some_and(|at| now_s.wrapping_sub(at) < TOLD_S)
+    }
+}
+
 impl Room {
+    /// Whether packets in pieces were dropped lately since their first pieces were not known.
+    pub(super) fn loses_pieces(&self) -> bool {
+        self.pieces.are_recent(now_s())
+    }
+
     /// Whether it is still to come that programs and maps are those of the present pins.
     pub(super) const fn is_stale(&self) -> bool {
         self.is_stale
@@ -97,9 +128,8 @@ impl Runner {
         let services = self.services.full.iter();
         let services =
             services.map(|(map, missing)| full(map, self.maps.services().max(map), *missing));
-        let is_recent = |at: u32| now_s().wrapping_sub(at) < TOLD_S;
-        let flows = self.room.dropped_at.filter(|at| is_recent(*at)).map(|_at| {
-            let drops = self.room.drops.unwrap_or(0);
+        let flows = self.room.drops.are_recent(now_s()).then(|| {
+            let drops = self.room.drops.count.unwrap_or(0);
             full(names::CONNTRACK, self.maps.connections().max(), drops)
         });
         services.chain(flows).collect()
@@ -152,12 +182,26 @@ impl Runner {
     }
 
     fn look_for_drops(&mut self) -> Result<(), String> {
-        let drops = self.maps.dropped(DropReason::ConntrackFull).map_err(|error| chain(&error))?;
-        // What an earlier agent saw is not news.
-        if self.room.drops.is_some_and(|before| drops > before) {
-            (self.room.dropped_at, self.room.overflows) = (Some(now_s()), true);
-        }
-        self.room.drops = Some(drops);
+        let dropped = |reason| self.maps.dropped(reason).map_err(|error| chain(&error));
+        let (drops, pieces) =
+            (dropped(DropReason::ConntrackFull)?, dropped(DropReason::FragmentLost)?);
+        let now_s = now_s();
+        self.room.overflows |= self.room.drops.see(drops, now_s);
+        self.room.pieces.see(pieces, now_s);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_told_for_a_while_and_those_of_an_earlier_agent_are_not() {
+        let mut drops = Drops::default();
+        assert!(!drops.see(7, 100) && !drops.are_recent(100));
+        assert!(!drops.see(7, 101));
+        assert!(drops.see(8, 102) && drops.are_recent(102) && drops.are_recent(161));
+        assert!(!drops.see(8, 162) && !drops.are_recent(162));
     }
 }

@@ -22,13 +22,13 @@ use super::{
     Tables,
     health::Checks,
     host_ports,
+    listing::{self, Page, Sight, Wanted},
     metrics::Rounds,
     model::{Model, NodeLocalService, Problems},
     plan::{Batch, Observed, Plan, Programmed},
     seek::Sought,
     select::Place,
     service_maps::{ServiceMaps, Undone, WriteError},
-    status::{self, ServiceReport},
 };
 use crate::{
     model::{LocalEndpoint, ObjectKey},
@@ -143,10 +143,19 @@ impl Services {
         self.observed = None;
     }
 
-    /// The first frontends that are programmed, and how many, as far as it is known.
-    pub(super) fn programmed(&self) -> (Vec<ServiceReport>, usize) {
+    /// How many frontends are programmed, as far as it is known.
+    pub(super) fn programmed(&self) -> usize {
         let observed = self.observed.as_ref().or(self.hoped.as_ref());
-        observed.map_or_else(Default::default, |observed| status::services(observed, &self.missing))
+        let ports = observed.into_iter().flat_map(Observed::ports);
+        let count: usize = ports.map(|(_, port)| port.frontends.len()).sum();
+        count.saturating_sub(self.missing.len())
+    }
+
+    /// Some of the frontends, as far as it is known what the maps hold.
+    pub(super) fn page(&self, wanted: &Wanted, unserved: &Problems) -> Page {
+        let observed = self.observed.as_ref().or(self.hoped.as_ref());
+        let (model, missing) = (&self.model, &self.missing);
+        listing::page(Sight { model, observed, missing, unserved }, wanted)
     }
 
     /// Whether it is known what the maps hold: services were written, or found as they are to be.

@@ -17,6 +17,12 @@ const FLOWS: u64 = 2;
 /// No node has room for more frontends than this from the start: 14 MB of buckets.
 const FRONTENDS_MAX: u64 = 131_072;
 
+/// Memory for each client of services with affinity that is remembered. Its map takes all of its memory at once,
+/// 112 bytes a row: 0.2 %.
+const BYTES_A_CLIENT: u64 = 64 << 10;
+/// No node remembers more clients than this: 117 MB.
+const CLIENTS_MAX: u64 = 1 << 20;
+
 /// A map may grow until it would take this part of the node's memory when it is full.
 const SHARE: u64 = 16;
 /// What a row takes with its bucket, bytes: the kernel's `struct htab_elem` (48) with key and value in
@@ -47,10 +53,12 @@ impl Sizes {
         let floor = u64::from(names::SERVICES_MAX);
         let rows = (total_bytes / BYTES_A_FRONTEND).clamp(floor, FRONTENDS_MAX);
         let rows = round_up(rows).min(FRONTENDS_MAX);
+        let clients = round_down(total_bytes / BYTES_A_CLIENT).min(CLIENTS_MAX);
         let first = [
             (names::SERVICES, rows, names::SERVICES_MAX),
             (names::BACKENDS, rows * BACKENDS, names::BACKENDS_MAX),
             (names::CONNTRACK, rows * FLOWS, names::CONNTRACK_MAX),
+            (names::AFFINITY, clients, names::AFFINITY_MAX),
             (names::MEMBERS, 0, names::MEMBERS_MAX),
             (names::MAGLEV, 0, names::MAGLEV_MAX),
         ];
@@ -163,6 +171,16 @@ mod tests {
             let total = gigabytes << 30;
             let buckets: u64 = first(total).iter().map(|rows| u64::from(*rows) * 16).sum();
             assert!(buckets * 200 < total, "{buckets} of {total}");
+        }
+    }
+
+    #[test]
+    fn clients_of_services_with_affinity_are_as_many_as_the_memory_affords() {
+        let clients = |gigabytes: u64| Sizes::for_memory(gigabytes << 30).first[names::AFFINITY];
+        assert_eq!([0, 1, 4].map(clients), [names::AFFINITY_MAX; 3]);
+        assert_eq!([16, 24, 64, 1_024].map(clients), [1 << 18, 1 << 18, 1 << 20, 1 << 20]);
+        for gigabytes in [8, 24, 1_024] {
+            assert!(u64::from(clients(gigabytes)) * 112 * 500 < gigabytes << 30, "{gigabytes}");
         }
     }
 

@@ -3,8 +3,7 @@
 //! Pure: values in, text and JSON out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -13,7 +12,7 @@ use std::{
 use ebpf_common::{
     addr::Addr,
     maglev, maps as names,
-    service::{Backend, SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
+    service::{SCOPE_EXTERNAL, SCOPE_LOOPBACK, ServiceKey},
     verdict::DropReason,
 };
 use ipnet::IpNet;
@@ -21,10 +20,12 @@ use serde_json::{Value, json};
 
 use super::{
     load::TcPath,
+    look::Fill,
     metrics::Rounds,
     model::Model,
     paths::{Untranslated, tc_name},
     plan::Observed,
+    size,
     xdp::XdpPath,
 };
 use crate::model::{FarEnd, FarPath, LocalEndpoint, ObjectKey};
@@ -46,8 +47,6 @@ pub struct Report {
     /// Devices of the node's that have no programs.
     pub untranslated: BTreeMap<String, Untranslated>,
     pub pins: Option<PathBuf>,
-    /// The first [`LISTED`] of them.
-    pub services: Vec<ServiceReport>,
     /// Frontends in the maps.
     pub frontends: usize,
     pub endpoints: BTreeMap<IpAddr, Arc<LocalEndpoint>>,
@@ -55,19 +54,60 @@ pub struct Report {
     /// Flows that are translated per packet.
     pub flows: usize,
     pub drops: Vec<(DropReason, u64)>,
-    /// Services that are not programmed, and the fields that this agent does not implement.
+    /// Services that are not programmed as a whole, and the fields that this agent does not implement.
     pub unsupported: Vec<(ObjectKey, Vec<String>)>,
     /// Services that contradict themselves or each other, in words that name the field; all else of
     /// them is programmed.
     pub problems: Vec<(ObjectKey, Vec<String>)>,
     /// Maps without room for what should be in them.
     pub full: Vec<Full>,
+    /// Later pieces of packets were dropped lately since their first ones were not known.
+    pub loses_pieces: bool,
+    /// Maps that are about to forget rows that are in use; filled in by who reads them.
+    pub evicting: Vec<Evicting>,
     /// Services whose backends clients outside do not get alike on every node.
     pub by_chance: Vec<ObjectKey>,
     /// How long writing services took so far.
     pub rounds: Rounds,
     /// What went wrong in the last round, by part.
     pub trouble: Vec<(&'static str, String)>,
+}
+
+/// A map that forgets the least recently used row for a new one, with few rows left that nobody uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evicting {
+    pub map: &'static str,
+    /// Rows in use.
+    pub rows: u64,
+    pub max: u64,
+}
+
+impl Evicting {
+    /// What that means.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Self { map, rows, max } = self;
+        let what = if *map == names::AFFINITY {
+            "clients of services with sessionAffinity may be forgotten early"
+        } else {
+            "packets in pieces are dropped, since their first pieces are forgotten"
+        };
+        format!("map {map} has {rows} of its {max} rows in use: {what}")
+    }
+}
+
+/// Which of these maps forget early: one whose rows in use take more than three quarters of it. Rows of packets in
+/// pieces do not tell whether they are in use, so there it takes pieces that were lost.
+#[must_use]
+pub fn evicting(fill: &[Fill], loses_pieces: bool) -> Vec<Evicting> {
+    let is_tight = |fill: &&Fill| size::is_tight(fill.rows, u32::try_from(fill.max).unwrap_or(0));
+    let forgets = |fill: &&Fill| match fill.map {
+        names::AFFINITY => true,
+        names::FRAGMENTS => loses_pieces,
+        _ => false,
+    };
+    let early = fill.iter().filter(forgets).filter(is_tight);
+    early.map(|fill| Evicting { map: fill.map, rows: fill.rows, max: fill.max }).collect()
 }
 
 /// A map without room.
@@ -101,38 +141,6 @@ impl Full {
         };
         format!("map {map} has all its {max} rows taken, {lost}; {remedy}")
     }
-}
-
-/// One frontend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceReport {
-    pub service: ObjectKey,
-    /// `10.96.0.1:443/TCP`, or `node:30080/TCP`.
-    pub frontend: String,
-    /// As programmed, by slot.
-    pub backends: Vec<String>,
-}
-
-/// Frontends that a report lists; the others are counted. A report is asked for with each scrape of metrics, and
-/// must not take as much memory as all else.
-pub const LISTED: usize = 1_000;
-
-/// The first frontends as they are programmed, but for those that are missing, and how many there are.
-#[must_use]
-pub fn services(
-    observed: &Observed,
-    missing: &BTreeSet<ServiceKey>,
-) -> (Vec<ServiceReport>, usize) {
-    let count: usize = observed.ports().map(|(_, port)| port.frontends.len()).sum();
-    let rows = observed.ports().flat_map(|(service, port)| {
-        let there = port.frontends.iter().filter(|(key, _)| !missing.contains(key));
-        there.map(move |(key, row)| ServiceReport {
-            service: service.clone(),
-            frontend: frontend(key),
-            backends: observed.slots(row.set).iter().map(backend).collect(),
-        })
-    });
-    (rows.take(LISTED).collect(), count.saturating_sub(missing.len()))
 }
 
 /// Services without consistent hashing for clients outside.
@@ -175,10 +183,6 @@ pub fn frontend(key: &ServiceKey) -> String {
     format!("{}/{protocol}{from}", SocketAddr::new(key.addr.ip(), port))
 }
 
-fn backend(backend: &Backend) -> String {
-    SocketAddr::new(backend.addr.ip(), u16::from_be_bytes(backend.port)).to_string()
-}
-
 impl Report {
     /// The programs that run and the path that each serves, for metrics.
     #[must_use]
@@ -206,7 +210,8 @@ impl Report {
         }));
         lines.extend(self.unsupported.iter().map(|(service, fields)| {
             format!(
-                "not programmed            service {service}: {} is not supported",
+                "not programmed            service {service}: {} is not supported; the rest of it is \
+                 programmed",
                 fields.join(", ")
             )
         }));
@@ -217,6 +222,8 @@ impl Report {
         lines.extend(problems);
         let full = self.full.iter().map(Full::words);
         lines.extend(full.map(|words| format!("full                      {words}")));
+        let evicting = self.evicting.iter().map(Evicting::words);
+        lines.extend(evicting.map(|words| format!("nearly full               {words}")));
         if let [first, others @ ..] = self.by_chance.as_slice() {
             let more = match others.len() {
                 0 => String::new(),
@@ -236,55 +243,14 @@ impl Report {
         lines.join("\n") + "\n"
     }
 
-    /// `node-agent services`.
-    #[must_use]
-    pub fn services_text(&self) -> String {
-        let rows = self.services.iter().map(|row| {
-            let backends =
-                if row.backends.is_empty() { "<none>".to_owned() } else { row.backends.join(",") };
-            [row.service.to_string(), row.frontend.clone(), backends]
-        });
-        let left_out = self.frontends.saturating_sub(self.services.len());
-        let mut text = table(["SERVICE", "FRONTEND", "BACKENDS"], rows.collect());
-        if left_out > 0 {
-            // Writing to a string cannot fail.
-            writeln!(text, "and {left_out} more frontends").unwrap_or_default();
-        }
-        text
-    }
-
     /// Without this node's own range.
     fn far_ends(&self) -> impl Iterator<Item = (&IpNet, &FarEnd)> {
         self.tunnels.iter().filter(|(_, far)| far.path != FarPath::Here)
     }
 
-    /// `node-agent endpoints`.
-    #[must_use]
-    pub fn endpoints_text(&self) -> String {
-        let rows = self.endpoints.values().map(|row| {
-            [row.pod.to_string(), row.ip.to_string(), format!("ifindex {}", row.host_ifindex)]
-        });
-        let tunnels = self.tunnels.iter().map(|(net, far)| {
-            [net.to_string(), far.node.to_string(), far_words(far.path).to_owned()]
-        });
-        table(["POD", "ADDRESS", "PATH"], rows.chain(tunnels).collect())
-    }
-
     /// All of it, for `-o json`.
     #[must_use]
     pub fn json(&self) -> Value {
-        let services: Vec<Value> = self
-            .services
-            .iter()
-            .map(|row| {
-                json!({
-                    "namespace": &*row.service.namespace,
-                    "name": &*row.service.name,
-                    "frontend": row.frontend,
-                    "backends": row.backends,
-                })
-            })
-            .collect();
         let endpoints: Vec<Value> = self
             .endpoints
             .values()
@@ -304,7 +270,6 @@ impl Report {
                     .collect::<BTreeMap<_, _>>(),
             },
             "frontends": self.frontends,
-            "services": services,
             "endpoints": endpoints,
             "tunnels": tunnels,
             "flows": self.flows,
@@ -321,42 +286,16 @@ impl Report {
                     "missing": one.missing, "message": one.words(),
                 }))
                 .collect::<Vec<_>>(),
+            "evicting": self.evicting.iter()
+                .map(|one| json!({
+                    "map": one.map, "rows": one.rows, "max_rows": one.max, "message": one.words(),
+                }))
+                .collect::<Vec<_>>(),
             "by_chance": self.by_chance.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "trouble": self.trouble.iter()
                 .map(|(part, words)| json!({"part": part, "message": words}))
                 .collect::<Vec<_>>(),
         })
-    }
-}
-
-fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
-    let head = head.map(str::to_owned);
-    let width = |column: usize| {
-        std::iter::once(&head)
-            .chain(&rows)
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in std::iter::once(&head).chain(&rows) {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string cannot fail.
-            write!(line, "{cell:width$}   ").unwrap_or_default();
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-const fn far_words(path: FarPath) -> &'static str {
-    match path {
-        FarPath::Tunnel => "tunnel",
-        FarPath::Routes => "route",
-        FarPath::Here => "here",
     }
 }
 
@@ -371,11 +310,6 @@ mod tests {
             tc: Some(TcPath::Clsact),
             xdp: BTreeMap::from([("eth0".to_owned(), XdpPath::Native)]),
             pins: None,
-            services: vec![ServiceReport {
-                service: ObjectKey::new("default", "web"),
-                frontend: "10.96.1.1:80/TCP".into(),
-                backends: vec![],
-            }],
             frontends: 1,
             endpoints: BTreeMap::new(),
             tunnels: BTreeMap::from([(
@@ -391,10 +325,28 @@ mod tests {
                 Full { map: names::SERVICES, max: 65_536, most: 65_536, missing: 12 },
                 Full { map: names::CONNTRACK, max: 64, most: 128, missing: 3 },
             ],
+            evicting: vec![Evicting { map: names::AFFINITY, rows: 60_000, max: 65_536 }],
             by_chance: vec![ObjectKey::new("a", "d"), ObjectKey::new("a", "e")],
             trouble: vec![("pods", "10.244.0.3: File exists".into())],
             ..Report::default()
         }
+    }
+
+    #[test]
+    fn maps_that_forget_are_named_when_rows_in_use_take_most_of_them() {
+        let fill = |map, rows| Fill { map, rows, max: 100 };
+        let named = |rows, loses_pieces| {
+            let fills =
+                [names::SERVICES, names::AFFINITY, names::FRAGMENTS].map(|map| fill(map, rows));
+            evicting(&fills, loses_pieces).iter().map(|one| one.map).collect::<Vec<_>>()
+        };
+        assert_eq!(named(75, true), [""; 0]);
+        assert_eq!(named(76, false), [names::AFFINITY]);
+        assert_eq!(named(76, true), [names::AFFINITY, names::FRAGMENTS]);
+        let pieces = Evicting { map: names::FRAGMENTS, rows: 8, max: 8 };
+        assert!(pieces.words().ends_with(
+            "8 rows in use: packets in pieces are dropped, since their first pieces are forgotten"
+        ));
     }
 
     #[test]
@@ -411,24 +363,13 @@ mod tests {
             "map CONNTRACK has all its 64 rows taken, new flows",
             "are dropped, 3 packets so far; it is growing, to at most 128 rows",
             "service a/d and 1 more: no room in map MAGLEV",
+            "map AFFINITY has 60000 of its 65536 rows in use: clients of services with sessionAffinity may be",
             "nothing is pinned",
             "services from outside     eth0: XDP in the driver",
         ] {
             assert!(text.contains(words), "{words} not in\n{text}");
         }
         assert!(!text.contains("no node is known"), "a reason that never happened is not shown");
-    }
-
-    #[test]
-    fn tables_line_up_and_say_none() {
-        assert_eq!(
-            report().services_text(),
-            "SERVICE       FRONTEND           BACKENDS\n\
-             default/web   10.96.1.1:80/TCP   <none>\n"
-        );
-        let many = Report { frontends: 5, ..report() };
-        assert!(many.services_text().ends_with("\nand 4 more frontends\n"));
-        assert!(report().endpoints_text().contains("10.244.2.0/24   192.168.0.2   tunnel"));
         assert_eq!(report().json()["drops"]["service has no ready endpoint"], 2);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ebpf_common::{
-    TCP,
+    SCTP, TCP,
     addr::Addr,
     device::{Device, XDP},
     packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, TCP_SYN},
@@ -280,11 +280,13 @@ const fn port(word: u32) -> [[u8; 2]; 2] {
 #[must_use]
 pub fn frame(from: SocketAddr, to: SocketAddr, proto: u8, to_mac: [u8; 6]) -> Vec<u8> {
     let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    let (mut transport, sum_at) = if proto == TCP {
-        let rest = [0, 0, 0, 1, 0, 0, 0, 0, 0x50, TCP_SYN, 0xff, 0xff, 0, 0, 0, 0];
-        ([&ports[..], &rest].concat(), 16)
-    } else {
-        ([&ports[..], &[0, 12, 0, 0], b"orlo"].concat(), 6)
+    let (mut transport, sum_at) = match proto {
+        TCP => {
+            let rest = [0, 0, 0, 1, 0, 0, 0, 0, 0x50, TCP_SYN, 0xff, 0xff, 0, 0, 0, 0];
+            ([&ports[..], &rest].concat(), Some(16))
+        }
+        SCTP => (association(&ports), None),
+        _ => ([&ports[..], &[0, 12, 0, 0], b"orlo"].concat(), Some(6)),
     };
     let length = u16::try_from(transport.len()).unwrap_or(0).to_be_bytes();
     let octets = |ip: IpAddr| match ip {
@@ -292,8 +294,10 @@ pub fn frame(from: SocketAddr, to: SocketAddr, proto: u8, to_mac: [u8; 6]) -> Ve
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     let pair = [octets(from.ip()), octets(to.ip())].concat();
-    let sum = checksum(&[&pair[..], &[0, proto], &length, &transport].concat());
-    transport[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+    if let Some(at) = sum_at {
+        let sum = checksum(&[&pair[..], &[0, proto], &length, &transport].concat());
+        transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
     let mut header = if from.is_ipv4() {
         let total = u16::try_from(IPV4_LEN + transport.len()).unwrap_or(0).to_be_bytes();
         let mut header =
@@ -311,6 +315,21 @@ pub fn frame(from: SocketAddr, to: SocketAddr, proto: u8, to_mac: [u8; 6]) -> Ve
     frame.append(&mut header);
     frame.append(&mut transport);
     frame
+}
+
+/// What begins an association of SCTP: a header and the chunk INIT (RFC 9260, 3.1 and 3.3.2).
+fn association(ports: &[u8]) -> Vec<u8> {
+    let init = [1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
+    let mut packet = [ports, &[0; 8], &init].concat();
+    let sum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+    packet
+}
+
+/// SCTP's checksum (RFC 9260, appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let one = |crc: u32, _bit| if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0x82f6_3b78 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), one))
 }
 
 /// The Internet checksum (RFC 1071).
@@ -344,6 +363,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_association_of_sctp_begins_with_a_right_checksum() {
+        // The check value of CRC-32C in the catalogue of CRCs (RevEng).
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        let (from, to) = ("10.0.0.1:40000".parse().unwrap(), "10.96.0.1:80".parse().unwrap());
+        let mut packet = frame(from, to, SCTP, [1; 6]).split_off(ETH_LEN + IPV4_LEN);
+        assert_eq!(packet.len(), 32);
+        let sum: Vec<u8> = packet.splice(8..12, [0; 4]).collect();
+        assert_eq!(sum, crc32c(&packet).to_le_bytes());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 
 use super::{key, protocol};
-use crate::model::{Few, ObjectKey, ServiceKind, ServicePort, ServiceRow, TrafficPolicy};
+use crate::model::{Few, ObjectKey, Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy};
 
 /// How long a client stays with its backend when `sessionAffinityConfig` does not say: three hours
 /// (`DefaultClientIPServiceAffinitySeconds` in upstream's `core/v1`).
@@ -25,7 +25,7 @@ type Rejected = Vec<Box<str>>;
 pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
     let key = key(&object.metadata)?;
     let spec = object.spec.as_ref()?;
-    let mut rejected = Rejected::new();
+    let (mut rejected, mut unsupported) = (Rejected::new(), Rejected::new());
     let texts: Vec<&str> = match (&spec.cluster_ips, &spec.cluster_ip) {
         (Some(many), _) if !many.is_empty() => many.iter().map(String::as_str).collect(),
         (_, Some(one)) => vec![one],
@@ -42,17 +42,22 @@ pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
         external_ips: addresses("spec.externalIPs", external, &mut rejected).into(),
         ingress_ips: ingress_ips(object, &mut rejected).into(),
         external_name: spec.external_name.as_deref().unwrap_or_default().into(),
-        ports: ports(spec, &mut rejected),
+        ports: ports((kind, spec), &mut rejected, &mut unsupported),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         affinity_s: affinity_s(spec),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: TrafficPolicy::Cluster,
         health_check_port: 0,
-        source_ranges: source_ranges(spec, &mut rejected).into(),
+        source_ranges: Few::default(),
+        is_closed: false,
         created_s: object.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
-        unsupported: unsupported(kind, spec).into(),
+        unsupported: Few::default(),
         rejected: Few::default(),
     };
+    let asked = spec.load_balancer_source_ranges.iter().flatten().count();
+    let ranges = source_ranges(spec, &mut rejected);
+    row.is_closed = ranges.len() < asked;
+    row.source_ranges = ranges.into();
     // Upstream looks at the type, not at whether a node port or an ingress address is there yet.
     let outside = matches!(kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
     if outside || !row.external_ips.is_empty() {
@@ -62,8 +67,7 @@ pub fn service(object: &Service) -> Option<(ObjectKey, ServiceRow)> {
         row.health_check_port =
             spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
     }
-    rejected.shrink_to_fit();
-    row.rejected = rejected.into();
+    (row.rejected, row.unsupported) = (rejected.into(), unsupported.into());
     Some((key, row))
 }
 
@@ -119,7 +123,14 @@ fn source_ranges(spec: &ServiceSpec, rejected: &mut Rejected) -> Vec<IpNet> {
     found
 }
 
-fn ports(spec: &ServiceSpec, rejected: &mut Rejected) -> Vec<ServicePort> {
+/// Ports whose target is not led to are left out, and their field told as not supported. Services without an address
+/// of their own keep them: DNS answers for those.
+fn ports(
+    (kind, spec): (ServiceKind, &ServiceSpec),
+    rejected: &mut Rejected,
+    unsupported: &mut Rejected,
+) -> Vec<ServicePort> {
+    let is_led = !matches!(kind, ServiceKind::ExternalName | ServiceKind::Headless);
     let mut found: Vec<ServicePort> = Vec::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         let field = format!("spec.ports[{index}]");
@@ -139,6 +150,10 @@ fn ports(spec: &ServiceSpec, rejected: &mut Rejected) -> Vec<ServicePort> {
         let name: Arc<str> = port.name.as_deref().map_or_else(Arc::default, Arc::from);
         if found.iter().any(|other| other.protocol == protocol && other.name == name) {
             rejected.push(format!("{field}.name {name:?} stands twice").into());
+            continue;
+        }
+        if is_led && !is_translated(protocol, port) {
+            unsupported.push(format!("{field}.targetPort").into());
             continue;
         }
         found.push(ServicePort { name, protocol, port: number, node_port });
@@ -163,19 +178,10 @@ fn policy(name: Option<&str>) -> TrafficPolicy {
     }
 }
 
-/// Field paths that change what the packets do and that the dataplane does not do. SCTP's checksum
-/// covers its ports and is a CRC that no program can compute, so that only addresses are translated.
-fn unsupported(kind: ServiceKind, spec: &ServiceSpec) -> Vec<Box<str>> {
-    // These have no address of their own: DNS answers for them.
-    if matches!(kind, ServiceKind::ExternalName | ServiceKind::Headless) {
-        return Vec::new();
-    }
-    let ports = spec.ports.iter().flatten().enumerate();
-    let other = ports.filter(|(_, port)| {
-        let number = port.port;
-        let target = port.target_port.as_ref();
-        port.protocol.as_deref() == Some("SCTP")
-            && matches!(target, Some(IntOrString::Int(target)) if *target != number)
-    });
-    other.map(|(index, _)| format!("spec.ports[{index}].targetPort").into()).collect()
+/// Whether the port can be led to its target by number; what a named one stands for, slices tell. SCTP's
+/// checksum covers its ports and is a CRC that no program can compute, so that only addresses are translated.
+fn is_translated(protocol: Protocol, port: &k8s_openapi::api::core::v1::ServicePort) -> bool {
+    let target = port.target_port.as_ref();
+    protocol != Protocol::Sctp
+        || !matches!(target, Some(IntOrString::Int(target)) if *target != port.port)
 }

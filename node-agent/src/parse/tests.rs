@@ -31,7 +31,7 @@ fn a_node_port_service() {
 }
 
 #[test]
-fn sctp_to_another_port_is_refused_by_name() {
+fn sctp_to_another_port_is_refused_by_name_and_the_other_ports_are_not() {
     let row = parse_service(json!({
         "type": "LoadBalancer", "clusterIPs": ["10.96.3.4", "fd00::4"],
         "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
@@ -44,6 +44,15 @@ fn sctp_to_another_port_is_refused_by_name() {
     }));
     let fields: Vec<&str> = row.unsupported.iter().map(AsRef::as_ref).collect();
     assert_eq!(fields, ["spec.ports[1].targetPort"]);
+    let ports: Vec<u16> = row.ports.iter().map(|port| port.port).collect();
+    assert_eq!(ports, [80, 83, 84]);
+
+    // DNS tells its ports; no program leads there.
+    let row = parse_service(json!({
+        "clusterIP": "None",
+        "ports": [{"name": "s", "port": 81, "protocol": "SCTP", "targetPort": 82}],
+    }));
+    assert_eq!((row.ports.len(), row.unsupported.len()), (1, 0));
 }
 
 #[test]
@@ -119,7 +128,10 @@ fn policies_affinity_and_ranges_have_upstreams_meaning() {
     assert_eq!(row.internal_policy, TrafficPolicy::Local);
     assert_eq!(row.external_policy, TrafficPolicy::Local);
     let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
-    assert_eq!(ranges, ["10.0.0.0/8", "fd00::/64"]);
+    assert_eq!(
+        (ranges, row.is_closed),
+        (["10.0.0.0/8", "fd00::/64"].map(str::to_owned).to_vec(), false)
+    );
     assert!(row.rejected.is_empty(), "{:?}", row.rejected);
 
     // Neither means anything for a service that cannot be reached from outside.
@@ -169,7 +181,7 @@ fn what_contradicts_itself_is_left_out_and_named() {
             r#"spec.loadBalancerSourceRanges[0] "10.0.0.0/33" is no CIDR"#,
         ]
     );
-    assert_eq!((row.cluster_ips.len(), row.ports.len()), (1, 1));
+    assert_eq!((row.cluster_ips.len(), row.ports.len(), row.is_closed), (1, 1, true));
 }
 
 fn parse_slice(family: &str, endpoints: &Value, ports: &Value) -> EndpointSliceRow {

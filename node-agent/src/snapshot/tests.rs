@@ -32,6 +32,7 @@ fn service() -> ServiceRow {
         external_policy: TrafficPolicy::Local,
         health_check_port: 31_000,
         source_ranges: vec!["10.0.0.0/8".parse().unwrap()].into(),
+        is_closed: true,
         created_s: -5,
         unsupported: vec!["spec.a".into()].into(),
         rejected: vec!["spec.b".into()].into(),

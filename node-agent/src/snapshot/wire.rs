@@ -18,7 +18,7 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"ORLOPNET";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Why bytes are no snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -200,8 +200,8 @@ rows! {
     ServicePort { name, protocol, port, node_port }
     ServiceRow {
         kind, cluster_ips, external_ips, ingress_ips, external_name, ports, publish_not_ready,
-        affinity_s, internal_policy, external_policy, health_check_port, source_ranges, created_s,
-        unsupported, rejected
+        affinity_s, internal_policy, external_policy, health_check_port, source_ranges, is_closed,
+        created_s, unsupported, rejected
     }
     EndpointPort { name, protocol, port }
     Hints { zones, nodes }

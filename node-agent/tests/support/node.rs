@@ -8,12 +8,12 @@ use std::{
 };
 
 use node_agent::{
-    dataplane::{DataplaneConfig, Handle, Report, Settled, TcPath},
+    dataplane::{DataplaneConfig, Handle, Report, Reporter, Settled, TcPath},
     model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 pub(crate) mod agent;
 pub(crate) mod place;
@@ -58,15 +58,14 @@ pub(crate) struct Node {
 /// A running agent; it stops as if killed when this is dropped.
 pub(crate) struct Agent {
     pub(crate) settled: watch::Receiver<Settled>,
-    questions: mpsc::Sender<oneshot::Sender<Report>>,
+    pub(crate) reporter: Reporter,
     _stop: oneshot::Sender<()>,
 }
 
 impl Agent {
     pub(crate) fn report(&self) -> Report {
-        let (reply, answer) = oneshot::channel();
-        self.questions.blocking_send(reply).unwrap();
-        answer.blocking_recv().expect("the agent runs")
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.reporter.report()).expect("the agent runs")
     }
 }
 
@@ -148,7 +147,7 @@ impl Node {
         };
         let is_up = async |handle: &Handle| Some((handle.settled.clone(), handle.reporter()));
         let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        let agent = Agent { settled: up.0, questions: up.1, _stop: stop };
+        let agent = Agent { settled: up.0, reporter: up.1, _stop: stop };
         self.settle(&agent);
         agent
     }
