@@ -8,6 +8,7 @@ mod node;
 #[cfg(test)]
 mod tests {
     use std::{
+        net::IpAddr,
         path::{Path, PathBuf},
         process::Command,
         sync::Arc,
@@ -30,7 +31,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::node::{
-        NAME, Node,
+        Agent, NAME, Node,
         place::is_possible,
         pod_ip,
         space::{Space, pause},
@@ -182,6 +183,29 @@ mod tests {
         assert_eq!(shown.ask("services wob").unwrap_err(), "node-agent: there is no service wob\n");
     }
 
+    /// More than a page has, asked for page by page.
+    fn all_services_are_shown(shown: &Shown, node: &Node, agent: &Agent) {
+        for number in 0..1_200_u32 {
+            let ip = IpAddr::from((0x0a61_0001 + number).to_be_bytes());
+            let row = ServiceRow {
+                cluster_ips: vec![ip],
+                ports: vec![ServicePort {
+                    name: "".into(),
+                    protocol: Protocol::Tcp,
+                    port: 80,
+                    node_port: 0,
+                }],
+                ..ServiceRow::default()
+            };
+            node.services.upsert(ObjectKey::new("many", &format!("s{number}")), row);
+        }
+        node.settle(agent);
+        assert_eq!(shown.lines("services -n many").len(), 1_201);
+        let json = shown.ask("services -o json").unwrap();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json.as_array().unwrap().len(), 1_206);
+    }
+
     fn endpoints_are_shown_as_they_are_programmed(shown: &Shown) {
         let lines = shown.lines("endpoints");
         let (device, pod) = ("device orl", "default/pod-11 | node-1");
@@ -225,5 +249,6 @@ mod tests {
         let shown = Shown { folder: folder.path().to_owned() };
         services_are_shown_as_they_are_programmed(&shown);
         endpoints_are_shown_as_they_are_programmed(&shown);
+        all_services_are_shown(&shown, &node, &agent);
     }
 }
