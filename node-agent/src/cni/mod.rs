@@ -17,7 +17,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
+    model::{LocalEndpoint, ObjectKey, PodNetwork, Programmed, ServiceRow},
     sys::netns::NetNs,
     table::Table,
 };
@@ -84,9 +84,8 @@ pub struct CniInputs {
     pub endpoints: Table<IpAddr, LocalEndpoint>,
     /// Their node ports, which no pod may have.
     pub services: Table<ObjectKey, ServiceRow>,
-    /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
-    /// when there is no dataplane to wait for.
-    pub programmed: Option<watch::Receiver<u64>>,
+    /// Up to where the dataplane has programmed `endpoints`; `None` when there is no dataplane to wait for.
+    pub programmed: Option<watch::Receiver<Programmed>>,
 }
 
 /// Why the CNI server does not start.
