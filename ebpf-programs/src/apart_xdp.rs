@@ -10,7 +10,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart::given, frame::Arrival, helpers, maps, nat, packet::Packet, xdp_entry, xdp_open,
+    apart::given, frame::Arrival, helpers, maps, nat, packet::Packet, xdp_carry, xdp_open,
 };
 
 /// The context as global functions take it.
@@ -21,20 +21,20 @@ fn raw(ctx: &XdpContext) -> *mut xdp_md {
 
 /// Carries a packet of a known flow; gives an action of XDP, or what is to be done first.
 #[inline(always)]
-pub fn carry<const V6: bool>(ctx: &XdpContext, is_new: u32) -> u32 {
-    if V6 { apart_carry6(raw(ctx), is_new) } else { apart_carry4(raw(ctx), is_new) }
+pub fn carry<const V6: bool>(ctx: &XdpContext, known: u32) -> u32 {
+    if V6 { apart_carry6(raw(ctx), known) } else { apart_carry4(raw(ctx), known) }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn apart_carry4(ctx: *mut xdp_md, is_new: u32) -> u32 {
-    xdp_entry::carry::<false>(&XdpContext::new(ctx), is_new != 0)
+extern "C" fn apart_carry4(ctx: *mut xdp_md, known: u32) -> u32 {
+    xdp_carry::carry::<false>(&XdpContext::new(ctx), known)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn apart_carry6(ctx: *mut xdp_md, is_new: u32) -> u32 {
-    xdp_entry::carry::<true>(&XdpContext::new(ctx), is_new != 0)
+extern "C" fn apart_carry6(ctx: *mut xdp_md, known: u32) -> u32 {
+    xdp_carry::carry::<true>(&XdpContext::new(ctx), known)
 }
 
 /// Looks up the way that a packet's flow takes; 1 when it is known now.
@@ -46,13 +46,13 @@ pub fn learn<const V6: bool>(ctx: &XdpContext) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn apart_learn4(ctx: *mut xdp_md) -> u32 {
-    u32::from(xdp_entry::learn::<false>(&XdpContext::new(ctx)).is_some())
+    u32::from(xdp_carry::learn::<false>(&XdpContext::new(ctx)).is_some())
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn apart_learn6(ctx: *mut xdp_md) -> u32 {
-    u32::from(xdp_entry::learn::<true>(&XdpContext::new(ctx)).is_some())
+    u32::from(xdp_carry::learn::<true>(&XdpContext::new(ctx)).is_some())
 }
 
 /// Makes both rows of a new flow; 1 when they are there.

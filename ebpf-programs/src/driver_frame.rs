@@ -10,7 +10,7 @@ use ebpf_common::{
     TCP, UDP,
     addr::Addr,
     conntrack::{Flow, FlowKey},
-    csum::Change,
+    csum::{self, Change},
     packet::{ETH_IPV4, ETH_IPV6, ETH_LEN, IPV4_LEN, IPV6_LEN, TCP_ACK, TCP_SYN},
 };
 
@@ -162,6 +162,31 @@ impl<'a, const V6: bool> Frame<'a, V6> {
     #[inline(always)]
     pub const fn packet_len(&self) -> usize {
         self.len - ETH_LEN
+    }
+
+    /// Whether the transport's checksum is still to be finished by a device, which the kernel notes beside the packet
+    /// (`CHECKSUM_PARTIAL`), where XDP does not see it. One finished checksum in 65,535 looks the same.
+    #[inline(always)]
+    pub fn is_unfinished(&self, key: &FlowKey) -> Option<bool> {
+        let length = if V6 {
+            let header = at::<Ipv6>(self.ctx, ETH_LEN)?;
+            // SAFETY: `at` has checked the bounds; alignment as the module's head says.
+            u16::from_be_bytes(unsafe { (*header).length })
+        } else {
+            let header = at::<Ipv4>(self.ctx, ETH_LEN)?;
+            // SAFETY: as above.
+            u16::from_be_bytes(unsafe { (*header).length }).wrapping_sub(IPV4_LEN as u16)
+        };
+        let checksum = if self.proto == TCP {
+            let tcp = at::<Tcp>(self.ctx, Self::TRANSPORT)?;
+            // SAFETY: as above.
+            unsafe { (*tcp).checksum }
+        } else {
+            let udp = at::<Udp>(self.ctx, Self::TRANSPORT)?;
+            // SAFETY: as above.
+            unsafe { (*udp).checksum }
+        };
+        Some(checksum == csum::pseudo_header(&key.src, &key.dst, self.proto, length))
     }
 
     /// Replaces addresses and ports and keeps the checksums. `hops` is what the packet's time to live

@@ -49,7 +49,9 @@ mod tc_to_pod;
 mod tc_to_underlay;
 mod tc_trace_socket;
 mod trace;
+mod xdp_carry;
 mod xdp_entry;
+mod xdp_generic;
 mod xdp_open;
 
 #[cfg(not(test))]

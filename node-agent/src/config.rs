@@ -147,9 +147,10 @@ pub struct RunArgs {
     pub healthz_address: Option<SocketAddr>,
     /// Service traffic from outside in the drivers' XDP hook: auto (where the driver has one and packets have
     /// whole checksums, else by tc; `status` says which and why), off (by tc), native (as auto, but also where
-    /// senders leave checksums unfinished) or generic (in the stack; for trying out). The first agent after a
-    /// boot that attaches there resets many a network card, whose link is then down for up to seconds, and a
-    /// virtual machine's device gives up its receive offloads [default: off].
+    /// senders leave checksums unfinished) or generic (in the stack, on any device, except what goes to pods here;
+    /// slower than tc, for trying out). The first agent after a boot that attaches in a driver resets many a
+    /// network card, whose link is then down for up to seconds, and a virtual machine's device gives up its receive
+    /// offloads [default: off].
     #[arg(long)]
     pub xdp: Option<String>,
     /// `host:port` of a registry without TLS; may be repeated.

@@ -4,7 +4,7 @@
 //! thousands of them. Rows are shared by the dataplane, the overlay and the DNS server.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     ops::Deref,
@@ -322,6 +322,23 @@ pub struct LocalEndpoint {
     pub pod_mac: [u8; 6],
     /// Ports of the node that lead to the pod, the same for all of its addresses.
     pub host_ports: Arc<[HostPort]>,
+}
+
+/// Up to where the dataplane has programmed the pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// The revision of their table.
+    pub revision: u64,
+    /// Pods that could not be served yet, and are tried again; all others are.
+    pub refused: BTreeSet<IpAddr>,
+}
+
+impl Programmed {
+    /// Whether a pod that came into the table by this revision is served at all of its addresses.
+    #[must_use]
+    pub fn serves(&self, revision: u64, ips: impl IntoIterator<Item = IpAddr>) -> bool {
+        self.revision >= revision && !ips.into_iter().any(|ip| self.refused.contains(&ip))
+    }
 }
 
 /// A port of the node that leads to a pod (`hostPort`).

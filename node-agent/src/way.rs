@@ -151,11 +151,11 @@ impl Way {
     fn start_outside(&mut self, ip: IpAddr, to: SocketAddr) -> Result<(), String> {
         let (ifindex, mac) = underlay(to.ip())?;
         let mut packet = frame(SocketAddr::new(ip, CLIENT_PORT), to, self.proto, mac);
-        if xdp::is_on(&self.pins, ifindex) {
-            let run = self.tracer.xdp(ifindex, &packet).map_err(|error| chain(&error))?;
+        if let Some(program) = xdp::running(&self.pins, ifindex) {
+            let run = self.tracer.xdp(program, ifindex, &packet).map_err(|error| chain(&error))?;
             let place = format!("a packet at {}, before the stack", self.names.device(ifindex));
             let goes_on = run.verdict == XDP_PASS;
-            self.note(place, "xdp_entry", &run, xdp_verdict(run.verdict));
+            self.note(place, program, &run, xdp_verdict(run.verdict));
             if !goes_on {
                 return Ok(());
             }

@@ -24,7 +24,7 @@ mod tests {
     };
 
     use node_agent::{
-        model::{ObjectKey, Protocol, ServicePort, ServiceRow},
+        model::{ObjectKey, Programmed, Protocol, ServicePort, ServiceRow},
         sys::netns::NetNs,
     };
     use serde_json::{Value, json};
@@ -262,21 +262,30 @@ mod tests {
     async fn add_waits_for_the_dataplane_and_fails_when_it_does_not_come() {
         skip_unless_able!();
         let mut node = Node::new("n8");
-        let programmed = watch::Sender::new(0_u64);
+        let programmed = watch::Sender::new(Programmed::default());
         node.programmed = Some(programmed.subscribe());
         node.start();
         let pod = Pod::new("n8a");
         let error = node.call("ADD", Some(&pod), json!({})).await.expect_err("nobody programs");
         assert_eq!(error["code"], 11, "{error}");
         assert_eq!((node.links(), node.endpoints.len()), (0, 0));
-        // A dataplane that follows the table.
-        let mut revisions = node.endpoints.subscribe();
+        // A dataplane that follows the table, but for the first pod, whose device refuses its programs.
+        let endpoints = node.endpoints.clone();
+        let mut revisions = endpoints.subscribe();
+        let mut bad = None;
         let dataplane = tokio::spawn(async move {
             while revisions.changed().await.is_ok() {
-                programmed.send_replace(*revisions.borrow_and_update());
+                let revision = *revisions.borrow_and_update();
+                let rows = endpoints.changes_since(0).upserts;
+                bad = bad.or_else(|| rows.first().map(|(_, row)| row.host_ifindex));
+                let refused = rows.iter().filter(|(_, row)| Some(row.host_ifindex) == bad);
+                let refused = refused.map(|(ip, _)| *ip).collect();
+                programmed.send_replace(Programmed { revision, refused });
             }
         });
-        node.add(&pod).await;
+        let error = node.call("ADD", Some(&pod), json!({})).await.expect_err("it is refused");
+        assert_eq!(error["code"], 11, "{error}");
+        node.add(&Pod::new("n8b")).await;
         dataplane.abort();
     }
 

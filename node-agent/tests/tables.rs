@@ -12,6 +12,7 @@ mod pins;
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         io::{Read as _, Write as _},
         net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
         thread,
@@ -19,11 +20,12 @@ mod tests {
     };
 
     use ebpf_common::{addr::Addr, endpoint::Endpoint, maps as names};
+    use nix::net::if_::if_nametoindex;
     use node_agent::{
-        dataplane::look::Look,
+        dataplane::{TcPath, look::Look},
         model::{
-            EndpointPort, EndpointRow, EndpointSliceRow, Family::V4, ObjectKey, Protocol,
-            ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
+            EndpointPort, EndpointRow, EndpointSliceRow, Family::V4, LocalEndpoint, ObjectKey,
+            Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
         },
         sys::map::RowMap,
         table::Table,
@@ -128,7 +130,7 @@ mod tests {
     fn links(node: &Node, ifindex: u32) -> usize {
         let (folder, end) = (pins::folder(&node.pins()).join("links"), format!("_{ifindex}"));
         node.space.run(move || {
-            let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+            let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
             names.filter(|name| name.to_str().unwrap().ends_with(&end)).count()
         })
     }
@@ -252,5 +254,42 @@ mod tests {
         // Nobody asks any more.
         node.services.upsert(key(), ServiceRow { health_check_port: 0, ..service() });
         await_that("the port is closed", || check(&client).is_none());
+    }
+
+    #[test]
+    fn a_pod_whose_device_refuses_a_program_keeps_no_other_from_being_served() {
+        if !is_possible() {
+            return;
+        }
+        let (mut node, _client) = node_with_pods();
+        let agent = node.start(None);
+        if agent.report().tc == Some(TcPath::Clsact) {
+            // Nothing is pinned there, where something else could be in the way.
+            return;
+        }
+        let folder = pins::folder(&node.pins()).join("links");
+        let (pin, host_ifindex) = node.space.run(move || {
+            ip("link add bad0 type veth peer name bad1");
+            let ifindex = if_nametoindex("bad0").unwrap();
+            let pin = folder.join(format!("tc_from_pod_{ifindex}"));
+            fs::create_dir(&pin).unwrap();
+            (pin, ifindex)
+        });
+        let [bad, good] = [SERVER + 1, SERVER + 2].map(|last| pod_ip(V4, last));
+        let other = node.endpoints.row(&pod_ip(V4, SERVER)).unwrap();
+        let row = LocalEndpoint { ip: bad, host_ifindex, netns_cookie: 0, ..(*other).clone() };
+        node.endpoints.upsert(bad, row);
+        node.add_pod(SERVER + 2);
+        let revision = node.endpoints.changes_since(0).revision;
+        let serves = |ip| agent.programmed.borrow().serves(revision, [ip]);
+        await_that("the other pod is served", || serves(good));
+        assert!(!serves(bad));
+        let trouble = agent.report().trouble;
+        assert!(
+            matches!(&trouble[..], [("pods", words)] if words.starts_with(&format!("{bad}: "))),
+            "{trouble:?}"
+        );
+        node.space.run(move || fs::remove_dir(pin).unwrap());
+        await_that("so is this one", || serves(bad) && agent.report().trouble.is_empty());
     }
 }

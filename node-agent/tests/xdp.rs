@@ -1,4 +1,4 @@
-//! The XDP program: packet tables by `BPF_PROG_TEST_RUN`, on the running kernel. Every table runs for both
+//! The XDP programs: packet tables by `BPF_PROG_TEST_RUN`, on the running kernel. Every table runs for both
 //! families.
 
 #[cfg(test)]
@@ -14,6 +14,9 @@ mod wire;
 #[cfg(test)]
 #[path = "xdp/carry.rs"]
 mod carry;
+#[cfg(test)]
+#[path = "xdp/generic.rs"]
+mod generic;
 #[cfg(test)]
 #[path = "xdp/open.rs"]
 mod open;

@@ -3,6 +3,8 @@
 //! Words are taken as they lie in memory: the one's complement sum does not depend on the order of
 //! bytes as long as all of them have the same (RFC 1071, section 2 B).
 
+use crate::addr::Addr;
+
 /// What a checksum has to take up: the sum of old words' complements and new words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
@@ -64,6 +66,23 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// The sum of the pseudo header of either family (RFC 9293, section 3.1; RFC 8200, section 8.1): what lies in the place
+/// of a checksum that a device is still to finish. `length` is that of transport header and data.
+///
+/// IPv4's addresses are summed in their long form, whose prefix of all ones is a zero of this arithmetic.
+#[inline(always)]
+#[must_use]
+pub const fn pseudo_header(src: &Addr, dst: &Addr, proto: u8, length: u16) -> u16 {
+    let (src, dst) = (src.words(), dst.words());
+    let mut sum = (proto as u16).to_be() as u64 + length.to_be() as u64;
+    let mut at = 0;
+    while at < src.len() {
+        sum += src[at] as u64 + dst[at] as u64;
+        at += 1;
+    }
+    fold(sum)
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -99,6 +118,19 @@ mod tests {
             prop_assert!(change.apply_udp(before) != 0 || before == 0);
             prop_assert_eq!(change.apply_udp(0), 0, "no checksum stays none");
         }
+    }
+
+    #[test]
+    fn the_sum_of_a_pseudo_header_is_what_linux_leaves_for_a_device() {
+        // A SYN of 40 bytes from 192.168.0.99 to 192.168.0.2, and of 44 between 2001:db8::99 and 2001:db8::2.
+        let (four, two) = (Addr::v4([192, 168, 0, 99]), Addr::v4([192, 168, 0, 2]));
+        // c0a8 + 0063 + c0a8 + 0002 + 0006 + 0028
+        assert_eq!(pseudo_header(&four, &two, 6, 40), 0x81e4_u16.to_be());
+        let mut octets = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99];
+        let six = Addr::from_octets(octets);
+        octets[15] = 2;
+        // 2 * (2001 + 0db8) + 0099 + 0002 + 0006 + 002c
+        assert_eq!(pseudo_header(&six, &Addr::from_octets(octets), 6, 44), 0x5c3f_u16.to_be());
     }
 
     #[test]

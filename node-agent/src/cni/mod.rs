@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     changes::Changes,
-    model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
+    model::{LocalEndpoint, ObjectKey, PodNetwork, Programmed, ServiceRow},
     overlay::chain,
     sys::netns::NetNs,
     table::Table,
@@ -98,9 +98,8 @@ pub struct CniInputs {
     pub endpoints: Table<IpAddr, LocalEndpoint>,
     /// Their node ports, which no pod may have.
     pub services: Table<ObjectKey, ServiceRow>,
-    /// The revision of `endpoints` up to which the dataplane has programmed the kernel; `None`
-    /// when there is no dataplane to wait for.
-    pub programmed: Option<watch::Receiver<u64>>,
+    /// Up to where the dataplane has programmed `endpoints`; `None` when there is no dataplane to wait for.
+    pub programmed: Option<watch::Receiver<Programmed>>,
 }
 
 /// Why the CNI server does not start.

@@ -24,6 +24,7 @@ use super::{
     engine::{Addition, Engine},
     wire::{self, CniError, Code, Command, Request},
 };
+use crate::model::Programmed;
 
 /// Longest request: a configuration with a valid-attachments list of some 5,000 pods.
 const REQUEST_BYTES: u64 = 1 << 20;
@@ -39,14 +40,14 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     engine: Arc<Mutex<Engine>>,
-    programmed: Option<watch::Receiver<u64>>,
+    programmed: Option<watch::Receiver<Programmed>>,
     program_timeout: Duration,
 }
 
 impl Shared {
     pub(super) fn new(
         engine: Engine,
-        programmed: Option<watch::Receiver<u64>>,
+        programmed: Option<watch::Receiver<Programmed>>,
         program_timeout: Duration,
     ) -> Self {
         Self { engine: Arc::new(Mutex::new(engine)), programmed, program_timeout }
@@ -188,7 +189,8 @@ async fn add(request: Request, shared: &Shared) -> Result<Value, CniError> {
 /// Waits until the dataplane has programmed the pod's row; at once when there is no dataplane.
 async fn wait_until_programmed(addition: &Addition, shared: &Shared) -> Result<(), CniError> {
     let Some(mut programmed) = shared.programmed.clone() else { return Ok(()) };
-    let seen = programmed.wait_for(|revision| *revision >= addition.revision);
+    let ips = || addition.added.ips.iter().map(|(ip, _gateway)| *ip);
+    let seen = programmed.wait_for(|programmed| programmed.serves(addition.revision, ips()));
     match timeout(shared.program_timeout, seen).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_)) => Err(CniError::new(Code::TryAgainLater, "the dataplane has stopped")),

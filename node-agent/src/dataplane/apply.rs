@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     changes::Changes,
-    model::ObjectKey,
+    model::{ObjectKey, Programmed},
     overlay::{OverlayDevice, chain},
     sys::netns::NetNs,
     table::Followed,
@@ -68,7 +68,7 @@ pub(super) struct Runner {
     pub(super) programs: Programs,
     pub(super) xdp: Xdp,
     pub(super) maps: Maps,
-    pub(super) programmed: watch::Sender<u64>,
+    pub(super) programmed: watch::Sender<Programmed>,
     pub(super) services: Services,
     pub(super) seen: Seen,
     pub(super) attached: Attached,
@@ -101,6 +101,8 @@ pub(super) struct Attached {
     /// The programs at the sockets are, in the same sense.
     pub(super) sockets: bool,
     pub(super) pods: BTreeMap<IpAddr, u32>,
+    /// Pods that could not be served.
+    pub(super) refused: BTreeSet<IpAddr>,
     pub(super) underlay: BTreeSet<u32>,
     /// Names of those of the underlay that have none.
     pub(super) untranslated: BTreeMap<String, Untranslated>,
@@ -118,7 +120,7 @@ impl Runner {
         config: DataplaneConfig,
         tables: Tables,
         (mut programs, maps): (Programs, Maps),
-        (programmed, outlets): (watch::Sender<u64>, Outlets),
+        (programmed, outlets): (watch::Sender<Programmed>, Outlets),
         (pulse, unserved, teller): (watch::Sender<Pulse>, watch::Receiver<Arc<Problems>>, Teller),
     ) -> Self {
         let mut services = Services::new(config.node_local.clone(), outlets);

@@ -62,7 +62,7 @@ pub use status::Report;
 pub use xdp::XdpMode;
 
 use crate::{
-    model::{EndpointSliceRow, FarEnd, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, FarEnd, LocalEndpoint, NodeRow, ObjectKey, Programmed, ServiceRow},
     overlay::OverlayDevice,
     table::Table,
 };
@@ -157,8 +157,8 @@ pub struct Tables {
 /// and keep working.
 #[derive(Debug)]
 pub struct Handle {
-    /// The revision of the endpoint table up to which pods are programmed.
-    pub programmed: watch::Receiver<u64>,
+    /// Up to where pods are programmed.
+    pub programmed: watch::Receiver<Programmed>,
     /// Up to where services are programmed, told after the last write of a round.
     pub settled: watch::Receiver<Settled>,
     /// Services that contradict themselves or each other.
@@ -206,7 +206,7 @@ pub fn start(config: DataplaneConfig, tables: Tables) -> Result<Handle, LoadErro
     if let Some(cgroup) = &config.cgroup {
         programs.attach_cgroup(cgroup)?;
     }
-    let (programmed_tx, programmed) = watch::channel(0);
+    let (programmed_tx, programmed) = watch::channel(Programmed::default());
     let (reporter, asked) = Reporter::new();
     let mut tasks = JoinSet::new();
     let (settled_tx, settled) = watch::channel(Settled::default());

@@ -16,7 +16,12 @@ use super::{
     load::TcHook,
     seek::Sought,
 };
-use crate::{model::LocalEndpoint, overlay::chain, sys::socket::netns_cookie, table::Delta};
+use crate::{
+    model::{LocalEndpoint, Programmed},
+    overlay::chain,
+    sys::socket::netns_cookie,
+    table::Delta,
+};
 
 /// Where a pod's veth pair has programs: what it sends, and what the stack sends to it.
 const POD_HOOKS: [TcHook; 2] = [TcHook::FromPod, TcHook::ToPod];
@@ -24,7 +29,7 @@ const POD_HOOKS: [TcHook; 2] = [TcHook::FromPod, TcHook::ToPod];
 impl Runner {
     pub(super) fn follow_endpoints(&mut self) -> Result<(), String> {
         let delta = self.seen.endpoints.changes(&self.tables.endpoints);
-        let mut failed = Failures::default();
+        let (mut stale, mut failed) = (Failures::default(), Failures::default());
         let old = if delta.full {
             self.maps.endpoints().map_err(|e| chain(&e))?
         } else {
@@ -36,22 +41,35 @@ impl Runner {
             gone.extend(old.keys().filter(|ip| !live.contains(*ip)));
         }
         for ip in gone {
-            failed.note(ip, self.maps.delete_endpoint(ip));
+            stale.note(ip, self.maps.delete_endpoint(ip));
             self.end(ip, old.get(&ip));
         }
-        for (ip, row) in &delta.upserts {
+        let mut refused = BTreeSet::new();
+        for (ip, row) in self.due(&delta) {
             // A pod went and another one has its address, which the table tells as one change.
-            if self.device(*ip, old.get(ip)).is_some_and(|device| device != row.host_ifindex) {
-                self.end(*ip, old.get(ip));
+            if self.device(ip, old.get(&ip)).is_some_and(|device| device != row.host_ifindex) {
+                self.end(ip, old.get(&ip));
             }
-            let outcome = self.put_endpoint(*ip, row, old.get(ip));
+            let outcome = self.put_endpoint(ip, &row, old.get(&ip));
+            if outcome.is_err() {
+                refused.insert(ip);
+            }
             failed.note(ip, outcome);
         }
-        failed.outcome()?;
+        self.attached.refused.clone_from(&refused);
+        stale.outcome()?;
         self.change_namespaces(&delta)?;
         self.seen.endpoints.record(&delta);
-        self.programmed.send_replace(delta.revision);
-        Ok(())
+        // One pod that cannot be served keeps no other from being told of.
+        self.programmed.send_replace(Programmed { revision: delta.revision, refused });
+        failed.outcome()
+    }
+
+    /// Pods that have changed, and those that could not be served so far.
+    fn due(&self, delta: &Delta<IpAddr, LocalEndpoint>) -> BTreeMap<IpAddr, Arc<LocalEndpoint>> {
+        let row = |ip: &IpAddr| Some((*ip, self.tables.endpoints.row(ip)?));
+        let refused = self.attached.refused.iter().filter_map(row);
+        refused.chain(delta.upserts.iter().cloned()).collect()
     }
 
     /// The host's end of the link of the pod that had an address so far.

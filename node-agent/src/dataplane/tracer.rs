@@ -140,13 +140,17 @@ impl Tracer {
         self.end(result.return_value.cast_signed(), out)
     }
 
-    /// Runs the XDP program on a packet that came by a device.
+    /// Runs an XDP program on a packet that came by a device.
     ///
     /// # Errors
     ///
     /// [`LoadError::Program`].
-    pub fn xdp(&mut self, ifindex: u32, frame: &[u8]) -> Result<Run, LoadError> {
-        let name = xdp::PROGRAM;
+    pub fn xdp(
+        &mut self,
+        name: &'static str,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<Run, LoadError> {
         let failed = |source| LoadError::Program { name, source };
         self.forget()?;
         self.begin()?;

@@ -27,8 +27,10 @@ use crate::{
     },
 };
 
-/// The program's name in the object.
+/// The program's name in the object, and in those of its links' pins.
 pub(super) const PROGRAM: &str = "xdp_entry";
+/// The name of the one for the kernel's stack.
+const GENERIC: &str = "xdp_generic";
 
 /// On which devices XDP is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +43,8 @@ pub enum XdpMode {
     /// In the driver, also of devices whose senders may leave checksums unfinished: who asks for it has
     /// seen to it that they do not.
     Native,
-    /// In the kernel's stack, which any device can. Slower than tc; for trying out.
+    /// In the kernel's stack, which any device can. Slower than tc; for trying out. tc carries what is for pods here,
+    /// and packets with unfinished checksums, as most between virtual devices are.
     Generic,
 }
 
@@ -68,6 +71,13 @@ impl XdpMode {
             Self::Off => "off",
             Self::Native => "native",
             Self::Generic => "generic",
+        }
+    }
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Generic => program(Place::Generic),
+            Self::Auto | Self::Off | Self::Native => program(Place::Native),
         }
     }
 }
@@ -109,7 +119,9 @@ impl fmt::Display for XdpPath {
             Self::NativeAlone => {
                 f.write_str("XDP in the driver, but tc for what comes by other devices")
             }
-            Self::Generic => f.write_str("XDP in the stack (generic)"),
+            Self::Generic => f.write_str(
+                "XDP in the stack (generic), but tc for pods here and for unfinished checksums",
+            ),
             Self::Tc(why) => write!(f, "tc, {why}"),
         }
     }
@@ -142,11 +154,20 @@ pub const fn wanted(mode: XdpMode, has_unfinished: bool) -> Result<Place, Why> {
     }
 }
 
-/// Whether our program runs on a device, by the links that are pinned below `pins`.
+/// The program that runs in a place.
+const fn program(place: Place) -> &'static str {
+    match place {
+        Place::Native => PROGRAM,
+        Place::Generic => GENERIC,
+    }
+}
+
+/// Which of our programs runs on a device, by the links that are pinned below `pins`.
 #[must_use]
-pub fn is_on(pins: &Path, ifindex: u32) -> bool {
+pub fn running(pins: &Path, ifindex: u32) -> Option<&'static str> {
     let links = pins.join(format!("v{ABI_VERSION}/links"));
-    [Place::Native, Place::Generic].iter().any(|place| pin(&links, ifindex, *place).exists())
+    let mut places = [Place::Native, Place::Generic].into_iter();
+    places.find(|place| pin(&links, ifindex, *place).exists()).map(program)
 }
 
 /// Where a link is pinned.
@@ -207,7 +228,7 @@ impl Xdp {
         let program = if mode == XdpMode::Off {
             Err("switched off".to_owned())
         } else {
-            programs.xdp_program()
+            programs.xdp_program(mode.program())
         };
         Self { mode, program, links, attached: BTreeMap::new(), sure: BTreeSet::new() }
     }
@@ -259,7 +280,7 @@ impl Xdp {
             return Ok(());
         }
         let failed = |target, source| LoadError::Attach { name: PROGRAM, target, source };
-        let program = programs.xdp_program();
+        let program = programs.xdp_program(self.mode.program());
         let program =
             program.map_err(|words| failed("a link".to_owned(), io::Error::other(words)))?;
         let mut outcome = Ok(());
@@ -387,17 +408,17 @@ impl Xdp {
 
 impl Programs {
     /// Loads the XDP program; says why not, if the kernel does not take it.
-    fn xdp_program(&mut self) -> Result<OwnedFd, String> {
+    fn xdp_program(&mut self, name: &'static str) -> Result<OwnedFd, String> {
         let load = |programs: &mut Self| -> Result<OwnedFd, LoadError> {
-            let failed = |source| LoadError::Program { name: PROGRAM, source };
-            let program = programs.xdp()?;
+            let failed = |source| LoadError::Program { name, source };
+            let program = programs.xdp(name)?;
             match program.load() {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
                 Err(error) => return Err(failed(error)),
             }
             let descriptor = program.fd().map_err(failed)?;
             descriptor.as_fd().try_clone_to_owned().map_err(|source| LoadError::Attach {
-                name: PROGRAM,
+                name,
                 target: "a descriptor of its own".to_owned(),
                 source,
             })
@@ -420,7 +441,7 @@ impl Programs {
     ) -> Result<(u32, Vec<u8>, std::time::Duration), LoadError> {
         let failed = |source| LoadError::Program { name: PROGRAM, source };
         let mut out = vec![0; frame.len() + 256];
-        let program = self.xdp()?;
+        let program = self.xdp(PROGRAM)?;
         match program.load() {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
             Err(error) => return Err(failed(error)),
@@ -436,10 +457,9 @@ impl Programs {
         Ok((result.return_value, out, result.duration))
     }
 
-    fn xdp(&mut self) -> Result<&mut XdpProgram, LoadError> {
-        let program =
-            self.object.program_mut(PROGRAM).ok_or(LoadError::NoProgram { name: PROGRAM })?;
-        program.try_into().map_err(|source| LoadError::Program { name: PROGRAM, source })
+    fn xdp(&mut self, name: &'static str) -> Result<&mut XdpProgram, LoadError> {
+        let program = self.object.program_mut(name).ok_or(LoadError::NoProgram { name })?;
+        program.try_into().map_err(|source| LoadError::Program { name, source })
     }
 }
 

@@ -35,6 +35,7 @@ fn the_line_names_device_path_and_reason() {
         ("eth3".to_owned(), XdpPath::Tc(why(&error(libc::EINVAL), None, &jumbo))),
         ("eth4".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &merging))),
         ("eth5".to_owned(), XdpPath::NativeAlone),
+        ("eth7".to_owned(), XdpPath::Generic),
         ("eth6".to_owned(), XdpPath::Tc(why(&error(libc::EOPNOTSUPP), None, &host))),
     ]);
     let line = words(&paths);
@@ -47,6 +48,7 @@ fn the_line_names_device_path_and_reason() {
         "eth4: tc, as its driver refuses XDP: ",
         "driver ixgbe, MTU 1500, large receive offload is on; ",
         "eth5: XDP in the driver, but tc for what comes by other devices",
+        "eth7: XDP in the stack (generic), but tc for pods here and for unfinished checksums",
         "driver virtio_net, MTU 1500 (it has no XDP while its host merges packets",
     ] {
         assert!(line.contains(part), "{part} not in {line}");

@@ -117,8 +117,8 @@ pub(crate) fn start<T: Send + 'static>(
             });
             let start = Instant::now();
             let up = loop {
-                let is_whole =
-                    *handle.programmed.borrow() >= pods && overlay.device.borrow().is_some();
+                let is_whole = handle.programmed.borrow().revision >= pods
+                    && overlay.device.borrow().is_some();
                 if is_whole && let Some(up) = is_up(&handle).await {
                     break up;
                 }

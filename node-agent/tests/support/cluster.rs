@@ -222,8 +222,12 @@ impl Node {
             }
             assert!(report.trouble.is_empty(), "{}", report.status_text());
             assert!(set_up.tc.is_none() || set_up.tc == report.tc, "{:?}", report.tc);
-            let is_native = report.xdp["eth0"] == XdpPath::Native;
-            assert_eq!(is_native, set_up.xdp == XdpMode::Native, "{:?}", report.xdp);
+            let runs = match report.xdp["eth0"] {
+                XdpPath::Native => XdpMode::Native,
+                XdpPath::Generic => XdpMode::Generic,
+                XdpPath::NativeAlone | XdpPath::Tc(_) => XdpMode::Off,
+            };
+            assert_eq!(runs, set_up.xdp, "{:?}", report.xdp);
             Some(())
         };
         let (stop, ()) = agent::start(&self.space, (overlay, dataplane), followed, is_up);

@@ -12,7 +12,7 @@ use std::{
 use node_agent::{
     cni::{self, CniConfig, CniInputs, Handle},
     kubelet::runtime::binary::SHIM,
-    model::{LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
+    model::{LocalEndpoint, ObjectKey, PodNetwork, Programmed, ServiceRow},
     sys::netns::NetNs,
     table::Table,
 };
@@ -95,7 +95,7 @@ pub(crate) struct Node {
     pub(crate) network: watch::Sender<Option<PodNetwork>>,
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) services: Table<ObjectKey, ServiceRow>,
-    pub(crate) programmed: Option<watch::Receiver<u64>>,
+    pub(crate) programmed: Option<watch::Receiver<Programmed>>,
     pub(crate) refresh: Option<Duration>,
     /// What the agent takes for the node's addresses.
     pub(crate) ips: [&'static str; 2],

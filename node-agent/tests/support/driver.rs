@@ -1,4 +1,4 @@
-//! The XDP program on the running kernel with the rows of a node: packets in, action and packet out.
+//! The XDP programs on the running kernel with the rows of a node: packets in, action and packet out.
 
 use std::{collections::BTreeMap, net::IpAddr, thread};
 
@@ -75,6 +75,8 @@ pub(crate) fn addr(text: &str) -> Addr {
 
 pub(crate) struct Kernel {
     object: Ebpf,
+    /// The XDP program that runs.
+    pub(crate) program: &'static str,
     pub(crate) uplink: u32,
     /// Backends of set 1 so far.
     pub(crate) slots: u32,
@@ -99,15 +101,19 @@ impl Kernel {
             route add fd02:3::/64 via fd01::2");
         let object = EbpfLoader::new().load(object()).unwrap();
         let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
-        let mut kernel = Self { object, uplink, slots: 0 };
-        kernel.xdp().load().unwrap();
+        let mut kernel = Self { object, program: "xdp_entry", uplink, slots: 0 };
         kernel.tc().load().unwrap();
         kernel.set_up();
         kernel
     }
 
     fn xdp(&mut self) -> &mut XdpProgram {
-        self.object.program_mut("xdp_entry").unwrap().try_into().unwrap()
+        let program: &mut XdpProgram =
+            self.object.program_mut(self.program).unwrap().try_into().unwrap();
+        if program.fd().is_err() {
+            program.load().unwrap();
+        }
+        program
     }
 
     fn tc(&mut self) -> &mut SchedClassifier {

@@ -9,7 +9,7 @@ use std::{
 
 use node_agent::{
     dataplane::{DataplaneConfig, Handle, Report, Reporter, Settled, TcPath},
-    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, Programmed, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
@@ -59,6 +59,7 @@ pub(crate) struct Node {
 pub(crate) struct Agent {
     pub(crate) settled: watch::Receiver<Settled>,
     pub(crate) reporter: Reporter,
+    pub(crate) programmed: watch::Receiver<Programmed>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -145,9 +146,11 @@ impl Node {
             endpoints: self.endpoints.clone(),
             cni: None,
         };
-        let is_up = async |handle: &Handle| Some((handle.settled.clone(), handle.reporter()));
+        let is_up = async |handle: &Handle| {
+            Some((handle.settled.clone(), handle.programmed.clone(), handle.reporter()))
+        };
         let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        let agent = Agent { settled: up.0, reporter: up.1, _stop: stop };
+        let agent = Agent { settled: up.0, programmed: up.1, reporter: up.2, _stop: stop };
         self.settle(&agent);
         agent
     }
@@ -156,10 +159,12 @@ impl Node {
     pub(crate) fn settle(&self, agent: &Agent) {
         let wanted =
             (self.services.changes_since(0).revision, self.slices.changes_since(0).revision);
+        let pods = self.endpoints.changes_since(0).revision;
         let start = Instant::now();
         loop {
             let Settled { services, slices, is_whole, .. } = *agent.settled.borrow();
-            if is_whole && services >= wanted.0 && slices >= wanted.1 {
+            let has_pods = agent.programmed.borrow().revision >= pods;
+            if is_whole && has_pods && services >= wanted.0 && slices >= wanted.1 {
                 return;
             }
             assert!(

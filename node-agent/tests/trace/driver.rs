@@ -131,6 +131,24 @@ mod tests {
         assert_eq!(hop["result"], result, "{hop:#}");
     }
 
+    #[test]
+    fn in_the_stack_it_begins_with_the_program_that_runs_there() {
+        if !is_possible() {
+            return;
+        }
+        let test = || {
+            let mut world = set_up(own_namespaces().join("orlop"));
+            let _xdp = world.switch(XdpMode::Generic);
+            assert_eq!(programs(&world.hops(PORTS[1])), ["xdp_generic"]);
+            let hops = world.hops(PORTS[0]);
+            assert_eq!(programs(&hops), ["xdp_generic", "tc_from_underlay"], "{hops:#?}");
+            says(&hops[1], &["known flow TCP 192.0.2.9:32768 to 192.0.2.1:30081"], "sent on");
+        };
+        if let Err(panic) = thread::scope(|scope| scope.spawn(test).join()) {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
     fn is_done_by_xdp_alone(world: &World) {
         let hops = world.hops(PORTS[1]);
         assert_eq!(programs(&hops), ["xdp_entry"], "{hops:#?}");

@@ -162,7 +162,7 @@ pub async fn node(flags: NodeFlags) -> Result<()> {
     let revision = *tables.endpoints.subscribe().borrow();
     let mut handle =
         dataplane::start(config(flags.cgroup), tables).context("start the dataplane")?;
-    time::timeout(TIMEOUT, handle.programmed.wait_for(|done| *done >= revision))
+    time::timeout(TIMEOUT, handle.programmed.wait_for(|done| done.revision >= revision))
         .await
         .context("pods are not programmed in time")?
         .context("the dataplane ended")?;

@@ -221,7 +221,7 @@ pub async fn life(flags: NodeFlags) -> Result<()> {
     let device = tokio::time::timeout(orlop::TIMEOUT, device).await;
     drop(device.with_context(|| format!("{:?}", *overlay.trouble.borrow()))?.context("overlay")?);
     let mut handle = dataplane::start(config, tables).context("start the dataplane")?;
-    let programmed = handle.programmed.wait_for(|done| *done >= revision);
+    let programmed = handle.programmed.wait_for(|done| done.revision >= revision);
     drop(tokio::time::timeout(orlop::TIMEOUT, programmed).await.context("pods in time")?);
     let report = handle.report().await.context("the dataplane ended")?;
     ensure!(report.trouble.is_empty(), "{:?}", report.trouble);

@@ -110,7 +110,7 @@ impl Rig {
             let row = mark(self.marks)?;
             self.endpoints.upsert(row.ip, row);
             let revision = *self.endpoints.subscribe().borrow();
-            let programmed = self.handle.programmed.wait_for(|done| *done >= revision);
+            let programmed = self.handle.programmed.wait_for(|done| done.revision >= revision);
             tokio::time::timeout(orlop::TIMEOUT, programmed)
                 .await
                 .context("not programmed in time")?
