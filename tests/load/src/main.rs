@@ -57,7 +57,8 @@ fn text<'a>(args: &[&'a str], name: &str) -> Option<&'a str> {
     args.iter().position(|arg| *arg == name).and_then(|at| args.get(at + 1)).copied()
 }
 
-/// One line a request: `<start, ms since 1970> <duration, µs> ok <first line>` or `… failed <why>`.
+/// One line a request: `<start, ms since 1970> <connection, µs after it> <duration, µs> ok <first line>` or
+/// `… failed <why>`. `-` stands for a connection that never began, as the name was not found.
 #[expect(clippy::print_stdout, reason = "its output is its result")]
 #[expect(clippy::disallowed_methods, reason = "plain threads that pace themselves")]
 fn http(args: &[&str]) -> Result<(), String> {
@@ -78,11 +79,16 @@ fn http(args: &[&str]) -> Result<(), String> {
             }
             let start = now_ms();
             let clock = Instant::now();
-            let outcome = match request(host, port, number) {
+            let micros = || clock.elapsed().as_micros();
+            let (connection, answer) = match resolve(host, number) {
+                Ok(ip) => (micros().to_string(), request((ip, port).into(), host)),
+                Err(why) => ("-".to_owned(), Err(why)),
+            };
+            let outcome = match answer {
                 Ok(line) => format!("ok {line}"),
                 Err(why) => format!("failed {why}"),
             };
-            println!("{start} {} {outcome}", clock.elapsed().as_micros());
+            println!("{start} {connection} {} {outcome}", micros());
             thread::sleep(pause);
         }
     };
@@ -95,10 +101,8 @@ fn http(args: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Look-up, connection, request, reply; the body's first line.
-fn request(host: &str, port: u16, number: u64) -> Result<String, String> {
-    let ip = resolve(host, number)?;
-    let address = SocketAddr::from((ip, port));
+/// Connection, request, reply; the body's first line.
+fn request(address: SocketAddr, host: &str) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .map_err(|error| format!("connect to {address}: {error}"))?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| format!("set time limit: {error}"))?;

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub struct Request {
     /// Milliseconds since 1970 by the clock of the node it was sent on.
     pub start_ms: u64,
+    /// When its connection began, in microseconds after the start; `None` when it failed before, in its look-up.
+    pub connected: Option<u64>,
     pub micros: u64,
     /// The name of the pod that answered, or why there was no answer.
     pub answer: Result<String, String>,
@@ -43,18 +45,25 @@ impl Tally {
 pub(crate) fn parse(log: &str) -> Result<Vec<Request>> {
     log.lines()
         .map(|line| {
-            let mut words = line.splitn(4, ' ');
+            let mut words = line.splitn(5, ' ');
             let mut word = || words.next().with_context(|| format!("a broken line: {line:?}"));
             let number =
                 |text: &str| text.parse().with_context(|| format!("a broken line: {line:?}"));
-            let (start_ms, micros) = (number(word()?)?, number(word()?)?);
+            let start_ms = number(word()?)?;
+            let connected = match word()? {
+                "-" => None,
+                text => Some(number(text)?),
+            };
+            let micros = number(word()?)?;
             let (kind, rest) = (word()?, word()?.to_owned());
+            let is_possible = connected.map_or(kind == "failed", |connected| connected <= micros);
+            ensure!(is_possible, "a broken line: {line:?}");
             let answer = match kind {
                 "ok" => Ok(rest),
                 "failed" => Err(rest),
                 _ => bail!("a broken line: {line:?}"),
             };
-            Ok(Request { start_ms, micros, answer })
+            Ok(Request { start_ms, connected, micros, answer })
         })
         .collect()
 }
@@ -90,7 +99,8 @@ pub(crate) struct Change<'a> {
 
 /// The rule: no request that starts more than `GRACE_MS` after the change fails or is answered by the
 /// deleted replica; the new one answers some, and none fails on it. A request that fails names no
-/// replica, so every failure that ends when the new one was already served counts as one on it.
+/// replica, so it counts as one on the new one when its connection, which is when the replica is chosen, began
+/// after the slice had that; or, when it had none, when it ended after.
 pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> {
     let limit = change.not_ready_ms + GRACE_MS;
     let late: Vec<&Request> = requests.iter().filter(|request| request.start_ms > limit).collect();
@@ -102,10 +112,10 @@ pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> 
     );
     for request in requests {
         let after = i128::from(request.start_ms) - i128::from(change.not_ready_ms);
-        let end = request.start_ms + request.micros / 1000;
+        let chosen = request.start_ms + request.connected.unwrap_or(request.micros) / 1000;
         match &request.answer {
             Err(why) => ensure!(
-                request.start_ms <= limit && end < change.replaced_ms,
+                request.start_ms <= limit && chosen < change.replaced_ms,
                 "a request {after} ms after the slice showed the change failed: {why}"
             ),
             Ok(replica) => ensure!(
@@ -125,21 +135,26 @@ mod tests {
     use super::*;
 
     fn ok(start_ms: u64, replica: &str) -> Request {
-        Request { start_ms, micros: 1, answer: Ok(replica.into()) }
+        Request { start_ms, connected: Some(1), micros: 2, answer: Ok(replica.into()) }
     }
 
-    /// 100 requests 10 ms apart; from 500 ms on the new replica answers.
+    /// 200 requests 10 ms apart; from 500 ms on the new replica answers.
     fn load() -> Vec<Request> {
         (0..200).map(|n| ok(n * 10, if n < 50 { "old" } else { "new" })).collect()
     }
 
     #[test]
     fn lines_become_requests_and_broken_ones_are_errors() {
-        let found = parse("5 70 ok nginx-a\n6 80 failed connect: refused").unwrap();
-        assert_eq!(found[0], Request { start_ms: 5, micros: 70, answer: Ok("nginx-a".into()) });
-        assert_eq!(found[1].answer, Err("connect: refused".into()));
-        parse("5 x ok nginx-a").unwrap_err();
-        parse("5 6 maybe nginx-a").unwrap_err();
+        let found = parse("5 60 70 ok nginx-a\n6 - 80 failed no address: 3").unwrap();
+        let (connected, answer) = (Some(60), Ok("nginx-a".into()));
+        assert_eq!(found[0], Request { start_ms: 5, connected, micros: 70, answer });
+        let answer = Err("no address: 3".into());
+        assert_eq!(found[1], Request { start_ms: 6, connected: None, micros: 80, answer });
+        let broken =
+            ["5 x 7 ok a", "5 6 x ok a", "5 6 7 maybe a", "5 6 ok a", "5 8 7 ok a", "5 - 7 ok a"];
+        for line in broken {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]
@@ -165,10 +180,24 @@ mod tests {
         };
         assert!(fail_at(100).is_ok(), "500 ms after the change");
         assert!(fail_at(101).is_err(), "510 ms after the change");
-        let mut early = load();
-        early[90].answer = Err("refused".into());
+    }
+
+    #[test]
+    fn failure_is_the_new_replicas_when_its_connection_began_after_that() {
         let sooner = Change { replaced_ms: 850, ..change() };
-        assert!(deletion(&early, &sooner).is_err(), "it may have been the new replica's");
+        let fails = |start_ms: u64, connected: Option<u64>, micros: u64| {
+            let mut requests = load();
+            let answer = Err("timed out".into());
+            requests.push(Request { start_ms, connected, micros, answer });
+            deletion(&requests, &sooner)
+        };
+        assert!(fails(600, Some(9_000), 5_000_000).is_ok(), "it was chosen before");
+        assert!(fails(600, Some(249_999), 300_000).is_ok(), "chosen 1 ms before");
+        assert!(fails(600, Some(250_000), 300_000).is_err(), "chosen in that moment");
+        assert!(fails(900, Some(1), 2).is_err(), "begun after");
+        assert!(fails(600, None, 200_000).is_ok(), "a look-up that failed before");
+        assert!(fails(600, None, 250_000).is_err(), "a look-up that ended after");
+        assert!(fails(1001, Some(1), 2).is_err(), "too long after the change");
     }
 
     #[test]
