@@ -10,6 +10,7 @@ use std::{
     env, fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         _ => Err("usage: load http --host H [--port 80] [--count N] [--seconds S] [--pause-ms 0] \
-                  [--parallel 1] | load memory --mib N | load clock"
+                  [--parallel 1] [--until FILE] | load memory --mib N | load clock"
             .to_owned()),
     };
     match result {
@@ -58,7 +59,8 @@ fn text<'a>(args: &[&'a str], name: &str) -> Option<&'a str> {
 }
 
 /// One line a request: `<start, ms since 1970> <connection, µs after it> <duration, µs> ok <first line>` or
-/// `… failed <why>`. `-` stands for a connection that never began, as the name was not found.
+/// `… failed <why>`. `-` stands for a connection that never began, as the name was not found. Ends by itself, or when
+/// the file of `--until` is there.
 #[expect(clippy::print_stdout, reason = "its output is its result")]
 #[expect(clippy::disallowed_methods, reason = "plain threads that pace themselves")]
 fn http(args: &[&str]) -> Result<(), String> {
@@ -68,13 +70,14 @@ fn http(args: &[&str]) -> Result<(), String> {
     let count = flag(args, "--count", Some(u64::MAX))?;
     let seconds = flag(args, "--seconds", Some(3600))?;
     let pause = Duration::from_millis(flag(args, "--pause-ms", Some(0))?);
+    let end = text(args, "--until").map(Path::new);
     let parallel = flag(args, "--parallel", Some(1))?;
     let began = Instant::now();
     let next = AtomicU64::new(0);
     let one_after_the_other = || {
         while began.elapsed() < Duration::from_secs(seconds) {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
+            if number >= count || end.is_some_and(Path::exists) {
                 break;
             }
             let start = now_ms();

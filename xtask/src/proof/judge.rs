@@ -68,6 +68,16 @@ pub(crate) fn parse(log: &str) -> Result<Vec<Request>> {
         .collect()
 }
 
+/// What was printed without a last line that has no end yet.
+pub(crate) fn whole_lines(printed: &str) -> &str {
+    printed.rsplit_once('\n').map_or("", |(whole, _)| whole)
+}
+
+/// How many requests began after a moment.
+pub(crate) fn begun_after(requests: &[Request], ms: u64) -> usize {
+    requests.iter().filter(|request| request.start_ms > ms).count()
+}
+
 pub(crate) fn tally(requests: &[Request]) -> Tally {
     let mut tally = Tally::default();
     let first = requests.iter().map(|request| request.start_ms).min().unwrap_or_default();
@@ -97,6 +107,20 @@ pub(crate) struct Change<'a> {
     pub(crate) replacement: &'a str,
 }
 
+/// Requests that the rule of `deletion` wants to see after a change.
+const LATE: usize = 50;
+
+/// Whether a load has gone on long enough to be judged: some requests began when the new replica was in the
+/// slice, and it has answered.
+pub(crate) fn covers(requests: &[Request], change: &Change<'_>) -> bool {
+    let limit = change.not_ready_ms + GRACE_MS;
+    let is_late_answer = |request: &Request| {
+        request.start_ms > limit && request.answer.as_deref() == Ok(change.replacement)
+    };
+    begun_after(requests, change.replaced_ms.max(limit)) >= LATE
+        && requests.iter().any(is_late_answer)
+}
+
 /// The rule: no request that starts more than `GRACE_MS` after the change fails or is answered by the
 /// deleted replica; the new one answers some, and none fails on it. A request that fails names no
 /// replica, so it counts as one on the new one when its connection, which is when the replica is chosen, began
@@ -105,7 +129,7 @@ pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> 
     let limit = change.not_ready_ms + GRACE_MS;
     let late: Vec<&Request> = requests.iter().filter(|request| request.start_ms > limit).collect();
     ensure!(
-        late.len() >= 50 && late.len() < requests.len(),
+        late.len() >= LATE && late.len() < requests.len(),
         "{} of {} requests came after the change: the load did not cover it",
         late.len(),
         requests.len()
@@ -198,6 +222,32 @@ mod tests {
         assert!(fails(600, None, 200_000).is_ok(), "a look-up that failed before");
         assert!(fails(600, None, 250_000).is_err(), "a look-up that ended after");
         assert!(fails(1001, Some(1), 2).is_err(), "too long after the change");
+    }
+
+    #[test]
+    fn load_covers_a_change_when_it_went_on_and_met_the_new_replica() {
+        assert!(covers(&load(), &change()));
+        // Of the requests from 0 ms on, 10 ms apart, the fiftieth after 1100 ms is at 1600 ms.
+        assert!(covers(&load()[..161], &change()));
+        assert!(!covers(&load()[..160], &change()));
+        assert!(!covers(&load(), &Change { replaced_ms: 1500, ..change() }));
+        assert!(!covers(&load(), &Change { replacement: "other", ..change() }));
+        assert!(
+            !covers(&load(), &Change { not_ready_ms: 1000, ..change() }),
+            "also after the grace"
+        );
+        let mut early = load();
+        early[101..].fill(ok(1990, "other"));
+        assert!(!covers(&early, &change()), "the new one answered before only");
+    }
+
+    #[test]
+    fn unfinished_line_of_a_load_that_runs_is_left_out() {
+        assert_eq!(whole_lines("5 6 7 ok a\n6 7"), "5 6 7 ok a");
+        assert_eq!(whole_lines("5 6 7 ok a\n"), "5 6 7 ok a");
+        assert_eq!(whole_lines("5 6"), "");
+        assert_eq!(begun_after(&load(), 1980), 1);
+        assert_eq!(begun_after(&load(), 1990), 0);
     }
 
     #[test]

@@ -25,13 +25,13 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
     let before = replicas(kubectl)?;
     let (victim, _) = before.first_key_value().context("no replica to delete")?;
     let address = pod_ip(kubectl, victim)?;
-    let load = LoadPod::start(kubectl, "proof-deletion", &["--seconds", "25", "--pause-ms", "5"])?;
+    let (pod, load) = LoadPod::until_stopped(kubectl, cluster.server()?, "proof-deletion", "5")?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
                   ?labelSelector=kubernetes.io%2Fservice-name%3Dnginx";
     let watch = Watch::start(kubectl, slices)?;
     let limit = Duration::from_secs(30);
     watch.until("the replica ready", limit, |slice| shows_ready(slice, &address))?;
-    std::thread::sleep(Duration::from_secs(2));
+    load.goes_on()?;
     let deleted = Instant::now();
     kubectl.run(&["delete", "pod", victim, "--wait=false"])?;
     let gone =
@@ -49,7 +49,6 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
         watch.until("the new replica", limit, |slice| shows_ready(slice, &new_address))?.at_ms
     };
     let ahead = clock_ahead_ms(cluster.server()?.shell())?;
-    let requests = load.finish(Duration::from_secs(90))?;
     let there = |host_ms: u64| host_ms.checked_add_signed(ahead).context("clocks");
     let change = judge::Change {
         not_ready_ms: there(gone.at_ms)?,
@@ -57,6 +56,8 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
         deleted: victim,
         replacement: &new,
     };
+    load.until("the load to cover the change", |requests| judge::covers(requests, &change))?;
+    let requests = pod.stop(&load)?;
     judge::deletion(&requests, &change)?;
     Ok(replaced)
 }
