@@ -134,18 +134,18 @@ fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> R
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
     let restarts = restarts(kubectl)?;
-    let load = LoadPod::start(kubectl, "proof-kill", &["--seconds", "25", "--pause-ms", "2"])?;
-    std::thread::sleep(Duration::from_secs(2));
+    let (pod, load) = LoadPod::until_stopped(kubectl, cluster.server()?, "proof-kill", "2")?;
+    load.goes_on()?;
     let mut victims = vec![cluster.server()?];
     if let Some(name) = placed.values().find(|name| *name != "server") {
         victims.push(cluster.node(name)?);
     }
     for node in victims {
         replace(node)?;
+        load.goes_on()?;
     }
-    let requests = load.finish(Duration::from_secs(90))?;
+    let requests = pod.stop(&load)?;
     let tally = judge::tally(&requests);
-    ensure!(requests.len() >= 100, "only {} requests in 25 s", requests.len());
     tally.all_answered(u32::try_from(requests.len()).unwrap_or(u32::MAX))?;
     ensure!(replicas(kubectl)? == placed, "the replicas are not the same as before");
     for node in &cluster.nodes {

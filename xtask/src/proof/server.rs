@@ -36,13 +36,15 @@ pub fn server_killed(cluster: &Cluster) -> Result<ServerKilled> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let (placed, restarts) = (replicas(kubectl)?, measure::restarts(kubectl)?);
     kubectl.run(&["delete", "configmaps", "-l", "proof=server", "--ignore-not-found"])?;
-    let load = LoadPod::start(kubectl, "proof-server", &["--seconds", "25", "--pause-ms", "2"])?;
+    let server = cluster.server()?;
+    let (pod, load) = LoadPod::until_stopped(kubectl, server, "proof-server", "2")?;
     let mut acknowledged = Vec::new();
     let mut killed = None;
     let mut back = None;
     for number in 0..WRITES {
         if number == KILL_AFTER {
-            cluster.server()?.shell().sh("kill -9 $(cat /run/vm/control-plane.pid)")?;
+            load.goes_on()?;
+            server.shell().sh("kill -9 $(cat /run/vm/control-plane.pid)")?;
             killed = Some(Instant::now());
         }
         let name = format!("proof-server-{number}");
@@ -77,8 +79,8 @@ pub fn server_killed(cluster: &Cluster) -> Result<ServerKilled> {
         });
         ensure!(kept, "{name} was acknowledged and is lost");
     }
-    let requests = load.finish(Duration::from_secs(90))?;
-    ensure!(requests.len() >= 100, "only {} requests in 25 s", requests.len());
+    load.goes_on()?;
+    let requests = pod.stop(&load)?;
     let tally = judge::tally(&requests);
     tally.all_answered(u32::try_from(requests.len()).unwrap_or(u32::MAX))?;
     for node in &cluster.nodes {
