@@ -17,10 +17,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// A request that takes longer counts as failed.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for one answer of the DNS server before the next try (resolv.conf's default is 5 s).
-const DNS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection or an answer that takes longer counts as failed. Three segments lost one after the other, as when a
+/// VM stands still, cost 7 s (Linux sends a SYN again after 1, 3 and 7 s); a flow that is lost for good never comes.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one answer of the DNS server before the next try (resolv.conf's default).
+const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is its result")]
 fn main() -> ExitCode {

@@ -1,6 +1,6 @@
 //! Pure: what a list of requests means.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -38,6 +38,26 @@ impl Tally {
             self.failed.iter().take(3).collect::<Vec<_>>()
         );
         Ok(())
+    }
+}
+
+/// How many requests there were meanwhile, and how long the longest took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Covered {
+    pub requests: usize,
+    pub longest_ms: u64,
+}
+
+impl Covered {
+    pub(crate) fn of(requests: &[Request]) -> Self {
+        let longest = requests.iter().map(|request| request.micros).max().unwrap_or_default();
+        Self { requests: requests.len(), longest_ms: longest / 1000 }
+    }
+}
+
+impl fmt::Display for Covered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} requests of at most {} ms", self.requests, self.longest_ms)
     }
 }
 
@@ -248,6 +268,8 @@ mod tests {
         assert_eq!(whole_lines("5 6"), "");
         assert_eq!(begun_after(&load(), 1980), 1);
         assert_eq!(begun_after(&load(), 1990), 0);
+        let slow = Request { micros: 7_000_000, ..ok(1, "a") };
+        assert_eq!(Covered::of(&[ok(1, "a"), slow]).to_string(), "2 requests of at most 7000 ms");
     }
 
     #[test]

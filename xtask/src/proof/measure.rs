@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{LoadPod, condition, judge, replicas};
+use super::{Covered, LoadPod, condition, judge, replicas};
 use crate::{
     cluster::{Cluster, Node},
     guest::Guest,
@@ -113,12 +113,12 @@ pub(super) fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
     Ok(state)
 }
 
-/// Kills the agents of the client's node and of a replica's node under load. Returns the number of
-/// requests, all of which were answered.
+/// Kills the agents of the client's node and of a replica's node under load. Returns the requests,
+/// all of which were answered.
 ///
 /// # Errors
 /// When a request failed, a container was restarted, or an agent did not come back.
-pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
+pub fn agent_killed(cluster: &Cluster) -> Result<Covered> {
     agent_replaced(cluster, kill_agent)
 }
 
@@ -126,11 +126,11 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
 ///
 /// # Errors
 /// As `agent_killed`.
-pub fn unit_restarted(cluster: &Cluster) -> Result<usize> {
+pub fn unit_restarted(cluster: &Cluster) -> Result<Covered> {
     agent_replaced(cluster, |node| replace_agent(node, "systemctl restart orlop-node-agent"))
 }
 
-fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> Result<usize> {
+fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> Result<Covered> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
     let restarts = restarts(kubectl)?;
@@ -156,7 +156,7 @@ fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> R
     }
     let after = self::restarts(kubectl)?;
     ensure!(after == restarts, "containers were restarted: {restarts:?} became {after:?}");
-    Ok(requests.len())
+    Ok(Covered::of(&requests))
 }
 
 /// Prints the agent's process number, under systemd and under the VMs' own init.

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 pub use driver::{Carried, carried_by_xdp, traced, xdp_outlives_agent};
-pub use judge::{Request, Tally};
+pub use judge::{Covered, Request, Tally};
 pub(crate) use load::LoadPod;
 pub use measure::{agent_killed, no_rules, unit_restarted};
 pub use server::{ServerKilled, server_killed};

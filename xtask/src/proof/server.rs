@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::{LoadPod, condition, judge, measure, replicas};
+use super::{Covered, LoadPod, condition, judge, measure, replicas};
 use crate::{
     cluster::Cluster,
     kubectl::{Kubectl, wait_for},
@@ -37,7 +37,7 @@ const BACK: &str =
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerKilled {
     /// Requests to the sample meanwhile, all answered.
-    pub requests: usize,
+    pub requests: Covered,
     /// From the kill until the next server was ready.
     pub seconds: f64,
     /// How long its first start took, when the VM booted.
@@ -105,7 +105,7 @@ pub fn server_killed(cluster: &Cluster) -> Result<ServerKilled> {
     let after = measure::restarts(kubectl)?;
     ensure!(after == restarts, "containers were restarted: {restarts:?} became {after:?}");
     kubectl.run(&["delete", "configmaps", "-l", "proof=server"])?;
-    let (requests, acknowledged) = (requests.len(), acknowledged.len());
+    let (requests, acknowledged) = (Covered::of(&requests), acknowledged.len());
     Ok(ServerKilled { requests, seconds, first_seconds, acknowledged })
 }
 

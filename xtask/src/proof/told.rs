@@ -63,7 +63,7 @@ pub fn memory(paths: &Paths, cluster: &Cluster) -> Result<String> {
 pub fn agents(_: &Paths, cluster: &Cluster) -> Result<String> {
     let requests = measure::agent_killed(cluster)?;
     Ok(format!(
-        "{requests} requests meanwhile, each with a look-up of the name, all answered; no container restarted"
+        "{requests} meanwhile, each with a look-up of the name, all answered; no container restarted"
     ))
 }
 
