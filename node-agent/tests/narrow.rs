@@ -12,11 +12,15 @@ mod tests {
         fs,
         io::{self, Read as _, Write as _},
         net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
+        os::fd::AsFd,
         thread,
         time::{Duration, Instant},
     };
 
-    use nix::errno::Errno;
+    use nix::{
+        errno::Errno,
+        sys::socket::{setsockopt, sockopt},
+    };
     use node_agent::{
         dataplane::{TcPath, XdpMode},
         overlay::Mode,
@@ -144,6 +148,7 @@ mod tests {
     /// connection when it ends.
     fn count_bytes() {
         let listener = TcpListener::bind("[::]:8080").unwrap();
+        takes_little(&listener);
         let _tcp = thread::spawn(move || {
             while let Ok((mut stream, from)) = listener.accept() {
                 let _connection = thread::spawn(move || {
@@ -160,6 +165,12 @@ mod tests {
                 socket.send_to(words.as_bytes(), from).unwrap();
             }
         });
+    }
+
+    /// So much may be under way to a socket that less than two hundred packets wait in front of it: a device whose
+    /// far end's queue is full (netdev_max_backlog, 1000) counts what it loses there as not sent.
+    fn takes_little(socket: &impl AsFd) {
+        setsockopt(socket, sockopt::RcvBuf, &(128 << 10)).unwrap();
     }
 
     fn heard_from(count: u64, from: SocketAddr) -> String {
@@ -218,6 +229,7 @@ mod tests {
     /// Checks that as much comes back from a pod as is sent to it.
     fn echoes(at: SocketAddr) {
         let mut stream = connect(at);
+        takes_little(&stream);
         stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         let mut other = stream.try_clone().unwrap();
         let asking = thread::spawn(move || {
