@@ -15,7 +15,6 @@ mod tests {
         net::{SocketAddr, UdpSocket},
         process::Command,
         thread,
-        time::Duration,
     };
 
     use aya::{Ebpf, EbpfLoader, programs::Xdp as XdpProgram};
@@ -31,11 +30,8 @@ mod tests {
 
     use super::cluster::{
         Cluster, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
-        from_one_port, make_bridge, node_ports,
-        place::is_possible,
-        plug, pod_ip, pod_ip6, serve,
-        space::{Space, pause},
-        tcp, udp,
+        from_one_port, make_bridge, node_ports, place::is_possible, plug, pod_ip, pod_ip6, serve,
+        space::Space, tcp, udp,
     };
 
     /// Two nodes on one bridge, and a client beside them.
@@ -178,7 +174,7 @@ mod tests {
         two.space.run(|| serve(200));
         for (backends, port, number) in [(&pods[..], 20_000, 21), (&own, 20_001, 200)] {
             cluster.set_endpoints(vec![backends[0]], vec![backends[1]]);
-            pause(Duration::from_millis(300));
+            cluster.settle(&agents);
             for (family, service) in node_ports().into_iter().enumerate() {
                 // The first node, which knows the way to the second one's pods.
                 let from = SocketAddr::new(both_families(1)[family], port);
@@ -230,7 +226,7 @@ mod tests {
             assert_eq!(world.outside.run(move || datagram(address, 4_000)), 4_000);
         }
         cluster.set_backends(&[pod_ip(1, 11)]);
-        pause(Duration::from_millis(300));
+        cluster.settle(&agents);
         for address in node_ports() {
             // Small ones go first, so that XDP knows the way; the full one fits into no tunnel.
             assert_eq!(world.outside.run(move || answered_by(&udp(address, 5))), [11]);

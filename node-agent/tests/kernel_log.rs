@@ -12,6 +12,7 @@ mod tests {
     use std::{
         io::{self, ErrorKind, Write},
         net::TcpStream,
+        slice::from_ref,
         sync::{Arc, Mutex},
         time::{Duration, Instant},
     };
@@ -90,7 +91,7 @@ mod tests {
             ],
         );
         cluster.set_backends(&[]);
-        pause(Duration::from_millis(300));
+        cluster.settle(from_ref(&agent));
         let refused = client.run(|| TcpStream::connect_timeout(&SERVICE.into(), TIMEOUT));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         log.has("WARN", &["packet dropped: ", service, "service has no ready endpoint"]);

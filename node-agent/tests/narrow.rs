@@ -13,6 +13,7 @@ mod tests {
         io::{self, Read as _, Write as _},
         net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
         os::fd::AsFd,
+        slice::from_ref,
         thread,
         time::{Duration, Instant},
     };
@@ -89,7 +90,7 @@ mod tests {
         node.pods[&14].run(move || is_told(&socket_to(at), NODES[0]));
         // A client outside, whose answers are too big.
         cluster.set_backends(&[pod_ip(1, 16)]);
-        pause(Duration::from_millis(300));
+        cluster.settle(from_ref(&agent));
         server.run(|| echoes(SocketAddr::new(NODES[0].parse().unwrap(), NODE_PORT)));
         assert_eq!(node.space.run(lost), before, "something too big was sent");
         // Many full packets at once, of which a slow receiver's queue may lose some; what is too big would never arrive.
@@ -98,7 +99,7 @@ mod tests {
             node.pods[&13].run(move || transfers(at, node_ip));
         }
         cluster.set_backends(&[server_ip]);
-        pause(Duration::from_millis(300));
+        cluster.settle(from_ref(&agent));
         node.pods[&15].run(move || transfers(at, NODES[0]));
         drop(agent);
         node.space.settle();

@@ -37,12 +37,12 @@ mod tests {
         overlay::Mode,
         sys::ethtool::{self, Offload},
     };
-    use tokio::sync::oneshot;
 
     use super::{
         cgroup::TestCgroup,
         cluster::{
             Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp, TIMEOUT,
+            agent::Agent,
             answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
             make_bridge, node_ports,
             place::is_possible,
@@ -107,7 +107,7 @@ mod tests {
     }
 
     /// Running agents, one a node.
-    type Agents = [oneshot::Sender<()>; 2];
+    type Agents = [Agent; 2];
 
     impl World {
         fn new(node_ips: NodeIps) -> Self {
@@ -196,10 +196,10 @@ mod tests {
             }
             self.beside(foreign);
 
-            self.pods_that_are_gone_are_unreachable();
-            self.a_node_port_goes();
-            self.a_process_of_the_node_answers();
-            self.endpoints_go();
+            self.pods_that_are_gone_are_unreachable(&agents);
+            self.a_node_port_goes(&agents);
+            self.a_process_of_the_node_answers(&agents);
+            self.endpoints_go(&agents);
             self.stop(agents);
         }
 
@@ -326,7 +326,7 @@ mod tests {
 
         /// Who speaks to a pod that is gone is told at once, here and there, directly and by its service; it would
         /// wait for its time-out if the packet went out by the default route.
-        fn pods_that_are_gone_are_unreachable(&self) {
+        fn pods_that_are_gone_are_unreachable(&self, agents: &Agents) {
             const GONE: u8 = 99;
             let unreachable = |space: &Space, to: SocketAddr| {
                 let failed = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
@@ -344,17 +344,17 @@ mod tests {
                 unreachable(self.client(), six);
                 unreachable(node, four);
                 self.cluster.set_backends(&[pod_ip(number, GONE)]);
-                pause(Duration::from_millis(300));
+                self.cluster.settle(agents);
                 unreachable(self.client(), services()[0]);
                 unreachable(&self.outside, port);
             }
             let backends = BACKENDS.map(|(node, pod)| pod_ip(node, pod));
             self.cluster.set_backends(&backends);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
         }
 
         /// The node port goes while its backends stay: who asked by it hears nothing any more.
-        fn a_node_port_goes(&self) {
+        fn a_node_port_goes(&self, agents: &Agents) {
             let asking = node_ports().map(|to| self.outside.run(move || connect_udp(to)));
             assert!(asking.iter().all(hears));
             self.cluster.set_node_port(0);
@@ -366,15 +366,15 @@ mod tests {
             assert!(!asking.iter().any(hears), "nor later");
             assert_eq!(self.client().run(|| answered_by(&udp(SERVICE, ASKS))), [12, 21]);
             self.cluster.set_node_port(NODE_PORT);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             assert!(asking.iter().all(hears));
         }
 
         /// A process of the second node as backend hears clients both by the node port and at its own.
-        fn a_process_of_the_node_answers(&self) {
+        fn a_process_of_the_node_answers(&self, agents: &Agents) {
             let two = both_families(2);
             self.cluster.set_endpoints(vec![two[0]], vec![two[1]]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for space in [self.client(), &self.outside] {
                 for ip in &two {
                     let ends = [NODE_PORT, POD_PORT].map(|port| SocketAddr::new(*ip, port));
@@ -386,16 +386,16 @@ mod tests {
         }
 
         /// An endpoint goes: nobody meets it any more. The last one goes: refused at once.
-        fn endpoints_go(&self) {
+        fn endpoints_go(&self, agents: &Agents) {
             let asked = [(self.client(), services()), (&self.outside, node_ports())];
             let all = || asked.into_iter().flat_map(|(space, to)| to.map(|to| (space, to)));
             self.cluster.set_backends(&[pod_ip(2, 21)]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for (space, to) in all() {
                 assert_eq!(space.run(move || answered_by(&tcp(to, ASKS))), [21], "{to}");
             }
             self.cluster.set_backends(&[]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for (space, to) in all() {
                 let refused = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
                 assert_eq!(space.run(refused), ErrorKind::ConnectionRefused, "{to}");
@@ -454,7 +454,7 @@ mod tests {
         let port = node_ports()[1];
         let seen = world.outside.run(move || [tcp(port, ASKS), udp(port, ASKS)]);
         assert_eq!(seen.each_ref().map(answered_by), [[12, 21]; 2], "to {port}");
-        world.endpoints_go();
+        world.endpoints_go(&agents);
         world.stop(agents);
     }
 }

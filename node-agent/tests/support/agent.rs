@@ -14,16 +14,16 @@ use node_agent::{
         ipam::Attachment,
         veth::{self, VethSpec},
     },
-    dataplane::{self, DataplaneConfig, Handle, Tables},
+    dataplane::{self, DataplaneConfig, Handle, Report, Settled, Tables},
     kubelet::runtime::binary::SHIM,
     model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{self, OverlayConfig},
     sys::netns::NetNs,
     table::Table,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::space::Space;
+use super::space::{Space, pause};
 
 /// An agent that does not come up at all fails. The verifier's work takes half a second on a machine and ten
 /// times that where the processor is emulated, for two agents at once.
@@ -70,6 +70,51 @@ pub(crate) fn add_pod(
         endpoints.upsert(*ip, endpoint);
     }
     pod
+}
+
+/// A running agent; it stops as if killed when this is dropped.
+pub(crate) struct Agent {
+    pub(crate) settled: watch::Receiver<Settled>,
+    questions: mpsc::Sender<oneshot::Sender<Report>>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Agent {
+    /// As `start` gives it, when `is_up` has given what to follow and whom to ask.
+    pub(crate) fn new(
+        stop: oneshot::Sender<()>,
+        (settled, questions): (watch::Receiver<Settled>, mpsc::Sender<oneshot::Sender<Report>>),
+    ) -> Self {
+        Self { settled, questions, _stop: stop }
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        let (reply, answer) = oneshot::channel();
+        self.questions.blocking_send(reply).unwrap();
+        answer.blocking_recv().expect("the agent runs")
+    }
+
+    /// Waits until it has programmed what these tables say now.
+    pub(crate) fn settle(
+        &self,
+        services: &Table<ObjectKey, ServiceRow>,
+        slices: &Table<ObjectKey, EndpointSliceRow>,
+    ) {
+        let wanted = (services.changes_since(0).revision, slices.changes_since(0).revision);
+        let start = Instant::now();
+        loop {
+            let Settled { services, slices, is_whole, .. } = *self.settled.borrow();
+            if is_whole && services >= wanted.0 && slices >= wanted.1 {
+                return;
+            }
+            assert!(
+                start.elapsed() < START,
+                "{wanted:?} {services} {slices} {is_whole}\n{}",
+                self.report().status_text()
+            );
+            pause(Duration::from_millis(10));
+        }
+    }
 }
 
 /// What an agent follows, and whether it serves the CNI plugin.

@@ -28,13 +28,16 @@ use node_agent::{
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::oneshot;
 
 pub(crate) mod agent;
 pub(crate) mod place;
 pub(crate) mod space;
 
-use self::{agent::Followed, place::ip, space::Space};
+use self::{
+    agent::{Agent, Followed},
+    place::ip,
+    space::Space,
+};
 
 pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
 /// The service's other address.
@@ -93,6 +96,11 @@ impl Cluster {
         let cluster = Self::new(node_ips);
         cluster.set_backends(pods);
         cluster
+    }
+
+    /// Waits until these agents have programmed what the tables say now.
+    pub(crate) fn settle(&self, agents: &[Agent]) {
+        agents.iter().for_each(|agent| agent.settle(&self.services, &self.slices));
     }
 
     /// Gives the service these pods, in both families.
@@ -190,7 +198,7 @@ impl Node {
 
     /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
     /// dropped, and then stops as if killed.
-    pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
+    pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> Agent {
         let service_cidrs: Vec<IpNet> =
             ["10.96.0.0/16", "fd00:96::/108"].map(|cidr| cidr.parse().unwrap()).into();
         let overlay = OverlayConfig {
@@ -224,10 +232,10 @@ impl Node {
             assert!(set_up.tc.is_none() || set_up.tc == report.tc, "{:?}", report.tc);
             let is_native = report.xdp["eth0"] == XdpPath::Native;
             assert_eq!(is_native, set_up.xdp == XdpMode::Native, "{:?}", report.xdp);
-            Some(())
+            Some((handle.settled.clone(), handle.reporter()))
         };
-        let (stop, ()) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        stop
+        let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
+        Agent::new(stop, up)
     }
 }
 
