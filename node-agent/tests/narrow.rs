@@ -44,6 +44,9 @@ mod tests {
     /// Bytes of a transfer.
     const TRANSFER: usize = 4 << 20;
 
+    /// For a transfer and what is sent again of it: who counts speaks at its end only.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     /// The server outside, and the node as it sees it, by family.
     const SERVERS: [&str; 2] = ["198.51.100.2", "2001:db8:51::2"];
     const NODES: [&str; 2] = ["203.0.113.1", "2001:db8:f::1"];
@@ -217,7 +220,8 @@ mod tests {
     /// Checks that a connection gets much more through than one packet, having begun with less.
     fn transfers(at: SocketAddr, node: &str) {
         let mut stream = connect(at);
-        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(b"hello").unwrap();
         pause(Duration::from_millis(50));
         stream.write_all(&vec![7; TRANSFER]).unwrap();
@@ -231,7 +235,8 @@ mod tests {
     fn echoes(at: SocketAddr) {
         let mut stream = connect(at);
         takes_little(&stream);
-        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut other = stream.try_clone().unwrap();
         let asking = thread::spawn(move || {
             other.write_all(&vec![7; TRANSFER]).unwrap();
