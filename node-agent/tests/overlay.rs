@@ -351,7 +351,10 @@ mod tests {
         nodes.upsert(key(4), row(4, 4));
         let agent = start(&one, config(1, Mode::Auto), &nodes);
         wait("the route of the snapshot", || has("10.244.4.0/24 via 192.168.0.4"));
-        assert!(agent.network.borrow().is_some(), "pods can be given addresses");
+        // Told when all routes are made.
+        wait("the network, by which pods can be given addresses", || {
+            agent.network.borrow().is_some()
+        });
         assert!(both.iter().all(|way| has(way)), "{:?}", routes(&one));
         nodes.mark_synced();
         nodes.upsert(key(5), row(5, 5));
