@@ -261,12 +261,15 @@ mod tests {
         let mut node = Node::new("n8");
         let programmed = watch::Sender::new(0_u64);
         node.programmed = Some(programmed.subscribe());
+        node.patience = Some(Duration::from_millis(200));
         node.start();
         let pod = Pod::new("n8a");
         let error = node.call("ADD", Some(&pod), json!({})).await.expect_err("nobody programs");
         assert_eq!(error["code"], 11, "{error}");
         assert_eq!((node.links(), node.endpoints.len()), (0, 0));
-        // A dataplane that follows the table.
+        // A dataplane that follows the table, and a server that waits for it.
+        node.patience = None;
+        node.start();
         let mut revisions = node.endpoints.subscribe();
         let dataplane = tokio::spawn(async move {
             while revisions.changed().await.is_ok() {

@@ -84,7 +84,8 @@ pub(crate) fn settings(folder: &Path, namespace: &str) -> CniConfig {
         bin_dir: folder.join("bin"),
         host_netns: Some(Path::new("/run/netns").join(namespace)),
         node_ips: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
-        program_timeout: Duration::from_millis(200),
+        // What comes at all comes in this time, on any machine.
+        program_timeout: Duration::from_secs(30),
         ..CniConfig::new(&folder.join("state"), folder)
     }
 }
@@ -96,6 +97,8 @@ pub(crate) struct Node {
     pub(crate) endpoints: Table<IpAddr, LocalEndpoint>,
     pub(crate) services: Table<ObjectKey, ServiceRow>,
     pub(crate) programmed: Option<watch::Receiver<u64>>,
+    /// How long its servers wait for that, where it is not what `settings` says.
+    pub(crate) patience: Option<Duration>,
     pub(crate) handle: Option<Handle>,
 }
 
@@ -114,6 +117,7 @@ impl Node {
             endpoints: Table::new(),
             services: Table::new(),
             programmed: None,
+            patience: None,
             handle: None,
         };
         node.start();
@@ -124,7 +128,8 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
-        let config = settings(self.folder.path(), &self.namespace.0);
+        let mut config = settings(self.folder.path(), &self.namespace.0);
+        config.program_timeout = self.patience.unwrap_or(config.program_timeout);
         let inputs = CniInputs {
             services: self.services.clone(),
             network: self.network.subscribe(),
