@@ -231,9 +231,10 @@ mod tests {
         for _ in 0..600 {
             *seen.entry(ask(service)).or_default() += 1.0;
         }
-        // Chi-squared with two degrees of freedom: 18.4 is exceeded once in ten thousand runs.
+        // Chi-squared with two degrees of freedom: 32.2 is exceeded once in ten million runs; a choice that takes one
+        // of three twice as often gives 75.
         let chi: f64 = seen.values().map(|count| (count - 200.0).powi(2) / 200.0).sum();
-        assert!(seen.len() == 3 && chi < 18.4, "{seen:?}");
+        assert!(seen.len() == 3 && chi < 32.2, "{seen:?}");
     }
 
     fn refusals_come_at_once(node: &Node, family: Family) {
