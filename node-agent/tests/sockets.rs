@@ -243,10 +243,12 @@ mod tests {
             (family.nobody[0], DropReason::UnknownService),
             (family.nobody[1], DropReason::UnknownService),
         ] {
+            // That it is the program that refuses is seen by its counter, not by the time; a connection to nobody would
+            // take two minutes.
             let (before, start) = (node.dropped(reason), Instant::now());
             let error = TcpStream::connect(address).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}");
-            assert!(start.elapsed() < Duration::from_millis(500));
+            assert!(start.elapsed() < Duration::from_secs(30));
             assert_eq!(node.dropped(reason), before + 1);
         }
     }
