@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 #[path = "support/cluster.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod cluster;
 
 #[cfg(test)]

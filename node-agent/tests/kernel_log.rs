@@ -20,7 +20,7 @@ mod tests {
     use node_agent::{dataplane::XdpMode, overlay::Mode};
 
     use super::cluster::{
-        Cluster, Node, SERVICE, SetUp, TIMEOUT, both_families, make_bridge,
+        AT_ONCE, Cluster, Node, SERVICE, SetUp, both_families, make_bridge,
         place::is_possible,
         pod_ip,
         space::{Space, pause},
@@ -92,7 +92,7 @@ mod tests {
         );
         cluster.set_backends(&[]);
         cluster.settle(from_ref(&agent));
-        let refused = client.run(|| TcpStream::connect_timeout(&SERVICE.into(), TIMEOUT));
+        let refused = client.run(|| TcpStream::connect_timeout(&SERVICE.into(), AT_ONCE));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         log.has("WARN", &["packet dropped: ", service, "service has no ready endpoint"]);
         drop(agent);

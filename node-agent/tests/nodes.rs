@@ -41,7 +41,8 @@ mod tests {
     use super::{
         cgroup::TestCgroup,
         cluster::{
-            Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp, TIMEOUT,
+            AT_ONCE, Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp,
+            TIMEOUT,
             agent::Agent,
             answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
             make_bridge, node_ports,
@@ -329,7 +330,7 @@ mod tests {
         fn pods_that_are_gone_are_unreachable(&self, agents: &Agents) {
             const GONE: u8 = 99;
             let unreachable = |space: &Space, to: SocketAddr| {
-                let failed = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                let failed = move || TcpStream::connect_timeout(&to, AT_ONCE).unwrap_err().kind();
                 // The kernel tells of its own IPv6 routes in the words for a missing one.
                 let words = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
                 let kind = space.run(failed);
@@ -356,14 +357,16 @@ mod tests {
         /// The node port goes while its backends stay: who asked by it hears nothing any more.
         fn a_node_port_goes(&self, agents: &Agents) {
             let asking = node_ports().map(|to| self.outside.run(move || connect_udp(to)));
+            let hears = |socket: &UdpSocket| hears(socket, TIMEOUT);
+            let still_hears = |socket: &UdpSocket| self::hears(socket, AT_ONCE);
             assert!(asking.iter().all(hears));
             self.cluster.set_node_port(0);
             let last = Instant::now() + Duration::from_secs(10);
-            while asking.iter().any(hears) {
+            while asking.iter().any(still_hears) {
                 assert!(Instant::now() < last, "a flow outlives its frontend");
                 pause(Duration::from_millis(50));
             }
-            assert!(!asking.iter().any(hears), "nor later");
+            assert!(!asking.iter().any(still_hears), "nor later");
             assert_eq!(self.client().run(|| answered_by(&udp(SERVICE, ASKS))), [12, 21]);
             self.cluster.set_node_port(NODE_PORT);
             self.cluster.settle(agents);
@@ -397,7 +400,7 @@ mod tests {
             self.cluster.set_backends(&[]);
             self.cluster.settle(agents);
             for (space, to) in all() {
-                let refused = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                let refused = move || TcpStream::connect_timeout(&to, AT_ONCE).unwrap_err().kind();
                 assert_eq!(space.run(refused), ErrorKind::ConnectionRefused, "{to}");
             }
         }
@@ -410,8 +413,9 @@ mod tests {
         socket
     }
 
-    /// Whether a datagram is answered.
-    fn hears(socket: &UdpSocket) -> bool {
+    /// Whether a datagram is answered within that time.
+    fn hears(socket: &UdpSocket, patience: Duration) -> bool {
+        socket.set_read_timeout(Some(patience)).unwrap();
         // What was refused is told by the next call.
         socket.send(b"?").is_ok() && socket.recv(&mut [0]).is_ok()
     }

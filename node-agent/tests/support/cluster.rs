@@ -46,7 +46,11 @@ pub(crate) const SERVICE6: (Ipv6Addr, u16) =
 /// Where its pods answer. SCTP is asked at the same port, which it keeps.
 pub(crate) const POD_PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30_080;
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer may take that must come. What is lost is sent again after 1, 3 and 7 s.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a refusal may take, or is listened for an answer that may not come: less than until the kernel itself says
+/// that a neighbour is silent, after 3 s.
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(2_900);
 
 /// The tables that both nodes share, as if watched from one server.
 #[derive(Clone, Default)]
