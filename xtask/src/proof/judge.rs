@@ -174,6 +174,47 @@ pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> 
     Ok(())
 }
 
+/// Cores that a container with `limits.cpu: 200m` may be seen to use. 5 % either way: one period of 100 ms more or
+/// less in ten seconds is 1 %, the rest is emulation.
+const FIFTH_OF_A_CORE: std::ops::RangeInclusive<f64> = 0.19..=0.21;
+/// Seconds between the readings of the clock before and after that of the use: 0.2 % of ten seconds.
+const ONE_MOMENT: f64 = 0.02;
+
+/// CPU time used until a moment, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct CpuUsed {
+    used: f64,
+    uptime: f64,
+}
+
+impl CpuUsed {
+    /// `<uptime before> <µs used> <uptime after>`; `None` also when too much time lies between.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ').map(|word| word.parse::<f64>().ok());
+        let (before, used, after) = (words.next()??, words.next()??, words.next()??);
+        let is_one_moment = after - before <= ONE_MOMENT + 1e-6;
+        is_one_moment.then_some(Self { used: used / 1e6, uptime: before.midpoint(after) })
+    }
+}
+
+/// The cores used between the last two samples: a fifth, and over all of them no more. What a node that stands still
+/// lets a container take too much, the kernel takes back in the next periods.
+pub(crate) fn held(samples: &[CpuUsed]) -> Result<f64> {
+    let cores = |from: &CpuUsed, to: &CpuUsed| (to.used - from.used) / (to.uptime - from.uptime);
+    let [first, .., before, last] = samples else {
+        let [first, last] = samples else { bail!("nothing was measured") };
+        return within(cores(first, last));
+    };
+    let whole = cores(first, last);
+    ensure!(whole <= *FIFTH_OF_A_CORE.end(), "it used {whole:.3} cores in all, not 0.2");
+    within(cores(before, last))
+}
+
+fn within(cores: f64) -> Result<f64> {
+    ensure!(FIFTH_OF_A_CORE.contains(&cores), "it used {cores:.3} cores, not 0.2");
+    Ok(cores)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,6 +311,33 @@ mod tests {
         assert_eq!(begun_after(&load(), 1990), 0);
         let slow = Request { micros: 7_000_000, ..ok(1, "a") };
         assert_eq!(Covered::of(&[ok(1, "a"), slow]).to_string(), "2 requests of at most 7000 ms");
+    }
+
+    #[test]
+    fn container_is_held_when_ten_seconds_are_right_and_all_are_not_too_much() {
+        let of = |used: &[f64]| {
+            let samples: Vec<CpuUsed> = (0_u32..)
+                .zip(used)
+                .map(|(at, used)| CpuUsed { used: *used, uptime: f64::from(at) * 10.0 })
+                .collect();
+            held(&samples).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(&[5.0, 7.0]), Ok(0.2));
+        assert_eq!(of(&[0.0, 4.0]), Err("it used 0.400 cores, not 0.2".into()));
+        assert_eq!(of(&[0.0, 1.0]), Err("it used 0.100 cores, not 0.2".into()));
+        assert_eq!(of(&[0.0, 1.7, 3.7]), Ok(0.2), "it stood still in the first ten seconds");
+        assert_eq!(of(&[0.0, 4.0, 6.0]), Err("it used 0.300 cores in all, not 0.2".into()));
+        assert!(of(&[0.0, 2.3, 4.1]).is_err(), "what was too much is being taken back");
+        assert_eq!(of(&[0.0, 2.3, 4.1, 6.1]).map(|cores| format!("{cores:.2}")), Ok("0.20".into()));
+        of(&[1.0]).unwrap_err();
+    }
+
+    #[test]
+    fn use_of_the_cpu_is_read_at_one_moment_or_again() {
+        let read = CpuUsed::parse("10.00 2500000 10.02");
+        assert_eq!(read, Some(CpuUsed { used: 2.5, uptime: 10.01 }));
+        assert_eq!(CpuUsed::parse("10.00 2500000 10.03"), None);
+        assert_eq!(CpuUsed::parse("10.00  10.00"), None);
     }
 
     #[test]

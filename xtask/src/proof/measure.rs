@@ -65,7 +65,7 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
 /// Runs the busy loop and returns the cores it used over ten seconds, from its cgroup.
 ///
 /// # Errors
-/// When the pod does not run or its cgroup cannot be read.
+/// When the pod does not run, its cgroup cannot be read, or no ten seconds of a minute are as `judge::held` wants them.
 pub(super) fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "pod", "busy-loop", "--ignore-not-found", "--timeout=60s"])?;
@@ -76,24 +76,35 @@ pub(super) fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
     })?;
     let node = cluster.node(pod["spec"]["nodeName"].as_str().unwrap_or_default())?;
     let uid = pod["metadata"]["uid"].as_str().context("a pod without uid")?;
-    let read = format!(
-        "cat $(find /sys/fs/cgroup/kubepods -name 'pod{uid}')/cpu.stat; cut -d' ' -f1 /proc/uptime"
-    );
-    let sample = || -> Result<(f64, f64)> {
-        let text = node.shell().sh(&read)?;
-        let usage = text
-            .lines()
-            .find_map(|line| line.strip_prefix("usage_usec "))
-            .with_context(|| format!("no usage in {text:?}"))?;
-        let uptime = text.lines().last().unwrap_or_default();
-        Ok((usage.parse::<f64>()? / 1e6, uptime.parse()?))
+    let mut samples = vec![cpu_used(node, uid)?];
+    let cores = loop {
+        std::thread::sleep(Duration::from_secs(10));
+        samples.push(cpu_used(node, uid)?);
+        match judge::held(&samples) {
+            Ok(cores) => break cores,
+            Err(error) if samples.len() > WINDOWS => return Err(error),
+            Err(_) => (),
+        }
     };
-    let (used_before, from) = sample()?;
-    std::thread::sleep(Duration::from_secs(10));
-    let (used_after, to) = sample()?;
     kubectl.run(&["delete", "pod", "busy-loop", "--wait=false"])?;
-    ensure!(to > from, "the node's clock stood still");
-    Ok((used_after - used_before) / (to - from))
+    Ok(cores)
+}
+
+/// How often ten seconds are tried, as a node that stands still for half a second uses less in them.
+const WINDOWS: usize = 6;
+
+/// What a pod has used by its cgroup, and when that was read. The shell does both by itself, with the clock before and
+/// after: where starting a program takes long, half a second may lie between.
+fn cpu_used(node: &Node, uid: &str) -> Result<judge::CpuUsed> {
+    let read = format!(
+        "read -r before _ </proc/uptime; \
+         while read -r key value; do [ $key != usage_usec ] || used=$value; \
+         done <$(find /sys/fs/cgroup/kubepods -name 'pod{uid}')/cpu.stat; \
+         read -r after _ </proc/uptime; echo $before $used $after"
+    );
+    wait_for("a reading of the CPU's use at one moment", Duration::from_secs(60), || {
+        Ok(judge::CpuUsed::parse(&node.shell().sh(&read)?))
+    })
 }
 
 /// Runs the pod that takes too much memory and returns its container's `state.terminated`.
