@@ -1,6 +1,6 @@
 //! Pure: what a list of requests means.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -116,7 +116,8 @@ pub(crate) fn tally(requests: &[Request]) -> Tally {
 /// Milliseconds after the slice shows an endpoint not ready in which a request may still fail.
 const GRACE_MS: u64 = 500;
 
-/// A replica that was deleted, by the requests' clock.
+/// A replica that was deleted, by the requests' clock; each moment the latest that it can have been, as far as that
+/// clock and the host's are known.
 #[derive(Debug)]
 pub(crate) struct Change<'a> {
     /// When the EndpointSlice showed it not ready.
@@ -174,9 +175,32 @@ pub(crate) fn deletion(requests: &[Request], change: &Change<'_>) -> Result<()> 
     Ok(())
 }
 
+/// What a VM's clock said, between two looks at the host's; milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) before: u64,
+    pub(crate) there: u64,
+    pub(crate) after: u64,
+}
+
+/// How many milliseconds a VM's clock can be ahead of the host's by all readings, each of which has lost parts of one;
+/// `None` when they contradict each other.
+pub(crate) fn ahead(readings: &[Reading]) -> Option<RangeInclusive<i64>> {
+    let bounds = readings.iter().map(|reading| {
+        let least = reading.there.checked_signed_diff(reading.after)?.checked_sub(1)?;
+        let most = reading.there.checked_signed_diff(reading.before)?.checked_add(1)?;
+        Some(least..=most)
+    });
+    let both = |one: Option<RangeInclusive<i64>>, other: Option<RangeInclusive<i64>>| {
+        let (one, other) = (one?, other?);
+        Some(*one.start().max(other.start())..=*one.end().min(other.end()))
+    };
+    bounds.reduce(both)?.filter(|ahead| !ahead.is_empty())
+}
+
 /// Cores that a container with `limits.cpu: 200m` may be seen to use. 5 % either way: one period of 100 ms more or
 /// less in ten seconds is 1 %, the rest is emulation.
-const FIFTH_OF_A_CORE: std::ops::RangeInclusive<f64> = 0.19..=0.21;
+const FIFTH_OF_A_CORE: RangeInclusive<f64> = 0.19..=0.21;
 /// Seconds between the readings of the clock before and after that of the use: 0.2 % of ten seconds.
 const ONE_MOMENT: f64 = 0.02;
 
@@ -330,6 +354,21 @@ mod tests {
         assert!(of(&[0.0, 2.3, 4.1]).is_err(), "what was too much is being taken back");
         assert_eq!(of(&[0.0, 2.3, 4.1, 6.1]).map(|cores| format!("{cores:.2}")), Ok("0.20".into()));
         of(&[1.0]).unwrap_err();
+    }
+
+    #[test]
+    fn every_reading_of_a_clock_narrows_what_it_can_be_ahead() {
+        let read = |before, there, after| Reading { before, there, after };
+        let slow = read(1000, 5000, 1600);
+        assert_eq!(ahead(&[slow]), Some(3399..=4001));
+        assert_eq!(ahead(&[slow, read(2000, 5990, 2400)]), Some(3589..=3991));
+        assert_eq!(
+            ahead(&[slow, read(2000, 5990, 2400), read(3000, 6950, 3010)]),
+            Some(3939..=3951)
+        );
+        assert_eq!(ahead(&[slow, read(2000, 9000, 2010)]), None);
+        assert_eq!(ahead(&[read(5000, 1000, 5002)]), Some(-4003..=-3999));
+        assert_eq!(ahead(&[]), None);
     }
 
     #[test]

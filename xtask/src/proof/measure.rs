@@ -231,23 +231,27 @@ fn pod_ip(kubectl: Kubectl<'_>, name: &str) -> Result<String> {
     Ok(pod["status"]["podIP"].as_str().context("a pod without address")?.to_owned())
 }
 
-/// How many milliseconds the VM's clock is ahead of the host's: of five answers the quickest, whose
-/// middle is taken as the moment of its reading.
+/// The most that the VM's clock can be ahead of the host's, in milliseconds: by that, what the host saw was no earlier.
+/// Read again and again until it is known well.
 fn clock_ahead_ms(guest: Guest) -> Result<i64> {
-    let mut best: Option<(u64, i64)> = None;
-    for _ in 0..5 {
+    let mut readings = Vec::new();
+    loop {
         let before = now_ms();
         let there: u64 = guest.sh("load clock")?.parse().context("the VM's clock")?;
-        let after = now_ms();
-        let middle = before.midpoint(after);
-        let ahead = there.checked_signed_diff(middle).context("clocks")?;
-        let took = after.saturating_sub(before);
-        if best.is_none_or(|(quickest, _)| took < quickest) {
-            best = Some((took, ahead));
+        readings.push(judge::Reading { before, there, after: now_ms() });
+        let ahead = judge::ahead(&readings).context("a clock was set")?;
+        let unsure = ahead.end() - ahead.start();
+        if unsure <= SURE_MS || readings.len() >= READINGS {
+            ensure!(unsure <= UNSURE_MS, "the VM's clock is known to {unsure} ms only");
+            return Ok(*ahead.end());
         }
     }
-    best.map(|(_, ahead)| ahead).context("no answer")
 }
+
+/// How well the VM's clock is to be known, how often it is read for that, and how well it must be then.
+const SURE_MS: i64 = 50;
+const READINGS: usize = 50;
+const UNSURE_MS: i64 = 500;
 
 /// Whether a slice has `address` ready.
 fn shows_ready(slice: &Value, address: &str) -> bool {
