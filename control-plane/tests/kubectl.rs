@@ -215,6 +215,11 @@ mod tests {
         nodes.sort_unstable();
         assert_eq!(nodes, ["n1", "n2", "n3"]);
         cluster.wait("endpointslices", |slices| ready_endpoints(slices) == 3).await;
+        // Told by a queue of its own.
+        let is_told = |event: &Value| {
+            event["reason"] == "ScalingReplicaSet" && event["involvedObject"]["name"] == "web"
+        };
+        cluster.wait("events", |events| events.iter().any(is_told)).await;
         let described = cluster.kubectl(&["describe", "deployment", "web"]).await;
         assert!(described.contains("NewReplicaSetAvailable"), "{described}");
         assert!(described.contains("ScalingReplicaSet"), "{described}");
