@@ -305,9 +305,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_pod_of_two_families_is_reached_by_both_at_once() {
         skip_unless_able!();
-        let node = Node::new("d1");
+        let mut node = Node::new("d1");
         node.network.send_replace(Some(pod_network(&["fd00:3::/64", "10.244.3.0/24"], 1400)));
-        node.settled(1400).await;
+        node.start();
         let (one, two) = (Pod::new("d1a"), Pod::new("d1b"));
         let first = node.call("ADD", Some(&one), json!({})).await.unwrap();
         let second = node.call("ADD", Some(&two), json!({})).await.unwrap();
@@ -402,8 +402,9 @@ mod tests {
             skip::because("needs Debian's containernetworking-plugins");
             return;
         }
-        let node = Node::new("c1");
+        let mut node = Node::new("c1");
         node.network.send_replace(Some(pod_network(&["10.244.3.0/24", "fd00:3::/64"], 1450)));
+        node.start();
         let pod = Pod::new("c1a");
         let socket = node.folder.path().join("cni.sock");
         let mapping = json!([{"hostPort": 18080, "containerPort": 8080, "protocol": "tcp"}]);

@@ -206,19 +206,20 @@ impl Node {
         self.call("CHECK", Some(pod), json!({"prevResult": previous})).await
     }
 
-    /// Waits until the server has taken another network over.
+    /// Waits until the server has taken another network over, as its records show; there must be some.
     pub(crate) async fn settled(&self, mtu: u32) {
         let state = self.folder.path().join("state/cni/ipam.json");
-        for _ in 0..200 {
+        for _ in 0..2_000 {
             let ready = self.call("STATUS", None, json!({})).await.is_ok();
             let text = fs::read_to_string(&state).unwrap_or_default();
             let old =
                 text.matches("\"mtu\"").count() - text.matches(&format!("\"mtu\": {mtu}")).count();
             if ready && old == 0 {
-                break;
+                return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        panic!("the server has not taken over the network with MTU {mtu}");
     }
 
     pub(crate) fn links(&self) -> usize {
