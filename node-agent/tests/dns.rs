@@ -12,7 +12,7 @@ mod tests {
         process::{Command, Stdio},
         sync::{
             Arc,
-            atomic::{AtomicBool, AtomicU32, Ordering},
+            atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
         },
         thread,
         time::{Duration, Instant},
@@ -33,6 +33,14 @@ mod tests {
         table::Table,
     };
 
+    /// An address that no other test has: a port that is free now may be another's when the process takes it.
+    fn own_address() -> SocketAddr {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let [a, b, ..] = std::process::id().to_le_bytes();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        SocketAddr::from(([127, 100 + number, a, b.max(1)], 1053))
+    }
+
     /// A node's DNS: its tables and folders, and the process that it leaves behind until it drops.
     struct Node {
         folder: tempfile::TempDir,
@@ -43,10 +51,9 @@ mod tests {
 
     impl Node {
         fn new() -> Self {
-            let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let node = Self {
                 folder: tempfile::tempdir().unwrap(),
-                listen: free,
+                listen: own_address(),
                 services: Table::new(),
                 slices: Table::new(),
             };
