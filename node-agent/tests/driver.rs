@@ -146,7 +146,7 @@ mod tests {
             let mut open = node_ports().map(|address| world.outside.run(move || connect(address)));
             let before = open.each_mut().map(ask);
             drop(agents);
-            two.space.settle();
+            [one, two].iter().for_each(|node| node.space.settle());
             assert_eq!(world.program(), first, "it outlives the agent");
             assert_eq!(open.each_mut().map(ask), before);
             let agents = start();
@@ -156,7 +156,7 @@ mod tests {
                 assert_eq!(world.outside.run(move || answered_by(&tcp(address, 40))), [11, 21]);
             }
             drop(agents);
-            two.space.settle();
+            [one, two].iter().for_each(|node| node.space.settle());
         }
     }
 
@@ -185,7 +185,7 @@ mod tests {
             }
         }
         drop(agents);
-        two.space.settle();
+        [one, two].iter().for_each(|node| node.space.settle());
     }
 
     #[test]
@@ -235,6 +235,6 @@ mod tests {
             assert_eq!(world.outside.run(move || datagram(address, full)), full);
         }
         drop(agents);
-        two.space.settle();
+        [one, two].iter().for_each(|node| node.space.settle());
     }
 }

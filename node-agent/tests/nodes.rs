@@ -138,7 +138,7 @@ mod tests {
 
         fn stop(&self, agents: Agents) {
             drop(agents);
-            self.nodes[0].space.settle();
+            self.nodes.iter().for_each(|node| node.space.settle());
         }
 
         /// The pod that asks.

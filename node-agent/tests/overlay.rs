@@ -98,7 +98,7 @@ mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = mpsc::channel();
         let nodes = nodes.clone();
-        space.spawn(move || {
+        space.spawn_agent(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -255,7 +255,7 @@ mod tests {
                 drop(connect(&one, *ip));
             }
             drop(agents);
-            one.settle();
+            [&one, &two].into_iter().for_each(Space::settle);
             open.iter_mut().for_each(echoes);
             let before = routes(&one);
             let again = start(&one, config(1, mode), &nodes);

@@ -138,7 +138,7 @@ pub(crate) fn start<T: Send + 'static>(
     let (stop, stopped) = oneshot::channel::<()>();
     let (ready, is_ready) = std::sync::mpsc::channel();
     let pods = followed.endpoints.changes_since(0).revision;
-    space.spawn(move || {
+    space.spawn_agent(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let overlay = overlay::start(overlay, followed.nodes).unwrap();
