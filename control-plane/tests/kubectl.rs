@@ -199,9 +199,10 @@ mod tests {
         for name in ["n1", "n2", "n3"] {
             cluster.join(name).await;
         }
-        cluster
-            .wait("nodes", |nodes| nodes.iter().all(|node| node["spec"]["podCIDR"].is_string()))
-            .await;
+        let may_have_pods = |node: &Value| {
+            node["spec"]["podCIDR"].is_string() && node["spec"]["taints"][0].is_null()
+        };
+        cluster.wait("nodes", |nodes| nodes.iter().all(may_have_pods)).await;
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
             "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
@@ -215,6 +216,8 @@ mod tests {
         nodes.sort_unstable();
         assert_eq!(nodes, ["n1", "n2", "n3"]);
         cluster.wait("endpointslices", |slices| ready_endpoints(slices) == 3).await;
+        let is_told = |event: &Value| event["reason"] == "ScalingReplicaSet";
+        cluster.wait("events", |events| events.iter().any(is_told)).await;
         let described = cluster.kubectl(&["describe", "deployment", "web"]).await;
         assert!(described.contains("NewReplicaSetAvailable"), "{described}");
         assert!(described.contains("ScalingReplicaSet"), "{described}");

@@ -40,7 +40,7 @@ mod tests {
     };
 
     const BACKENDS: [u8; 5] = [21, 22, 23, 24, 25];
-    const CLIENTS: [u8; 4] = [11, 12, 13, 14];
+    const CLIENTS: [u8; 8] = [11, 12, 13, 14, 15, 16, 17, 18];
     const PATIENCE: Duration = Duration::from_secs(5);
 
     const fn service(family: Family) -> SocketAddr {
@@ -232,7 +232,7 @@ mod tests {
             let pods = CLIENTS.into_iter().enumerate();
             let met = pods.flat_map(|pod| meets((&node, &agent), &programs, family, pod));
             let chosen: BTreeSet<u8> = met.collect();
-            assert!(chosen.len() > 1, "four pods, two services, one backend: {chosen:?}");
+            assert!(chosen.len() > 1, "eight pods, two services, one backend: {chosen:?}");
         }
         drop(agent);
         node.space.settle();

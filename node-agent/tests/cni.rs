@@ -264,12 +264,16 @@ mod tests {
         let mut node = Node::new("n8");
         let programmed = watch::Sender::new(Programmed::default());
         node.programmed = Some(programmed.subscribe());
+        node.patience = Some(Duration::from_millis(200));
         node.start();
         let pod = Pod::new("n8a");
         let error = node.call("ADD", Some(&pod), json!({})).await.expect_err("nobody programs");
         assert_eq!(error["code"], 11, "{error}");
         assert_eq!((node.links(), node.endpoints.len()), (0, 0));
-        // A dataplane that follows the table, but for the first pod, whose device refuses its programs.
+        // A server that waits, for a dataplane that follows the table, but for the first pod, whose device refuses
+        // its programs.
+        node.patience = None;
+        node.start();
         let endpoints = node.endpoints.clone();
         let mut revisions = endpoints.subscribe();
         let mut bad = None;
@@ -314,9 +318,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_pod_of_two_families_is_reached_by_both_at_once() {
         skip_unless_able!();
-        let node = Node::new("d1");
+        let mut node = Node::new("d1");
         node.network.send_replace(Some(pod_network(&["fd00:3::/64", "10.244.3.0/24"], 1400)));
-        node.settled(1400).await;
+        node.start();
         let (one, two) = (Pod::new("d1a"), Pod::new("d1b"));
         let first = node.call("ADD", Some(&one), json!({})).await.unwrap();
         let second = node.call("ADD", Some(&two), json!({})).await.unwrap();
@@ -411,8 +415,9 @@ mod tests {
             skip::because("needs Debian's containernetworking-plugins");
             return;
         }
-        let node = Node::new("c1");
+        let mut node = Node::new("c1");
         node.network.send_replace(Some(pod_network(&["10.244.3.0/24", "fd00:3::/64"], 1450)));
+        node.start();
         let pod = Pod::new("c1a");
         let socket = node.folder.path().join("cni.sock");
         let mapping = json!([{"hostPort": 18080, "containerPort": 8080, "protocol": "tcp"}]);

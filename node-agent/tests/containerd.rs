@@ -22,18 +22,18 @@ mod tests {
         net::{IpAddr, Ipv4Addr, SocketAddr},
         path::Path,
         process::{Command, Stdio},
+        slice::from_ref,
         thread,
-        time::Duration,
     };
 
     use ipnet::IpNet;
     use node_agent::{dataplane::XdpMode, model::LocalEndpoint, overlay::Mode};
     use serde_json::{Value, json};
-    use tokio::sync::oneshot;
 
     use super::{
+        cluster::agent::Agent,
         cluster::place::is_possible,
-        cluster::space::{Space, pause},
+        cluster::space::Space,
         cluster::{
             Cluster, Node, SERVICE, SetUp, both_families, connect, make_bridge, node_ip, plug,
         },
@@ -74,7 +74,7 @@ mod tests {
         let asker = containerd.run_container(&client, &["/bin/busybox", "sleep", "1000"]);
         let IpAddr::V4(web_ip) = web.ips[0] else { panic!("{:?}", web.ips) };
         cluster.set_backends(&[web_ip]);
-        pause(Duration::from_millis(300));
+        cluster.settle(from_ref(&world.agent));
         let service = format!("http://{}:{}/", SERVICE.0, SERVICE.1);
         let pods = web.ips.iter().map(|ip| format!("http://{}/", SocketAddr::new(*ip, 8080)));
         for url in pods.chain([service.clone()]) {
@@ -113,7 +113,7 @@ mod tests {
         node: Node,
         cluster: Cluster,
         outside: Space,
-        agent: oneshot::Sender<()>,
+        agent: Agent,
         _lan: Space,
     }
 

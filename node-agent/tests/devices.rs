@@ -68,7 +68,8 @@ mod tests {
         rows::Rows,
     };
 
-    const TIMEOUT: Duration = Duration::from_secs(3);
+    /// How long an answer may take; what is lost is sent again after 1, 3 and 7 s.
+    const TIMEOUT: Duration = Duration::from_secs(10);
     const REFRESH: Duration = Duration::from_millis(500);
     /// For what an agent does at its next refresh, on an emulated processor too.
     pub(super) const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 #[path = "support/cluster.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod cluster;
 
 #[cfg(test)]
@@ -15,7 +16,6 @@ mod tests {
         net::{SocketAddr, TcpStream, UdpSocket},
         process::Command,
         thread,
-        time::Duration,
     };
 
     use aya::{Ebpf, EbpfLoader, programs::Xdp as XdpProgram};
@@ -31,11 +31,8 @@ mod tests {
 
     use super::cluster::{
         Cluster, Node, SetUp, TIMEOUT, answered_by, any_of, ask, both_families, connect,
-        from_one_port, make_bridge, node_ports,
-        place::is_possible,
-        plug, pod_ip, pod_ip6, serve,
-        space::{Space, pause},
-        tcp, udp,
+        from_one_port, make_bridge, node_ports, place::is_possible, plug, pod_ip, pod_ip6, serve,
+        space::Space, tcp, udp,
     };
 
     /// Two nodes on one bridge, and a client beside them.
@@ -173,7 +170,7 @@ mod tests {
             let mut open = node_ports().map(|address| world.outside.run(move || connect(address)));
             let before = open.each_mut().map(ask);
             drop(agents);
-            two.space.settle();
+            [one, two].iter().for_each(|node| node.space.settle());
             assert_eq!(world.program(), first, "it outlives the agent");
             assert_eq!(open.each_mut().map(ask), before);
             let agents = start();
@@ -183,7 +180,7 @@ mod tests {
                 assert_eq!(world.outside.run(move || answered_by(&tcp(address, 40))), [11, 21]);
             }
             drop(agents);
-            two.space.settle();
+            [one, two].iter().for_each(|node| node.space.settle());
         }
     }
 
@@ -202,7 +199,7 @@ mod tests {
         two.space.run(|| serve(200));
         for (backends, port, number) in [(&pods[..], 20_000, 21), (&own, 20_001, 200)] {
             cluster.set_endpoints(vec![backends[0]], vec![backends[1]]);
-            pause(Duration::from_millis(300));
+            cluster.settle(&agents);
             for (family, service) in node_ports().into_iter().enumerate() {
                 // The first node, which knows the way to the second one's pods.
                 let from = SocketAddr::new(both_families(1)[family], port);
@@ -212,7 +209,7 @@ mod tests {
             }
         }
         drop(agents);
-        two.space.settle();
+        [one, two].iter().for_each(|node| node.space.settle());
     }
 
     #[test]
@@ -286,7 +283,7 @@ mod tests {
             assert_eq!(world.outside.run(move || datagram(address, 4_000)), 4_000);
         }
         cluster.set_backends(&[pod_ip(1, 11)]);
-        pause(Duration::from_millis(300));
+        cluster.settle(&agents);
         for address in node_ports() {
             // Small ones go first, so that XDP knows the way; the full one fits into no tunnel.
             assert_eq!(world.outside.run(move || answered_by(&udp(address, 5))), [11]);
@@ -294,6 +291,6 @@ mod tests {
             assert_eq!(world.outside.run(move || datagram(address, full)), full);
         }
         drop(agents);
-        two.space.settle();
+        [one, two].iter().for_each(|node| node.space.settle());
     }
 }

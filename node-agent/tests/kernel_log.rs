@@ -12,6 +12,7 @@ mod tests {
     use std::{
         io::{self, ErrorKind, Write},
         net::TcpStream,
+        slice::from_ref,
         sync::{Arc, Mutex},
         time::{Duration, Instant},
     };
@@ -19,7 +20,7 @@ mod tests {
     use node_agent::{dataplane::XdpMode, overlay::Mode};
 
     use super::cluster::{
-        Cluster, Node, SERVICE, SetUp, TIMEOUT, both_families, make_bridge,
+        AT_ONCE, Cluster, Node, SERVICE, SetUp, both_families, make_bridge,
         place::is_possible,
         pod_ip,
         space::{Space, pause},
@@ -90,8 +91,8 @@ mod tests {
             ],
         );
         cluster.set_backends(&[]);
-        pause(Duration::from_millis(300));
-        let refused = client.run(|| TcpStream::connect_timeout(&SERVICE.into(), TIMEOUT));
+        cluster.settle(from_ref(&agent));
+        let refused = client.run(|| TcpStream::connect_timeout(&SERVICE.into(), AT_ONCE));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         log.has("WARN", &["packet dropped: ", service, "service has no ready endpoint"]);
         drop(agent);

@@ -37,12 +37,13 @@ mod tests {
         overlay::Mode,
         sys::ethtool::{self, Offload},
     };
-    use tokio::sync::oneshot;
 
     use super::{
         cgroup::TestCgroup,
         cluster::{
-            Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp, TIMEOUT,
+            AT_ONCE, Cluster, NODE_PORT, Node, NodeIps, POD_PORT, SERVICE, SERVICE6, SetUp,
+            TIMEOUT,
+            agent::Agent,
             answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
             make_bridge, node_ports,
             place::{self, is_possible},
@@ -58,6 +59,8 @@ mod tests {
     const BACKENDS: [(u8, u8); 2] = [(1, 12), (2, 21)];
     /// So many requests miss one of two backends once in ten million times.
     const ASKS: usize = 24;
+    /// How many answers a client has at the least while agents die and come.
+    const ANSWERS: usize = 20;
 
     /// The service's address of each family.
     fn services() -> [SocketAddr; 2] {
@@ -107,7 +110,7 @@ mod tests {
     }
 
     /// Running agents, one a node.
-    type Agents = [oneshot::Sender<()>; 2];
+    type Agents = [Agent; 2];
 
     impl World {
         fn new(node_ips: NodeIps) -> Self {
@@ -135,7 +138,7 @@ mod tests {
 
         fn stop(&self, agents: Agents) {
             drop(agents);
-            self.nodes[0].space.settle();
+            self.nodes.iter().for_each(|node| node.space.settle());
         }
 
         /// The pod that asks.
@@ -191,16 +194,22 @@ mod tests {
             assert_eq!(self.outside.run(|| tcp(node_ports()[0], ASKS)).len(), 2);
             let agents = self.start(&set_ups);
             assert_eq!(open.iter_mut().map(ask).collect::<Vec<u8>>(), first);
+            let (start, patience) = (Instant::now(), Duration::from_secs(60));
+            while running.iter().any(|client| client.answered() <= ANSWERS)
+                && start.elapsed() < patience
+            {
+                pause(Duration::from_millis(50));
+            }
             for outcome in running.into_iter().map(Requests::stop).collect::<Vec<Outcome>>() {
                 assert!(outcome.failures.is_empty(), "{outcome:?}");
-                assert!(outcome.answered > 20, "{outcome:?}");
+                assert!(outcome.answered > ANSWERS, "{outcome:?}");
             }
             self.beside(foreign);
 
-            self.pods_that_are_gone_are_unreachable();
-            self.a_node_port_goes();
-            self.a_process_of_the_node_answers();
-            self.endpoints_go();
+            self.pods_that_are_gone_are_unreachable(&agents);
+            self.a_node_port_goes(&agents);
+            self.a_process_of_the_node_answers(&agents);
+            self.endpoints_go(&agents);
             self.stop(agents);
         }
 
@@ -344,10 +353,10 @@ mod tests {
 
         /// Who speaks to a pod that is gone is told at once, here and there, directly and by its service; it would
         /// wait for its time-out if the packet went out by the default route.
-        fn pods_that_are_gone_are_unreachable(&self) {
+        fn pods_that_are_gone_are_unreachable(&self, agents: &Agents) {
             const GONE: u8 = 99;
             let unreachable = |space: &Space, to: SocketAddr| {
-                let failed = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                let failed = move || TcpStream::connect_timeout(&to, AT_ONCE).unwrap_err().kind();
                 // The kernel tells of its own IPv6 routes in the words for a missing one.
                 let words = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
                 let kind = space.run(failed);
@@ -362,37 +371,39 @@ mod tests {
                 unreachable(self.client(), six);
                 unreachable(node, four);
                 self.cluster.set_backends(&[pod_ip(number, GONE)]);
-                pause(Duration::from_millis(300));
+                self.cluster.settle(agents);
                 unreachable(self.client(), services()[0]);
                 unreachable(&self.outside, port);
             }
             let backends = BACKENDS.map(|(node, pod)| pod_ip(node, pod));
             self.cluster.set_backends(&backends);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
         }
 
         /// The node port goes while its backends stay: who asked by it hears nothing any more.
-        fn a_node_port_goes(&self) {
+        fn a_node_port_goes(&self, agents: &Agents) {
             let asking = node_ports().map(|to| self.outside.run(move || connect_udp(to)));
+            let hears = |socket: &UdpSocket| hears(socket, TIMEOUT);
+            let still_hears = |socket: &UdpSocket| self::hears(socket, AT_ONCE);
             assert!(asking.iter().all(hears));
             self.cluster.set_node_port(0);
             let last = Instant::now() + Duration::from_secs(10);
-            while asking.iter().any(hears) {
+            while asking.iter().any(still_hears) {
                 assert!(Instant::now() < last, "a flow outlives its frontend");
                 pause(Duration::from_millis(50));
             }
-            assert!(!asking.iter().any(hears), "nor later");
+            assert!(!asking.iter().any(still_hears), "nor later");
             assert_eq!(self.client().run(|| answered_by(&udp(SERVICE, ASKS))), [12, 21]);
             self.cluster.set_node_port(NODE_PORT);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             assert!(asking.iter().all(hears));
         }
 
         /// A process of the second node as backend hears clients both by the node port and at its own.
-        fn a_process_of_the_node_answers(&self) {
+        fn a_process_of_the_node_answers(&self, agents: &Agents) {
             let two = both_families(2);
             self.cluster.set_endpoints(vec![two[0]], vec![two[1]]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for space in [self.client(), &self.outside] {
                 for ip in &two {
                     let ends = [NODE_PORT, POD_PORT].map(|port| SocketAddr::new(*ip, port));
@@ -404,18 +415,18 @@ mod tests {
         }
 
         /// An endpoint goes: nobody meets it any more. The last one goes: refused at once.
-        fn endpoints_go(&self) {
+        fn endpoints_go(&self, agents: &Agents) {
             let asked = [(self.client(), services()), (&self.outside, node_ports())];
             let all = || asked.into_iter().flat_map(|(space, to)| to.map(|to| (space, to)));
             self.cluster.set_backends(&[pod_ip(2, 21)]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for (space, to) in all() {
                 assert_eq!(space.run(move || answered_by(&tcp(to, ASKS))), [21], "{to}");
             }
             self.cluster.set_backends(&[]);
-            pause(Duration::from_millis(300));
+            self.cluster.settle(agents);
             for (space, to) in all() {
-                let refused = move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap_err().kind();
+                let refused = move || TcpStream::connect_timeout(&to, AT_ONCE).unwrap_err().kind();
                 assert_eq!(space.run(refused), ErrorKind::ConnectionRefused, "{to}");
             }
         }
@@ -428,8 +439,9 @@ mod tests {
         socket
     }
 
-    /// Whether a datagram is answered.
-    fn hears(socket: &UdpSocket) -> bool {
+    /// Whether a datagram is answered within that time.
+    fn hears(socket: &UdpSocket, patience: Duration) -> bool {
+        socket.set_read_timeout(Some(patience)).unwrap();
         // What was refused is told by the next call.
         socket.send(b"?").is_ok() && socket.recv(&mut [0]).is_ok()
     }
@@ -472,7 +484,7 @@ mod tests {
         let port = node_ports()[1];
         let seen = world.outside.run(move || [tcp(port, ASKS), udp(port, ASKS)]);
         assert_eq!(seen.each_ref().map(answered_by), [[12, 21]; 2], "to {port}");
-        world.endpoints_go();
+        world.endpoints_go(&agents);
         world.stop(agents);
     }
 }

@@ -98,7 +98,7 @@ mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = mpsc::channel();
         let nodes = nodes.clone();
-        space.spawn(move || {
+        space.spawn_agent(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -255,7 +255,7 @@ mod tests {
                 drop(connect(&one, *ip));
             }
             drop(agents);
-            one.settle();
+            [&one, &two].into_iter().for_each(Space::settle);
             open.iter_mut().for_each(echoes);
             let before = routes(&one);
             let again = start(&one, config(1, mode), &nodes);
@@ -351,7 +351,10 @@ mod tests {
         nodes.upsert(key(4), row(4, 4));
         let agent = start(&one, config(1, Mode::Auto), &nodes);
         wait("the route of the snapshot", || has("10.244.4.0/24 via 192.168.0.4"));
-        assert!(agent.network.borrow().is_some(), "pods can be given addresses");
+        // Told when all routes are made.
+        wait("the network, by which pods can be given addresses", || {
+            agent.network.borrow().is_some()
+        });
         assert!(both.iter().all(|way| has(way)), "{:?}", routes(&one));
         nodes.mark_synced();
         nodes.upsert(key(5), row(5, 5));

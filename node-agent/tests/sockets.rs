@@ -231,9 +231,10 @@ mod tests {
         for _ in 0..600 {
             *seen.entry(ask(service)).or_default() += 1.0;
         }
-        // Chi-squared with two degrees of freedom: 18.4 is exceeded once in ten thousand runs.
+        // Chi-squared with two degrees of freedom: 32.2 is exceeded once in ten million runs; a choice that takes one
+        // of three twice as often gives 75.
         let chi: f64 = seen.values().map(|count| (count - 200.0).powi(2) / 200.0).sum();
-        assert!(seen.len() == 3 && chi < 18.4, "{seen:?}");
+        assert!(seen.len() == 3 && chi < 32.2, "{seen:?}");
     }
 
     fn refusals_come_at_once(node: &Node, family: Family) {
@@ -242,10 +243,12 @@ mod tests {
             (family.nobody[0], DropReason::UnknownService),
             (family.nobody[1], DropReason::UnknownService),
         ] {
+            // That it is the program that refuses is seen by its counter, not by the time; a connection to nobody would
+            // take two minutes.
             let (before, start) = (node.dropped(reason), Instant::now());
             let error = TcpStream::connect(address).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address}");
-            assert!(start.elapsed() < Duration::from_millis(500));
+            assert!(start.elapsed() < Duration::from_secs(30));
             assert_eq!(node.dropped(reason), before + 1);
         }
     }
@@ -307,21 +310,23 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
 
-    /// Whether a connected socket was translated: then a backend answers it.
-    fn is_translated(family: Family) -> bool {
+    /// Whether a connected socket was translated: then a backend answers it within that time.
+    fn is_translated(family: Family, patience: Duration) -> bool {
         let socket = udp_socket(family.any);
         socket.connect(family.service).unwrap();
         assert_eq!(socket.peer_addr().unwrap().to_string(), family.service);
-        socket.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+        socket.set_read_timeout(Some(patience)).unwrap();
         let mut bytes = [0; 64];
         socket.send(b"?").is_ok() && socket.recv(&mut bytes).is_ok()
     }
 
     fn connected_udp_is_left_to_packets(node: &Node, family: Family, backends: &[SocketAddr]) {
-        assert!(is_translated(family), "no program sees packets of an unknown namespace");
+        let (long, short) = (Duration::from_secs(10), Duration::from_millis(150));
+        assert!(is_translated(family, long), "no program sees packets of an unknown namespace");
         for addresses in [["10.244.1.7", "fd00:244::7"], ["10.244.1.1", "fd00:244::1"]] {
             node.rows.put_netns(node.cookie, addresses);
-            assert!(!is_translated(family), "the packet path follows the backends: {addresses:?}");
+            let by_backend = is_translated(family, short);
+            assert!(!by_backend, "the packet path follows the backends: {addresses:?}");
             let (before, socket) = (node.dropped(DropReason::NoBackend), udp_socket(family.any));
             let error = socket.connect(family.empty).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
@@ -329,7 +334,7 @@ mod tests {
         }
         let like = Service { flags: AT_SOCKET, ..Service::default() };
         node.rows.put_service(family.service, UDP, like, backends);
-        assert!(is_translated(family), "a backend that never goes");
+        assert!(is_translated(family, long), "a backend that never goes");
         node.rows.delete_netns(node.cookie);
     }
 
@@ -347,9 +352,9 @@ mod tests {
             .find(|(key, _)| key.service == service.service && key.client == addr(family.pod))
             .expect("the pod's own address names the client");
         assert_eq!(row.backend, peer(chosen));
-        // Its time is up: it chooses anew, in thirty tries not always the same.
+        // Its time is up: it chooses anew; sixty tries miss one of three once in ten billion times.
         let stale = Affinity { last_used: row.last_used.wrapping_sub(10_801), ..*row };
-        let anew: BTreeSet<SocketAddr> = (0..30)
+        let anew: BTreeSet<SocketAddr> = (0..60)
             .map(|_| {
                 node.rows.put_client(*key, stale);
                 ask(family.service)

@@ -38,12 +38,12 @@ fn b_sample_answers_and_no_packet_filter_rule_is_made() {
 #[ignore = "needs a Debian VM: cargo xtask test --vm"]
 fn c_pods_outlive_a_killed_agent() {
     let requests = proof::agent_killed(&cluster()).unwrap();
-    println!("kill -9 of the agent: {requests} requests, all answered");
+    println!("kill -9 of the agent: {requests}, all answered");
 }
 
 #[test]
 #[ignore = "needs a Debian VM: cargo xtask test --vm"]
 fn d_pods_outlive_a_restarted_unit() {
     let requests = proof::unit_restarted(&cluster()).unwrap();
-    println!("systemctl restart of the agent: {requests} requests, all answered");
+    println!("systemctl restart of the agent: {requests}, all answered");
 }

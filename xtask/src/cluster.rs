@@ -23,6 +23,8 @@ pub const SAMPLE_NODE_PORT: u16 = 30080;
 pub const HOST_OF_VMS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Memory of a node in MiB; QEMU takes it from the host only as it is touched.
 const MEMORY_MIB: u32 = 1024;
+/// Ports of the host's loopback that lead into each VM.
+const FORWARDED: usize = 3;
 /// Longest boot until the command port answers; TCG on two busy cores takes about 15 s.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -143,7 +145,9 @@ impl Cluster {
     /// Starts all VMs at once and waits until each answers.
     pub(crate) fn boot(paths: &Paths, plan: &Plan<'_>) -> Result<Self> {
         let lan = multicast();
-        let [registry_port] = free_ports()?;
+        let registry_port = registry_port()?;
+        // Drawn together, and each held until the VM that has it starts.
+        let mut ports = free_ports(FORWARDED * usize::from(plan.nodes))?;
         let mut cluster = Self {
             nodes: Vec::new(),
             kubeconfig: paths.cluster.join("kubeconfig"),
@@ -152,7 +156,8 @@ impl Cluster {
             kernel: plan.kernel_name.clone(),
         };
         for number in 1..=plan.nodes {
-            let node = start(paths, plan, number, &Shared { lan: &lan, registry_port })?;
+            let own = ports.split_off(ports.len() - FORWARDED);
+            let node = start(paths, plan, (number, own), &Shared { lan: &lan, registry_port })?;
             cluster.nodes.push(node);
             // Written after each, so that `down` finds also those of a start that failed half-way.
             cluster.save(paths)?;
@@ -218,7 +223,12 @@ struct Shared<'a> {
     registry_port: u16,
 }
 
-fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Result<Node> {
+fn start(
+    paths: &Paths,
+    plan: &Plan<'_>,
+    (number, own): (u8, Vec<TcpListener>),
+    shared: &Shared<'_>,
+) -> Result<Node> {
     let (name, role) = match number {
         1 => ("server".to_owned(), Role::Server),
         _ => (format!("worker-{}", number - 1), Role::Worker),
@@ -228,7 +238,11 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Res
     let disk = dir.join("disk.ext4");
     output(cmd("cp", ["--sparse=always", "--reflink=auto"]).arg(plan.disk).arg(&disk))?;
     let ip = Ipv4Addr::new(192, 168, 77, number);
-    let [shell_port, api_port, node_port] = free_ports()?;
+    let mut ports = [0; FORWARDED];
+    for (port, listener) in ports.iter_mut().zip(&own) {
+        *port = listener.local_addr().context("a held port")?.port();
+    }
+    let [shell_port, api_port, node_port] = ports;
     let forward = |host: u16, guest: u16| format!("hostfwd=tcp:127.0.0.1:{host}-:{guest}");
     let user = format!(
         "user,{},{},{}",
@@ -261,6 +275,7 @@ fn start(paths: &Paths, plan: &Plan<'_>, number: u8, shared: &Shared<'_>) -> Res
             (shared.lan.to_owned(), format!("52:54:00:77:01:{number:02x}")),
         ],
     };
+    drop(own);
     let process = vm::start(&spec).with_context(|| format!("start VM {name}"))?;
     Ok(Node { name, role, ip, shell_port, api_port, node_port, dir, process })
 }
@@ -273,22 +288,31 @@ fn multicast() -> String {
     format!("socket,mcast=230.77.{high}.{low}:{port},localaddr=127.0.0.1")
 }
 
-/// Ports of loopback that nobody listens on now.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    // All are held until all are known, so that no two are the same.
-    let mut held = Vec::with_capacity(N);
-    let mut ports = [0; N];
-    for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-        *port = listener.local_addr().context("find a free port")?.port();
-        held.push(listener);
-    }
-    Ok(ports)
+/// Listeners at so many ports of loopback that nobody else has while they live.
+fn free_ports(count: usize) -> Result<Vec<TcpListener>> {
+    let draw = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port");
+    (0..count).map(draw).collect()
+}
+
+/// A port of loopback that nobody listens on now. Nobody holds it until a registry is started, so it is below those
+/// that the kernel gives away by itself (ip_local_port_range begins at 32768).
+fn registry_port() -> Result<u16> {
+    let first = 10_000 + u16::try_from(std::process::id() % 10_000).unwrap_or_default();
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    (first..first + 1_000).find(is_free).context("find a free port for a registry")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn registrys_port_is_none_that_the_kernel_gives_away() {
+        let port = registry_port().unwrap();
+        assert!(port < 32_768, "{port}");
+        let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert_ne!(registry_port().unwrap(), port, "one that is taken is no choice");
+    }
 
     #[test]
     fn vms_of_a_record_that_another_build_wrote_are_ended() {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::{
     cluster::{Cluster, Plan, Role},
@@ -279,12 +280,21 @@ fn why(node: &crate::cluster::Node, program: &str) -> String {
     format!("{program} on {} said last:\n{log}", node.name)
 }
 
+/// Whether a node is ready, and the taint of one that is not is off: it goes later, by another controller.
+fn may_have_pods(node: &Value) -> bool {
+    let is_own = |taint: &Value| {
+        taint["key"].as_str().is_some_and(|key| key.starts_with("node.kubernetes.io/"))
+    };
+    let is_tainted = node["spec"]["taints"].as_array().into_iter().flatten().any(is_own);
+    proof::condition(node, "Ready").is_some_and(|status| status == "True") && !is_tainted
+}
+
 fn wait_ready(cluster: &Cluster, kubectl: Kubectl<'_>) -> Result<()> {
     step("wait until all nodes are ready");
     for node in &cluster.nodes {
         wait_for(&format!("node {} to be Ready", node.name), Duration::from_secs(120), || {
             let object = kubectl.json(&["get", "node", &node.name])?;
-            Ok(proof::condition(&object, "Ready").filter(|status| status == "True"))
+            Ok(may_have_pods(&object).then_some(()))
         })
         .with_context(|| why(node, "node-agent"))?;
         println!("    {} is ready", node.name);
@@ -328,7 +338,22 @@ fn pods(kubectl: Kubectl<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn node_may_have_pods_when_it_is_ready_and_not_tainted_for_being_new() {
+        let node = |ready: &str, key: &str| {
+            json!({
+                "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] },
+                "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+            })
+        };
+        assert!(may_have_pods(&node("True", "node-role.kubernetes.io/control-plane")));
+        assert!(!may_have_pods(&node("True", "node.kubernetes.io/not-ready")));
+        assert!(!may_have_pods(&node("False", "node-role.kubernetes.io/control-plane")));
+    }
 
     #[test]
     fn only_the_server_line_of_a_kubeconfig_is_replaced() {

@@ -120,7 +120,8 @@ impl Process {
         if self.alive() {
             output(&mut cmd("kill", ["-KILL", &self.pid.to_string()]))?;
         }
-        let limit = Instant::now() + Duration::from_secs(5);
+        // A process of a gigabyte has much to give back, and a busy host little time for it.
+        let limit = Instant::now() + Duration::from_secs(60);
         while self.alive() {
             if Instant::now() > limit {
                 bail!("QEMU process {} does not end", self.pid);

@@ -63,9 +63,9 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let node = Node::new("k1");
+        let mut node = Node::new("k1");
         node.network.send_replace(Some(network()));
-        node.settled(network().mtu).await;
+        node.start();
         let (kept, pod) = (Pod::new("k1a"), Pod::new("k1b"));
         let result = node.call("ADD", Some(&kept), json!({})).await.unwrap();
         Self { node, kept: (kept, result), pod }

@@ -114,7 +114,7 @@ impl Agent {
         let (_stop, mut stopped) = oneshot::channel::<()>();
         let (answer, asked) = std::sync::mpsc::sync_channel(0);
         let cluster = cluster.clone();
-        node.spawn(move || {
+        node.spawn_agent(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {

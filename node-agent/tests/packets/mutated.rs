@@ -7,10 +7,7 @@
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeSet,
-        time::{Duration, Instant},
-    };
+    use std::collections::BTreeSet;
 
     use ebpf_common::{addr::Addr, conntrack::FlowKey};
     use node_agent::dataplane::load::TcHook;
@@ -148,7 +145,6 @@ mod tests {
         let seeds = packets(at);
         let least = least(at);
         let before: u64 = kernel.drops().iter().sum();
-        let start = Instant::now();
         let mut random = Random(0x6f72_6c6f_7021 ^ runs::seed());
         let mut translated = 0;
         for _ in 0..runs {
@@ -163,9 +159,6 @@ mod tests {
             let hook = TcHook::ALL[random.below(TcHook::ALL.len())].program();
             translated += usize::from(check(kernel, hook, &bytes));
         }
-        // Ten times what it takes on a machine that does something else too; loading is not in it.
-        let limit = Duration::from_secs(30) * u32::try_from(runs.div_ceil(100_000)).unwrap();
-        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
         let dropped = kernel.drops().iter().sum::<u64>() - before;
         assert!(
             translated > runs / 50 && dropped > 0,

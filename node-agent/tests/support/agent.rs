@@ -14,16 +14,16 @@ use node_agent::{
         ipam::Attachment,
         veth::{self, VethSpec},
     },
-    dataplane::{self, DataplaneConfig, Handle, Tables},
+    dataplane::{self, DataplaneConfig, Handle, Report, Reporter, Settled, Tables},
     kubelet::runtime::binary::SHIM,
-    model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
+    model::{EndpointSliceRow, LocalEndpoint, NodeRow, ObjectKey, Programmed, ServiceRow},
     overlay::{self, OverlayConfig},
     sys::netns::NetNs,
     table::Table,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use super::space::Space;
+use super::space::{Space, pause};
 
 /// An agent that does not come up at all fails. The verifier's work takes half a second on a machine and ten
 /// times that where the processor is emulated, for two agents at once.
@@ -72,6 +72,61 @@ pub(crate) fn add_pod(
     pod
 }
 
+/// What tells how far an agent is, and whom to ask for its report.
+pub(crate) type Followers = (watch::Receiver<Settled>, watch::Receiver<Programmed>, Reporter);
+
+/// That of a dataplane.
+pub(crate) fn followed(handle: &Handle) -> Followers {
+    (handle.settled.clone(), handle.programmed.clone(), handle.reporter())
+}
+
+/// A running agent; it stops as if killed when this is dropped.
+pub(crate) struct Agent {
+    pub(crate) settled: watch::Receiver<Settled>,
+    pub(crate) programmed: watch::Receiver<Programmed>,
+    pub(crate) reporter: Reporter,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Agent {
+    /// As `start` gives it, when `is_up` has given what to follow.
+    pub(crate) fn new(
+        stop: oneshot::Sender<()>,
+        (settled, programmed, reporter): Followers,
+    ) -> Self {
+        Self { settled, programmed, reporter, _stop: stop }
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.reporter.report()).expect("the agent runs")
+    }
+
+    /// Waits until it has programmed what these tables say now, and pods up to a revision of theirs.
+    pub(crate) fn settle(
+        &self,
+        services: &Table<ObjectKey, ServiceRow>,
+        slices: &Table<ObjectKey, EndpointSliceRow>,
+        pods: u64,
+    ) {
+        let wanted = (services.changes_since(0).revision, slices.changes_since(0).revision);
+        let start = Instant::now();
+        loop {
+            let Settled { services, slices, is_whole, .. } = *self.settled.borrow();
+            let has_pods = self.programmed.borrow().revision >= pods;
+            if is_whole && has_pods && services >= wanted.0 && slices >= wanted.1 {
+                return;
+            }
+            assert!(
+                start.elapsed() < START,
+                "{wanted:?} {services} {slices} {is_whole}\n{}",
+                self.report().status_text()
+            );
+            pause(Duration::from_millis(10));
+        }
+    }
+}
+
 /// What an agent follows, and whether it serves the CNI plugin.
 #[derive(Clone)]
 pub(crate) struct Followed {
@@ -93,7 +148,7 @@ pub(crate) fn start<T: Send + 'static>(
     let (stop, stopped) = oneshot::channel::<()>();
     let (ready, is_ready) = std::sync::mpsc::channel();
     let pods = followed.endpoints.changes_since(0).revision;
-    space.spawn(move || {
+    space.spawn_agent(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let overlay = overlay::start(overlay, followed.nodes).unwrap();

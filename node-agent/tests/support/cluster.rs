@@ -28,13 +28,16 @@ use node_agent::{
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::oneshot;
 
 pub(crate) mod agent;
 pub(crate) mod place;
 pub(crate) mod space;
 
-use self::{agent::Followed, place::ip, space::Space};
+use self::{
+    agent::{Agent, Followed},
+    place::ip,
+    space::Space,
+};
 
 pub(crate) const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 1), 80);
 /// The service's other address.
@@ -43,7 +46,11 @@ pub(crate) const SERVICE6: (Ipv6Addr, u16) =
 /// Where its pods answer. SCTP is asked at the same port, which it keeps.
 pub(crate) const POD_PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30_080;
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer may take that must come. What is lost is sent again after 1, 3 and 7 s.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a refusal may take, or is listened for an answer that may not come: less than until the kernel itself says
+/// that a neighbour is silent, after 3 s.
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(2_900);
 
 /// The tables that both nodes share, as if watched from one server.
 #[derive(Clone, Default)]
@@ -93,6 +100,11 @@ impl Cluster {
         let cluster = Self::new(node_ips);
         cluster.set_backends(pods);
         cluster
+    }
+
+    /// Waits until these agents have programmed what the tables say now.
+    pub(crate) fn settle(&self, agents: &[Agent]) {
+        agents.iter().for_each(|agent| agent.settle(&self.services, &self.slices, 0));
     }
 
     /// Gives the service these pods, in both families.
@@ -190,7 +202,7 @@ impl Node {
 
     /// Starts the agent's overlay and dataplane on this node; it runs until what is returned is
     /// dropped, and then stops as if killed.
-    pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> oneshot::Sender<()> {
+    pub(crate) fn start(&self, cluster: &Cluster, set_up: SetUp) -> Agent {
         let service_cidrs: Vec<IpNet> =
             ["10.96.0.0/16", "fd00:96::/108"].map(|cidr| cidr.parse().unwrap()).into();
         let overlay = OverlayConfig {
@@ -228,10 +240,10 @@ impl Node {
                 XdpPath::NativeAlone | XdpPath::Tc(_) => XdpMode::Off,
             };
             assert_eq!(runs, set_up.xdp, "{:?}", report.xdp);
-            Some(())
+            Some(agent::followed(handle))
         };
-        let (stop, ()) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        stop
+        let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
+        Agent::new(stop, up)
     }
 }
 

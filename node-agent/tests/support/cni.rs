@@ -84,7 +84,8 @@ pub(crate) fn settings(folder: &Path, namespace: &str) -> CniConfig {
         bin_dir: folder.join("bin"),
         host_netns: Some(Path::new("/run/netns").join(namespace)),
         node_ips: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
-        program_timeout: Duration::from_millis(200),
+        // What comes at all comes in this time, on any machine.
+        program_timeout: Duration::from_secs(30),
         ..CniConfig::new(&folder.join("state"), folder)
     }
 }
@@ -99,6 +100,8 @@ pub(crate) struct Node {
     pub(crate) refresh: Option<Duration>,
     /// What the agent takes for the node's addresses.
     pub(crate) ips: [&'static str; 2],
+    /// How long its servers wait for that, where it is not what `settings` says.
+    pub(crate) patience: Option<Duration>,
     pub(crate) handle: Option<Handle>,
 }
 
@@ -119,6 +122,7 @@ impl Node {
             programmed: None,
             refresh: None,
             ips: ["192.0.2.10", "2001:db8::10"],
+            patience: None,
             handle: None,
         };
         node.start();
@@ -129,10 +133,12 @@ impl Node {
     pub(crate) fn start(&mut self) {
         self.handle = None;
         self.endpoints = Table::new();
+        let usual = settings(self.folder.path(), &self.namespace.0);
         let config = CniConfig {
             refresh: self.refresh,
             node_ips: self.ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            ..settings(self.folder.path(), &self.namespace.0)
+            program_timeout: self.patience.unwrap_or(usual.program_timeout),
+            ..usual
         };
         let inputs = CniInputs {
             services: self.services.clone(),
@@ -210,19 +216,20 @@ impl Node {
         self.call("CHECK", Some(pod), json!({"prevResult": previous})).await
     }
 
-    /// Waits until the server has taken another network over.
+    /// Waits until the server has taken another network over, as its records show; there must be some.
     pub(crate) async fn settled(&self, mtu: u32) {
         let state = self.folder.path().join("state/cni/ipam.json");
-        for _ in 0..200 {
+        for _ in 0..2_000 {
             let ready = self.call("STATUS", None, json!({})).await.is_ok();
             let text = fs::read_to_string(&state).unwrap_or_default();
             let old =
                 text.matches("\"mtu\"").count() - text.matches(&format!("\"mtu\": {mtu}")).count();
             if ready && old == 0 {
-                break;
+                return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        panic!("the server has not taken over the network with MTU {mtu}");
     }
 
     pub(crate) fn links(&self) -> usize {

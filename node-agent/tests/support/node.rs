@@ -4,26 +4,21 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
 use node_agent::{
-    dataplane::{DataplaneConfig, Handle, Report, Reporter, Settled, TcPath},
-    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, Programmed, ServiceRow},
+    dataplane::{DataplaneConfig, Handle, TcPath},
+    model::{EndpointSliceRow, Family, LocalEndpoint, NodeRow, ObjectKey, ServiceRow},
     overlay::{Mode, OverlayConfig},
     table::Table,
 };
-use tokio::sync::{oneshot, watch};
 
 pub(crate) mod agent;
 pub(crate) mod place;
 pub(crate) mod space;
 
-use self::{
-    agent::{Followed, START},
-    place::ip,
-    space::{Space, pause},
-};
+pub(crate) use self::agent::Agent;
+use self::{agent::Followed, place::ip, space::Space};
 
 pub(crate) const NAME: &str = "node-1";
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -53,21 +48,6 @@ pub(crate) struct Node {
     pub(crate) tc: Option<TcPath>,
     /// What it is to have else.
     pub(crate) configure: fn(&mut OverlayConfig, &mut DataplaneConfig),
-}
-
-/// A running agent; it stops as if killed when this is dropped.
-pub(crate) struct Agent {
-    pub(crate) settled: watch::Receiver<Settled>,
-    pub(crate) reporter: Reporter,
-    pub(crate) programmed: watch::Receiver<Programmed>,
-    _stop: oneshot::Sender<()>,
-}
-
-impl Agent {
-    pub(crate) fn report(&self) -> Report {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(self.reporter.report()).expect("the agent runs")
-    }
 }
 
 impl Node {
@@ -146,33 +126,16 @@ impl Node {
             endpoints: self.endpoints.clone(),
             cni: None,
         };
-        let is_up = async |handle: &Handle| {
-            Some((handle.settled.clone(), handle.programmed.clone(), handle.reporter()))
-        };
+        let is_up = async |handle: &Handle| Some(agent::followed(handle));
         let (stop, up) = agent::start(&self.space, (overlay, dataplane), followed, is_up);
-        let agent = Agent { settled: up.0, programmed: up.1, reporter: up.2, _stop: stop };
+        let agent = Agent::new(stop, up);
         self.settle(&agent);
         agent
     }
 
     /// Waits until the agent has programmed what the tables say now.
     pub(crate) fn settle(&self, agent: &Agent) {
-        let wanted =
-            (self.services.changes_since(0).revision, self.slices.changes_since(0).revision);
         let pods = self.endpoints.changes_since(0).revision;
-        let start = Instant::now();
-        loop {
-            let Settled { services, slices, is_whole, .. } = *agent.settled.borrow();
-            let has_pods = agent.programmed.borrow().revision >= pods;
-            if is_whole && has_pods && services >= wanted.0 && slices >= wanted.1 {
-                return;
-            }
-            assert!(
-                start.elapsed() < START,
-                "{wanted:?} {services} {slices} {is_whole}\n{}",
-                agent.report().status_text()
-            );
-            pause(Duration::from_millis(10));
-        }
+        agent.settle(&self.services, &self.slices, pods);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
         mpsc,
     },
     time::Duration,
@@ -55,6 +55,7 @@ pub(crate) struct Outcome {
 /// A client that asks until it is stopped.
 pub(crate) struct Requests {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     outcome: mpsc::Receiver<Outcome>,
 }
 
@@ -63,9 +64,17 @@ impl Requests {
     pub(crate) fn start(space: &Space, kind: Kind, to: Vec<SocketAddr>, breath: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (done, outcome) = mpsc::channel();
-        let stopped = Arc::clone(&stop);
-        space.spawn(move || done.send(ask_until(&stopped, kind, &to, breath)).unwrap());
-        Self { stop, outcome }
+        let answered = Arc::new(AtomicUsize::new(0));
+        let so_far = (Arc::clone(&stop), Arc::clone(&answered));
+        space.spawn(move || {
+            done.send(ask_until((&so_far.0, &so_far.1), kind, &to, breath)).unwrap();
+        });
+        Self { stop, answered, outcome }
+    }
+
+    /// How many requests were answered so far.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stop(self) -> Outcome {
@@ -74,7 +83,12 @@ impl Requests {
     }
 }
 
-fn ask_until(stop: &AtomicBool, kind: Kind, to: &[SocketAddr], breath: Duration) -> Outcome {
+fn ask_until(
+    (stop, answered): (&AtomicBool, &AtomicUsize),
+    kind: Kind,
+    to: &[SocketAddr],
+    breath: Duration,
+) -> Outcome {
     let mut outcome =
         Outcome { kind, answered: 0, failures: Vec::new(), backends: BTreeSet::new() };
     let mut sockets: Vec<Option<UdpSocket>> = to.iter().map(|_| None).collect();
@@ -95,6 +109,7 @@ fn ask_until(stop: &AtomicBool, kind: Kind, to: &[SocketAddr], breath: Duration)
         match answer {
             Ok(backend) => {
                 outcome.answered += 1;
+                answered.store(outcome.answered, Ordering::Relaxed);
                 outcome.backends.insert(backend);
             }
             Err(error) => outcome.failures.push(format!("{turn} to {address}: {error}")),

@@ -1,10 +1,22 @@
 //! A network namespace that lives as long as its thread, in which work can be run.
 
-use std::{path::PathBuf, sync::mpsc, thread, time::Duration};
+use std::{
+    mem,
+    path::PathBuf,
+    sync::{
+        Mutex,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
 
 use super::place::own_namespaces;
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// Longest that an agent takes to go once it was told to stop.
+const GOES: Duration = Duration::from_secs(60);
 
 /// The namespace; dropping it ends its thread and with it the namespace, once nothing else is in it.
 pub(crate) struct Space {
@@ -13,6 +25,8 @@ pub(crate) struct Space {
     /// A BPF file system of its own, visible to work only.
     pub(crate) bpf: PathBuf,
     work: mpsc::Sender<Work>,
+    /// One for each agent, on which nothing comes but its end.
+    agents: Mutex<Vec<mpsc::Receiver<()>>>,
 }
 
 impl Space {
@@ -27,7 +41,7 @@ impl Space {
             }
         });
         let (tid, bpf) = birth.recv().unwrap();
-        Self { tid, bpf, work }
+        Self { tid, bpf, work, agents: Mutex::default() }
     }
 
     /// Runs work inside and waits for its value. A panic in there fails the caller.
@@ -44,10 +58,22 @@ impl Space {
         self.work.send(Box::new(start)).unwrap();
     }
 
-    /// Waits until agents that were told to stop have gone.
+    /// As `spawn`, for an agent, whose end `settle` waits for.
+    pub(crate) fn spawn_agent(&self, work: impl FnOnce() + Send + 'static) {
+        let (alive, end) = mpsc::channel();
+        self.agents.lock().unwrap().push(end);
+        self.spawn(move || {
+            work();
+            drop(alive);
+        });
+    }
+
+    /// Waits until all agents of this space, which were told to stop, have gone.
     pub(crate) fn settle(&self) {
-        pause(Duration::from_millis(200));
-        self.run(|| ());
+        let agents = mem::take(&mut *self.agents.lock().unwrap());
+        for end in agents {
+            assert_eq!(end.recv_timeout(GOES), Err(RecvTimeoutError::Disconnected), "it goes on");
+        }
     }
 }
 

@@ -10,16 +10,18 @@ use std::{
     env, fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// A request that takes longer counts as failed.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for one answer of the DNS server before the next try (resolv.conf's default is 5 s).
-const DNS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection or an answer that takes longer counts as failed. Three segments lost one after the other, as when a
+/// VM stands still, cost 7 s (Linux sends a SYN again after 1, 3 and 7 s); a flow that is lost for good never comes.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one answer of the DNS server before the next try (resolv.conf's default).
+const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is its result")]
 fn main() -> ExitCode {
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         _ => Err("usage: load http --host H [--port 80] [--count N] [--seconds S] [--pause-ms 0] \
-                  [--parallel 1] | load memory --mib N | load clock"
+                  [--parallel 1] [--until FILE] | load memory --mib N | load clock"
             .to_owned()),
     };
     match result {
@@ -57,7 +59,9 @@ fn text<'a>(args: &[&'a str], name: &str) -> Option<&'a str> {
     args.iter().position(|arg| *arg == name).and_then(|at| args.get(at + 1)).copied()
 }
 
-/// One line a request: `<start, ms since 1970> <duration, µs> ok <first line>` or `… failed <why>`.
+/// One line a request: `<start, ms since 1970> <connection, µs after it> <duration, µs> ok <first line>` or
+/// `… failed <why>`. `-` stands for a connection that never began, as the name was not found. Ends by itself, or when
+/// the file of `--until` is there.
 #[expect(clippy::print_stdout, reason = "its output is its result")]
 #[expect(clippy::disallowed_methods, reason = "plain threads that pace themselves")]
 fn http(args: &[&str]) -> Result<(), String> {
@@ -67,22 +71,28 @@ fn http(args: &[&str]) -> Result<(), String> {
     let count = flag(args, "--count", Some(u64::MAX))?;
     let seconds = flag(args, "--seconds", Some(3600))?;
     let pause = Duration::from_millis(flag(args, "--pause-ms", Some(0))?);
+    let end = text(args, "--until").map(Path::new);
     let parallel = flag(args, "--parallel", Some(1))?;
     let began = Instant::now();
     let next = AtomicU64::new(0);
     let one_after_the_other = || {
         while began.elapsed() < Duration::from_secs(seconds) {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
+            if number >= count || end.is_some_and(Path::exists) {
                 break;
             }
             let start = now_ms();
             let clock = Instant::now();
-            let outcome = match request(host, port, number) {
+            let micros = || clock.elapsed().as_micros();
+            let (connection, answer) = match resolve(host, number) {
+                Ok(ip) => (micros().to_string(), request((ip, port).into(), host)),
+                Err(why) => ("-".to_owned(), Err(why)),
+            };
+            let outcome = match answer {
                 Ok(line) => format!("ok {line}"),
                 Err(why) => format!("failed {why}"),
             };
-            println!("{start} {} {outcome}", clock.elapsed().as_micros());
+            println!("{start} {connection} {} {outcome}", micros());
             thread::sleep(pause);
         }
     };
@@ -95,10 +105,8 @@ fn http(args: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Look-up, connection, request, reply; the body's first line.
-fn request(host: &str, port: u16, number: u64) -> Result<String, String> {
-    let ip = resolve(host, number)?;
-    let address = SocketAddr::from((ip, port));
+/// Connection, request, reply; the body's first line.
+fn request(address: SocketAddr, host: &str) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .map_err(|error| format!("connect to {address}: {error}"))?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| format!("set time limit: {error}"))?;

@@ -141,7 +141,9 @@ fn service_with_an_unimplemented_field_is_not_programmed_and_says_which() {
     let ip = service_object["spec"]["clusterIP"].as_str().unwrap();
     // Asked on every node: each programs for itself.
     let get = |node: &Node| {
-        let said = node.shell().run(&format!("load http --host {ip} --count 1"), SETTLE * 4)?;
+        let said = node
+            .shell()
+            .run(&format!("load http --host {ip} --count 1"), Duration::from_secs(60))?;
         anyhow::Ok(said.text.contains(" ok nginx-"))
     };
     for node in &cluster.nodes {

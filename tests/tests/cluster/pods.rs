@@ -114,8 +114,10 @@ fn changed_image_restarts_its_container_and_no_other() {
     let [old, new] = [&before, &after].map(|pod| status(pod, "beside"));
     assert_eq!((&new["containerID"], &new["restartCount"]), (&old["containerID"], &json!(0)));
     let told = "Killing: Container main definition changed, will be restarted";
-    let events = events(kubectl, "changed");
-    assert!(events.iter().any(|event| event == told), "{events:?}");
+    wait_for("the Event that says so", Duration::from_secs(30), || {
+        Ok(events(kubectl, "changed").iter().any(|event| event == told).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", events(kubectl, "changed")));
     // The new image's files, not the old one's.
     kubectl.run(&["exec", "changed", "-c", "main", "--", "/usr/sbin/nginx", "-v"]).unwrap();
     kubectl.run(&["delete", "pod", "changed", "--wait=false"]).unwrap();

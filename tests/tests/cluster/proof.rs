@@ -45,8 +45,6 @@ fn d_pod_past_its_memory_limit_is_oom_killed() {
 fn f_killed_server_costs_no_request_and_nothing_that_was_stored() {
     let shown = proof::server_killed(&cluster().1).unwrap();
     println!("kill -9 of the control plane: {shown:?}");
-    // TCG on two cores; the program itself starts in under a second there.
-    assert!(shown.seconds < 15.0, "{} s without an API server", shown.seconds);
 }
 
 #[test]

@@ -115,12 +115,11 @@ fn image_is_pulled_and_a_missing_one_is_reported_in_the_registrys_words() {
             })
             .unwrap_or_else(|error| panic!("{error:#}; seen: {seen:?}"));
     }
-    let events = events(kubectl, "missing");
-    assert!(
-        events
-            .iter()
-            .any(|event| event.starts_with("Failed:") && event.contains("manifest unknown")),
-        "{events:?}"
-    );
+    wait_for("an Event that says why", Duration::from_secs(30), || {
+        let told =
+            |event: &String| event.starts_with("Failed:") && event.contains("manifest unknown");
+        Ok(events(kubectl, "missing").iter().any(told).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", events(kubectl, "missing")));
     kubectl.run(&["delete", "pod", "pulled", "missing", "--wait=false"]).unwrap();
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{LoadPod, condition, judge, replicas};
+use super::{Covered, LoadPod, condition, judge, replicas};
 use crate::{
     cluster::{Cluster, Node},
     guest::Guest,
@@ -25,13 +25,13 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
     let before = replicas(kubectl)?;
     let (victim, _) = before.first_key_value().context("no replica to delete")?;
     let address = pod_ip(kubectl, victim)?;
-    let load = LoadPod::start(kubectl, "proof-deletion", &["--seconds", "25", "--pause-ms", "5"])?;
+    let (pod, load) = LoadPod::until_stopped(kubectl, cluster.server()?, "proof-deletion", "5")?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
                   ?labelSelector=kubernetes.io%2Fservice-name%3Dnginx";
     let watch = Watch::start(kubectl, slices)?;
     let limit = Duration::from_secs(30);
     watch.until("the replica ready", limit, |slice| shows_ready(slice, &address))?;
-    std::thread::sleep(Duration::from_secs(2));
+    load.goes_on()?;
     let deleted = Instant::now();
     kubectl.run(&["delete", "pod", victim, "--wait=false"])?;
     let gone =
@@ -49,7 +49,6 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
         watch.until("the new replica", limit, |slice| shows_ready(slice, &new_address))?.at_ms
     };
     let ahead = clock_ahead_ms(cluster.server()?.shell())?;
-    let requests = load.finish(Duration::from_secs(90))?;
     let there = |host_ms: u64| host_ms.checked_add_signed(ahead).context("clocks");
     let change = judge::Change {
         not_ready_ms: there(gone.at_ms)?,
@@ -57,6 +56,8 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
         deleted: victim,
         replacement: &new,
     };
+    load.until("the load to cover the change", |requests| judge::covers(requests, &change))?;
+    let requests = pod.stop(&load)?;
     judge::deletion(&requests, &change)?;
     Ok(replaced)
 }
@@ -64,7 +65,7 @@ pub(super) fn deletion_under_load(cluster: &Cluster) -> Result<f64> {
 /// Runs the busy loop and returns the cores it used over ten seconds, from its cgroup.
 ///
 /// # Errors
-/// When the pod does not run or its cgroup cannot be read.
+/// When the pod does not run, its cgroup cannot be read, or no ten seconds of a minute are as `judge::held` wants them.
 pub(super) fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     kubectl.run(&["delete", "pod", "busy-loop", "--ignore-not-found", "--timeout=60s"])?;
@@ -75,24 +76,35 @@ pub(super) fn cpu_limit(paths: &Paths, cluster: &Cluster) -> Result<f64> {
     })?;
     let node = cluster.node(pod["spec"]["nodeName"].as_str().unwrap_or_default())?;
     let uid = pod["metadata"]["uid"].as_str().context("a pod without uid")?;
-    let read = format!(
-        "cat $(find /sys/fs/cgroup/kubepods -name 'pod{uid}')/cpu.stat; cut -d' ' -f1 /proc/uptime"
-    );
-    let sample = || -> Result<(f64, f64)> {
-        let text = node.shell().sh(&read)?;
-        let usage = text
-            .lines()
-            .find_map(|line| line.strip_prefix("usage_usec "))
-            .with_context(|| format!("no usage in {text:?}"))?;
-        let uptime = text.lines().last().unwrap_or_default();
-        Ok((usage.parse::<f64>()? / 1e6, uptime.parse()?))
+    let mut samples = vec![cpu_used(node, uid)?];
+    let cores = loop {
+        std::thread::sleep(Duration::from_secs(10));
+        samples.push(cpu_used(node, uid)?);
+        match judge::held(&samples) {
+            Ok(cores) => break cores,
+            Err(error) if samples.len() > WINDOWS => return Err(error),
+            Err(_) => (),
+        }
     };
-    let (used_before, from) = sample()?;
-    std::thread::sleep(Duration::from_secs(10));
-    let (used_after, to) = sample()?;
     kubectl.run(&["delete", "pod", "busy-loop", "--wait=false"])?;
-    ensure!(to > from, "the node's clock stood still");
-    Ok((used_after - used_before) / (to - from))
+    Ok(cores)
+}
+
+/// How often ten seconds are tried, as a node that stands still for half a second uses less in them.
+const WINDOWS: usize = 6;
+
+/// What a pod has used by its cgroup, and when that was read. The shell does both by itself, with the clock before and
+/// after: where starting a program takes long, half a second may lie between.
+fn cpu_used(node: &Node, uid: &str) -> Result<judge::CpuUsed> {
+    let read = format!(
+        "read -r before _ </proc/uptime; \
+         while read -r key value; do [ $key != usage_usec ] || used=$value; \
+         done <$(find /sys/fs/cgroup/kubepods -name 'pod{uid}')/cpu.stat; \
+         read -r after _ </proc/uptime; echo $before $used $after"
+    );
+    wait_for("a reading of the CPU's use at one moment", Duration::from_secs(60), || {
+        Ok(judge::CpuUsed::parse(&node.shell().sh(&read)?))
+    })
 }
 
 /// Runs the pod that takes too much memory and returns its container's `state.terminated`.
@@ -112,12 +124,12 @@ pub(super) fn memory_limit(paths: &Paths, cluster: &Cluster) -> Result<Value> {
     Ok(state)
 }
 
-/// Kills the agents of the client's node and of a replica's node under load. Returns the number of
-/// requests, all of which were answered.
+/// Kills the agents of the client's node and of a replica's node under load. Returns the requests,
+/// all of which were answered.
 ///
 /// # Errors
 /// When a request failed, a container was restarted, or an agent did not come back.
-pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
+pub fn agent_killed(cluster: &Cluster) -> Result<Covered> {
     agent_replaced(cluster, kill_agent)
 }
 
@@ -125,26 +137,26 @@ pub fn agent_killed(cluster: &Cluster) -> Result<usize> {
 ///
 /// # Errors
 /// As `agent_killed`.
-pub fn unit_restarted(cluster: &Cluster) -> Result<usize> {
+pub fn unit_restarted(cluster: &Cluster) -> Result<Covered> {
     agent_replaced(cluster, |node| replace_agent(node, "systemctl restart orlop-node-agent"))
 }
 
-fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> Result<usize> {
+fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> Result<Covered> {
     let kubectl = Kubectl::new(&cluster.kubeconfig);
     let placed = replicas(kubectl)?;
     let restarts = restarts(kubectl)?;
-    let load = LoadPod::start(kubectl, "proof-kill", &["--seconds", "25", "--pause-ms", "2"])?;
-    std::thread::sleep(Duration::from_secs(2));
+    let (pod, load) = LoadPod::until_stopped(kubectl, cluster.server()?, "proof-kill", "2")?;
+    load.goes_on()?;
     let mut victims = vec![cluster.server()?];
     if let Some(name) = placed.values().find(|name| *name != "server") {
         victims.push(cluster.node(name)?);
     }
     for node in victims {
         replace(node)?;
+        load.goes_on()?;
     }
-    let requests = load.finish(Duration::from_secs(90))?;
+    let requests = pod.stop(&load)?;
     let tally = judge::tally(&requests);
-    ensure!(requests.len() >= 100, "only {} requests in 25 s", requests.len());
     tally.all_answered(u32::try_from(requests.len()).unwrap_or(u32::MAX))?;
     ensure!(replicas(kubectl)? == placed, "the replicas are not the same as before");
     for node in &cluster.nodes {
@@ -155,7 +167,7 @@ fn agent_replaced(cluster: &Cluster, replace: impl Fn(&Node) -> Result<()>) -> R
     }
     let after = self::restarts(kubectl)?;
     ensure!(after == restarts, "containers were restarted: {restarts:?} became {after:?}");
-    Ok(requests.len())
+    Ok(Covered::of(&requests))
 }
 
 /// Prints the agent's process number, under systemd and under the VMs' own init.
@@ -219,23 +231,27 @@ fn pod_ip(kubectl: Kubectl<'_>, name: &str) -> Result<String> {
     Ok(pod["status"]["podIP"].as_str().context("a pod without address")?.to_owned())
 }
 
-/// How many milliseconds the VM's clock is ahead of the host's: of five answers the quickest, whose
-/// middle is taken as the moment of its reading.
+/// The most that the VM's clock can be ahead of the host's, in milliseconds: by that, what the host saw was no earlier.
+/// Read again and again until it is known well.
 fn clock_ahead_ms(guest: Guest) -> Result<i64> {
-    let mut best: Option<(u64, i64)> = None;
-    for _ in 0..5 {
+    let mut readings = Vec::new();
+    loop {
         let before = now_ms();
         let there: u64 = guest.sh("load clock")?.parse().context("the VM's clock")?;
-        let after = now_ms();
-        let middle = before.midpoint(after);
-        let ahead = there.checked_signed_diff(middle).context("clocks")?;
-        let took = after.saturating_sub(before);
-        if best.is_none_or(|(quickest, _)| took < quickest) {
-            best = Some((took, ahead));
+        readings.push(judge::Reading { before, there, after: now_ms() });
+        let ahead = judge::ahead(&readings).context("a clock was set")?;
+        let unsure = ahead.end() - ahead.start();
+        if unsure <= SURE_MS || readings.len() >= READINGS {
+            ensure!(unsure <= UNSURE_MS, "the VM's clock is known to {unsure} ms only");
+            return Ok(*ahead.end());
         }
     }
-    best.map(|(_, ahead)| ahead).context("no answer")
 }
+
+/// How well the VM's clock is to be known, how often it is read for that, and how well it must be then.
+const SURE_MS: i64 = 50;
+const READINGS: usize = 50;
+const UNSURE_MS: i64 = 500;
 
 /// Whether a slice has `address` ready.
 fn shows_ready(slice: &Value, address: &str) -> bool {

@@ -3,6 +3,7 @@
 
 mod driver;
 mod judge;
+mod load;
 mod measure;
 mod server;
 mod told;
@@ -16,20 +17,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use driver::{Carried, carried_by_xdp, traced, xdp_outlives_agent};
-pub use judge::{Request, Tally};
+pub use judge::{Covered, Request, Tally};
+pub(crate) use load::LoadPod;
 pub use measure::{agent_killed, no_rules, unit_restarted};
 pub use server::{ServerKilled, server_killed};
 pub(crate) use told::PARTS;
 pub use told::{agents, cpu, deletion, memory, rules};
 
-use crate::{
-    cluster::Cluster,
-    image::TOOLS_REFERENCE,
-    kubectl::{Kubectl, wait_for},
-};
+use crate::{cluster::Cluster, kubectl::Kubectl};
 
 /// Requests of the proof through the Service's name.
 pub const REQUESTS: u32 = 1000;
@@ -151,67 +149,5 @@ fn get(port: u16) -> Result<String> {
             Ok(body.lines().next().unwrap_or_default().to_owned())
         }
         _ => bail!("no answer, but {reply:?}"),
-    }
-}
-
-/// A pod on the server node that sends requests to the sample, one after the other.
-pub(crate) struct LoadPod<'a> {
-    kubectl: Kubectl<'a>,
-    name: String,
-}
-
-impl<'a> LoadPod<'a> {
-    /// Starts it with `args` for `load http`, and waits until it runs.
-    pub(crate) fn start(kubectl: Kubectl<'a>, name: &str, args: &[&str]) -> Result<Self> {
-        let pod = Self { kubectl, name: name.to_owned() };
-        pod.remove()?;
-        let command = [&["load", "http", "--host", SERVICE], args].concat();
-        kubectl.apply(&json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": name, "labels": { "app": "load" } },
-            "spec": {
-                "restartPolicy": "Never",
-                "terminationGracePeriodSeconds": 1,
-                "nodeSelector": { "kubernetes.io/hostname": "server" },
-                "tolerations": [{
-                    "key": "node-role.kubernetes.io/control-plane",
-                    "operator": "Exists",
-                    "effect": "NoSchedule",
-                }],
-                "containers": [{
-                    "name": "load",
-                    "image": TOOLS_REFERENCE,
-                    "command": command,
-                }],
-            },
-        }))?;
-        wait_for(&format!("pod {name} to run"), Duration::from_secs(60), || {
-            let phase = pod.phase()?;
-            Ok(["Running", "Succeeded", "Failed"].contains(&phase.as_str()).then_some(()))
-        })?;
-        Ok(pod)
-    }
-
-    fn phase(&self) -> Result<String> {
-        let pod = self.kubectl.json(&["get", "pod", &self.name])?;
-        Ok(pod["status"]["phase"].as_str().unwrap_or_default().to_owned())
-    }
-
-    /// Waits for its end, reads every line it wrote, and removes it.
-    pub(crate) fn finish(self, limit: Duration) -> Result<Vec<Request>> {
-        let phase = wait_for(&format!("pod {} to end", self.name), limit, || {
-            let phase = self.phase()?;
-            Ok(["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase))
-        })?;
-        let log = self.kubectl.run(&["logs", &self.name])?;
-        ensure!(phase == "Succeeded", "pod {} {phase}: {log}", self.name);
-        self.remove()?;
-        judge::parse(&log)
-    }
-
-    fn remove(&self) -> Result<()> {
-        self.kubectl.run(&["delete", "pod", &self.name, "--ignore-not-found", "--timeout=60s"])?;
-        Ok(())
     }
 }

@@ -219,14 +219,24 @@ fn response(answer: Option<Answer>) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU16, Ordering};
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
-    /// A port that nobody had a moment ago.
+    /// A port that nobody has, another one each time; and that the kernel gives to nobody by itself, as it is below
+    /// those of ip_local_port_range.
     fn free_port() -> u16 {
-        let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).expect("a port");
-        listener.local_addr().expect("bound").port()
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        // So many for each process that tests beside this one do not meet.
+        let first = 10_000 + 8 * u16::try_from(std::process::id() % 2_500).expect("small");
+        loop {
+            let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+            if std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok() {
+                return port;
+            }
+        }
     }
 
     async fn get(to: SocketAddr, path: &str) -> io::Result<String> {
