@@ -18,8 +18,8 @@ const FLOWS: u64 = 2;
 const FRONTENDS_MAX: u64 = 131_072;
 
 /// Memory for each client of services with affinity that is remembered. Its map takes all of its memory at once,
-/// 112 bytes a row: 0.2 %.
-const BYTES_A_CLIENT: u64 = 64 << 10;
+/// 112 bytes a row: 0.05 %, or 7 MB for those that every node remembers.
+const BYTES_A_CLIENT: u64 = 256 << 10;
 /// No node remembers more clients than this: 117 MB.
 const CLIENTS_MAX: u64 = 1 << 20;
 
@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn clients_of_services_with_affinity_are_as_many_as_the_memory_affords() {
         let clients = |gigabytes: u64| Sizes::for_memory(gigabytes << 30).first[names::AFFINITY];
-        assert_eq!([0, 1, 4].map(clients), [names::AFFINITY_MAX; 3]);
-        assert_eq!([16, 24, 64, 1_024].map(clients), [1 << 18, 1 << 18, 1 << 20, 1 << 20]);
-        for gigabytes in [8, 24, 1_024] {
-            assert!(u64::from(clients(gigabytes)) * 112 * 500 < gigabytes << 30, "{gigabytes}");
+        assert_eq!([0, 1, 4, 24].map(clients), [names::AFFINITY_MAX; 4]);
+        assert_eq!([32, 64, 256, 1_024].map(clients), [1 << 17, 1 << 18, 1 << 20, 1 << 20]);
+        for gigabytes in [24, 64, 1_024] {
+            assert!(u64::from(clients(gigabytes)) * 112 * 2_000 < gigabytes << 30, "{gigabytes}");
         }
     }
 
