@@ -194,7 +194,8 @@ pub struct ServiceRow {
     /// `metadata.creationTimestamp`, seconds since 1970; of two services that claim the same address
     /// or node port, the older one has it.
     pub created_s: i64,
-    /// Paths of fields that this agent does not implement; the ports that have them are not in `ports`.
+    /// Paths of fields that this agent does not implement; a service with any of them is not programmed. The ports
+    /// that have them are not in `ports`.
     pub unsupported: Few<Box<str>>,
     /// Parts of the object that contradict themselves and were left out, in words that name the field.
     pub rejected: Few<Box<str>>,

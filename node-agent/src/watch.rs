@@ -154,7 +154,7 @@ fn delete<K: Resource, V: PartialEq>(table: &Table<ObjectKey, V>, object: &K) {
     }
 }
 
-/// A service that is not programmed as a whole, or is again.
+/// A service that is not programmed, or is again.
 struct Unsupported {
     key: ObjectKey,
     uid: String,
@@ -175,7 +175,7 @@ fn due_condition(object: &Service, fields: &str) -> Option<Condition> {
         now?;
         ("True", "Supported", String::new())
     } else {
-        ("False", "UnsupportedField", format!("{fields} is not supported; the rest is programmed"))
+        ("False", "UnsupportedField", format!("{fields} is not supported"))
     };
     if now.is_some_and(|now| now.status == status && now.message == message) {
         return None;
@@ -275,8 +275,7 @@ async fn write_condition(client: &Client, report: &Unsupported) -> kube::Result<
 
 fn event(report: &Unsupported, node: &str) -> Event {
     let Unsupported { key, uid, fields, .. } = report;
-    let message =
-        format!("On node {node} the Service is programmed without what is not supported: {fields}");
+    let message = format!("Service is not programmed on node {node}: {fields} is not supported");
     warning(About { kind: "Service", key, uid }, node, "UnsupportedField", fields, message)
 }
 

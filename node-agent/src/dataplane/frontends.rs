@@ -232,11 +232,12 @@ const fn claim(key: &ServiceKey) -> ServiceKey {
 
 /// Whether the service has anything that is programmed.
 #[must_use]
-pub const fn is_programmed(row: &ServiceRow) -> bool {
-    match row.kind {
+pub fn is_programmed(row: &ServiceRow) -> bool {
+    let has_address = match row.kind {
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => true,
         ServiceKind::Headless | ServiceKind::ExternalName => false,
-    }
+    };
+    has_address && row.unsupported.is_empty()
 }
 
 /// A service is of the families of its cluster IPs.

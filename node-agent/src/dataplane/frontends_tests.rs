@@ -302,8 +302,11 @@ fn cluster_dns_is_answered_on_this_node_at_the_services_port() {
 }
 
 #[test]
-fn what_has_no_address_claims_nothing() {
+fn what_has_no_address_or_asks_for_what_is_not_done_claims_nothing() {
     let headless = ServiceRow { kind: ServiceKind::Headless, ..service() };
-    assert_eq!((claims(&headless), desire(&headless, &slices(80))), (vec![], Desired::default()));
+    let unsupported = ServiceRow { unsupported: vec!["spec.new".into()].into(), ..service() };
+    for row in [headless, unsupported] {
+        assert_eq!((claims(&row), desire(&row, &slices(80))), (vec![], Desired::default()));
+    }
     assert_eq!(claims(&service()).len(), 7);
 }

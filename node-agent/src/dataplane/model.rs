@@ -242,7 +242,7 @@ impl Model {
         self.entries.get(key)?.row.as_ref()
     }
 
-    /// Services that are programmed without the ports that use fields this agent does not implement.
+    /// Services that are not programmed since they use fields this agent does not implement.
     pub fn unsupported(&self) -> impl Iterator<Item = (&ObjectKey, &[Box<str>])> {
         let rows = self.entries.iter().filter_map(|(key, entry)| Some((key, entry.row.as_ref()?)));
         rows.filter(|(_, row)| !row.unsupported.is_empty())

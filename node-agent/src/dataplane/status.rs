@@ -54,7 +54,7 @@ pub struct Report {
     /// Flows that are translated per packet.
     pub flows: usize,
     pub drops: Vec<(DropReason, u64)>,
-    /// Services that are not programmed as a whole, and the fields that this agent does not implement.
+    /// Services that are not programmed, and the fields that this agent does not implement.
     pub unsupported: Vec<(ObjectKey, Vec<String>)>,
     /// Services that contradict themselves or each other, in words that name the field; all else of
     /// them is programmed.
@@ -210,8 +210,7 @@ impl Report {
         }));
         lines.extend(self.unsupported.iter().map(|(service, fields)| {
             format!(
-                "not programmed            service {service}: {} is not supported; the rest of it is \
-                 programmed",
+                "not programmed            service {service}: {} is not supported",
                 fields.join(", ")
             )
         }));

@@ -1,8 +1,8 @@
 //! From API objects to rows. Pure.
 //!
 //! An object that contradicts itself (an address that is none, a port out of range) loses that part
-//! only, and the row says which; a field that the dataplane does not implement is named in the row, whose
-//! ports lack the one that has it, so that this is not programmed as if the field were not there.
+//! only, and the row says which; a field that the dataplane does not implement is named in the row,
+//! so that the service is not programmed as if the field were not there.
 
 mod service;
 mod slice;

@@ -31,7 +31,7 @@ fn a_node_port_service() {
 }
 
 #[test]
-fn sctp_to_another_port_is_refused_by_name_and_the_other_ports_are_not() {
+fn sctp_to_another_port_is_refused_by_name() {
     let row = parse_service(json!({
         "type": "LoadBalancer", "clusterIPs": ["10.96.3.4", "fd00::4"],
         "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
