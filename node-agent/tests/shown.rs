@@ -76,15 +76,18 @@ mod tests {
         let old =
             EndpointRow { ready: false, terminating: true, ..endpoint("10.244.2.8", "node-2") };
         node.slices.upsert(key("db-1"), slice("db", 5_432, vec![old]));
-        let db = json!({
-            "metadata": {"namespace": "default", "name": "db"},
-            "spec": {"clusterIP": "10.96.1.2", "ports": [
-                {"port": 5_432},
-                {"name": "sync", "port": 3_868, "targetPort": 3_869, "protocol": "SCTP"},
-            ]},
-        });
-        let (key, row) = parse::service(&serde_json::from_value(db).unwrap()).unwrap();
-        node.services.upsert(key, row);
+        let sync = json!({"name": "sync", "port": 3_868, "targetPort": 3_869, "protocol": "SCTP"});
+        for (name, ip, ports) in [
+            ("db", "10.96.1.2", json!([{"port": 5_432}])),
+            ("odd", "10.96.1.3", json!([{"port": 5_432}, sync])),
+        ] {
+            let object = json!({
+                "metadata": {"namespace": "default", "name": name},
+                "spec": {"clusterIP": ip, "ports": ports},
+            });
+            let (key, row) = parse::service(&serde_json::from_value(object).unwrap()).unwrap();
+            node.services.upsert(key, row);
+        }
     }
 
     /// The agent's socket in a folder, until the test's process ends.
@@ -157,8 +160,9 @@ mod tests {
             shown.lines("services"),
             [
                 "SERVICE | KIND | FRONTEND | BACKENDS | NOTES".to_owned(),
-                "default/db | ClusterIP | 10.96.1.2:5432/TCP | 10.244.2.8:5432 (terminating) | \
-                 spec.ports[1].targetPort is not supported"
+                "default/db | ClusterIP | 10.96.1.2:5432/TCP | 10.244.2.8:5432 (terminating)"
+                    .to_owned(),
+                "default/odd | ClusterIP | - | - | spec.ports[1].targetPort is not supported"
                     .to_owned(),
                 format!("default/web | ClusterIP | 10.96.1.1:80/TCP | {all} | {kept}"),
                 format!(
@@ -175,8 +179,8 @@ mod tests {
             ]
         );
         let json: Value = serde_json::from_str(&shown.ask("services -o json").unwrap()).unwrap();
-        assert_eq!(json.as_array().unwrap().len(), 6);
-        assert_eq!(json[1]["backends"][0]["node"], "node-2");
+        assert_eq!(json.as_array().unwrap().len(), 7);
+        assert_eq!(json[2]["backends"][0]["node"], "node-2");
         assert_eq!(shown.lines("services db -n default").len(), 2);
         assert_eq!(shown.lines("services default/web").len(), 6);
         assert_eq!(shown.lines("services -n kube-system").len(), 1, "the head alone");
@@ -203,7 +207,7 @@ mod tests {
         assert_eq!(shown.lines("services -n many").len(), 1_201);
         let json = shown.ask("services -o json").unwrap();
         let json: Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(json.as_array().unwrap().len(), 1_206);
+        assert_eq!(json.as_array().unwrap().len(), 1_207);
     }
 
     fn endpoints_are_shown_as_they_are_programmed(shown: &Shown) {
