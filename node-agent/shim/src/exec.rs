@@ -58,7 +58,7 @@ fn execute(channel: &OwnedFd) -> Result<i32, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(&*container.cgroup, flags, Mode::empty())
         .at(|| format!("open cgroup {}", container.cgroup))?;
-    enter(&config, &container)?;
+    let first = enter(&config, &container)?;
     let (status, child_status) = channel::pair().at(|| "make the status channel".to_owned())?;
     let (streams, master) = streams(&config)?;
     let forked =
@@ -66,7 +66,8 @@ fn execute(channel: &OwnedFd) -> Result<i32, Failure> {
     match forked {
         sys::Forked::Child => {
             drop(master);
-            let Err(failure) = process::become_program(&container, &config.args, streams);
+            let Err(failure) = enter_cgroup_namespace(&first)
+                .and_then(|()| process::become_program(&container, &config.args, streams));
             // If the parent cannot be told, nobody waits for this process.
             drop(channel::send(&child_status, &failure, None));
             sys::end(1)
@@ -99,8 +100,8 @@ fn container(config: &ExecConfig) -> Result<ContainerConfig, Failure> {
     Ok(container)
 }
 
-/// Moves into the namespaces of the container's first process.
-fn enter(config: &ExecConfig, container: &ContainerConfig) -> Result<(), Failure> {
+/// Moves into the namespaces of the container's first process, which is given, but for that of cgroups.
+fn enter(config: &ExecConfig, container: &ContainerConfig) -> Result<OwnedFd, Failure> {
     let gone = || Failure {
         step: "enter the container".to_owned(),
         message: "the container does not run".to_owned(),
@@ -115,12 +116,20 @@ fn enter(config: &ExecConfig, container: &ContainerConfig) -> Result<(), Failure
     fs::write("/proc/self/oom_score_adj", container.oom_score_adj.to_string())
         .at(|| "set oom_score_adj".to_owned())?;
     let spaces = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::NETWORK;
-    move_into_thread_name_spaces(pidfd.as_fd(), spaces).at(|| "enter the container".to_owned())
+    move_into_thread_name_spaces(pidfd.as_fd(), spaces).at(|| "enter the container".to_owned())?;
+    Ok(pidfd)
+}
+
+/// Makes the container's cgroup the root of what the program sees. Once it is there: where cgroups are mounted with
+/// `nsdelegate`, as systemd does it, the kernel lets nobody in such a namespace bring a process from outside
+/// (`cgroup_procs_write_permission`, kernel/cgroup/cgroup.c).
+fn enter_cgroup_namespace(first: &OwnedFd) -> Result<(), Failure> {
+    move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::CONTROL_GROUP)
+        .at(|| "enter the container's cgroup namespace".to_owned())
 }
 
 /// The program's streams: this process's own, or a terminal of the container and its master side.
