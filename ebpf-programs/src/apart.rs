@@ -306,19 +306,13 @@ extern "C" fn apart_insert_forward(key: *const FlowKey, flow: *mut Flow) -> u32 
 /// The device by which `dst` is reached; 0 for this node itself.
 #[inline(always)]
 pub fn route(ctx: &TcContext, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
-    match apart_route(ctx.skb.skb, src, dst) {
-        NO_ROUTE => Err(DropReason::NoRoute),
-        ifindex => Ok(ifindex),
-    }
+    device(apart_route(ctx.skb.skb, src, dst))
 }
 
 /// The same for what leaves under this node's address, which takes the place of `src`; zero: not known.
 #[inline(always)]
 pub fn way_out(ctx: &TcContext, src: &mut Addr, dst: &Addr) -> Result<u32, DropReason> {
-    match apart_way_out(ctx.skb.skb, src, dst) {
-        NO_ROUTE => Err(DropReason::NoRoute),
-        ifindex => Ok(ifindex),
-    }
+    device(apart_way_out(ctx.skb.skb, src, dst))
 }
 
 #[unsafe(no_mangle)]
@@ -331,7 +325,13 @@ extern "C" fn apart_way_out(skb: *mut __sk_buff, src: *mut Addr, dst: *const Add
 }
 
 /// No device has this index.
-const NO_ROUTE: u32 = u32::MAX;
+pub const NO_ROUTE: u32 = u32::MAX;
+
+/// The device that a function has found.
+#[inline(always)]
+pub fn device(found: u32) -> Result<u32, DropReason> {
+    if found == NO_ROUTE { Err(DropReason::NoRoute) } else { Ok(found) }
+}
 
 #[unsafe(no_mangle)]
 #[inline(never)]

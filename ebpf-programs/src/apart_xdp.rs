@@ -10,7 +10,11 @@ use ebpf_common::{
 };
 
 use crate::{
-    apart::given, frame::Arrival, helpers, maps, nat, packet::Packet, xdp_carry, xdp_open,
+    apart::{self, NO_ROUTE, given},
+    frame::Arrival,
+    helpers, maps, nat,
+    packet::Packet,
+    xdp_carry, xdp_open,
 };
 
 /// The context as global functions take it.
@@ -124,10 +128,7 @@ impl Arrival for XdpContext {
 
     #[inline(always)]
     fn route(&self, src: &Addr, dst: &Addr) -> Result<u32, DropReason> {
-        match apart_route_xdp(raw(self), src, dst) {
-            NO_ROUTE => Err(DropReason::NoRoute),
-            ifindex => Ok(ifindex),
-        }
+        apart::device(apart_route_xdp(raw(self), src, dst))
     }
 
     #[inline(always)]
@@ -148,9 +149,6 @@ impl Arrival for XdpContext {
         helpers::has_socket(self, key)
     }
 }
-
-/// No device has this index.
-const NO_ROUTE: u32 = u32::MAX;
 
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -89,6 +89,16 @@ fn try_answer(ctx: &TcContext, packet: &Packet) -> Result<i32, DropReason> {
     Ok(helpers::redirect(ctx.ifindex()))
 }
 
+/// Type and code of the answer, of those for nobody, no way and too big; and how much the way takes.
+#[inline(always)]
+const fn why(packet: &Packet, [nobody, no_way, too_big]: [[u8; 2]; 3]) -> ([u8; 2], u32) {
+    match packet.mtu {
+        0 => (nobody, 0),
+        NO_WAY => (no_way, 0),
+        mtu => (too_big, mtu),
+    }
+}
+
 #[inline(never)]
 fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     const QUOTE: usize = IPV4_LEN + QUOTED;
@@ -98,11 +108,7 @@ fn answer_v4(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let [s0, s1, s2, s3] = packet.key.dst.v4_octets();
     let [d0, d1, d2, d3] = packet.key.src.v4_octets();
     let [to, from]: [[u8; 6]; 2] = ctx.load(0).map_err(|_errno| DropReason::Rewrite)?;
-    let ([kind, code], mtu) = match packet.mtu {
-        0 => (UNREACHABLE_V4, 0),
-        NO_WAY => (NO_WAY_V4, 0),
-        mtu => (TOO_BIG_V4, mtu),
-    };
+    let ([kind, code], mtu) = why(packet, [UNREACHABLE_V4, NO_WAY_V4, TOO_BIG_V4]);
     let [_, _, high, low] = mtu.to_be_bytes();
     let mut head = HeadV4 {
         macs: [from, to],
@@ -137,11 +143,7 @@ fn answer_v6(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let quoted = quoted_sum::<{ QUOTE / 4 }>(ctx);
     // The pseudo header: addresses, length, protocol.
     let pseudo = [0, 0, LENGTH[0], LENGTH[1], 0, 0, 0, ICMPV6];
-    let ([kind, code], mtu) = match packet.mtu {
-        0 => (UNREACHABLE_V6, 0),
-        NO_WAY => (NO_WAY_V6, 0),
-        mtu => (TOO_BIG_V6, mtu),
-    };
+    let ([kind, code], mtu) = why(packet, [UNREACHABLE_V6, NO_WAY_V6, TOO_BIG_V6]);
     let [m0, m1, m2, m3] = mtu.to_be_bytes();
     let mut icmp = [kind, code, 0, 0, m0, m1, m2, m3];
     let mut sum = add(quoted, helpers::sum(&packet.key.dst));

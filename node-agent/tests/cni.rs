@@ -1,6 +1,17 @@
 //! The CNI plugin binary and its server against the specification, on the real kernel: a "node" and
 //! its "pods" are network namespaces made here. Needs root and `ip`; says so when it skips.
 
+/// Ends a test where it cannot run, and says why.
+#[cfg(test)]
+macro_rules! skip_unless_able {
+    () => {
+        if let Some(reason) = crate::fixture::skip_reason() {
+            skip::because(reason);
+            return;
+        }
+    };
+}
+
 #[cfg(test)]
 #[path = "cni/deaths.rs"]
 mod deaths;
@@ -30,16 +41,7 @@ mod tests {
     use serde_json::{Value, json};
     use tokio::sync::watch;
 
-    use super::fixture::{Namespace, Node, PLUGINS, Pod, ip_ok, pod_network, skip_reason};
-
-    macro_rules! skip_unless_able {
-        () => {
-            if let Some(reason) = skip_reason() {
-                skip::because(reason);
-                return;
-            }
-        };
-    }
+    use super::fixture::{Namespace, Node, PLUGINS, Pod, ip_ok, pod_network};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn pods_reach_their_node_and_each_other_after_add() {

@@ -9,6 +9,9 @@ mod cgroup;
 #[cfg(test)]
 #[path = "support/place.rs"]
 mod place;
+#[cfg(test)]
+#[path = "support/views.rs"]
+mod views;
 
 #[cfg(test)]
 mod tests {
@@ -16,7 +19,7 @@ mod tests {
         io::{ErrorKind, Read as _, Write as _},
         net::{IpAddr, SocketAddr, TcpListener, TcpStream},
         path::{Path, PathBuf},
-        sync::{Arc, mpsc},
+        sync::mpsc,
         thread,
         time::{Duration, Instant},
     };
@@ -25,7 +28,6 @@ mod tests {
     use node_agent::{
         dataplane::{self, DataplaneConfig, Tables, look::Look},
         debug,
-        kubelet::Directory,
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, Family, HostPort, LocalEndpoint,
             ObjectKey, Protocol, ServiceKind, ServicePort, ServiceRow, TrafficPolicy,
@@ -40,6 +42,7 @@ mod tests {
     use super::{
         cgroup::TestCgroup,
         place::{ip, is_possible, own_namespaces},
+        views,
     };
 
     const TIMEOUT: Duration = Duration::from_secs(30);
@@ -121,7 +124,7 @@ mod tests {
                     let readers = Readers::new(&path, known, Some(handle.reporter()))
                         .with_node("n1".into(), Table::new())
                         .with_events(handle.events.clone());
-                    let serve = debug::serve(&served, views(readers));
+                    let serve = debug::serve(&served, views::of("n1", readers));
                     tokio::select! {
                         result = serve => result.unwrap(),
                         _stop = stopped => {}
@@ -177,21 +180,6 @@ mod tests {
             let follower = Follower { lines };
             assert_eq!(follower.line(), serde_json::json!({"listening": true}));
             follower
-        }
-    }
-
-    fn views(readers: Readers) -> debug::Views {
-        let (_, not_ready) = watch::channel(None);
-        debug::Views {
-            node: "n1".to_owned(),
-            components: Vec::new(),
-            services: Table::new(),
-            nodes: Table::new(),
-            endpoints: Table::new(),
-            pods: Directory::default(),
-            not_ready,
-            conditions: None,
-            readers: Some(Arc::new(readers)),
         }
     }
 

@@ -4,6 +4,9 @@
 #[path = "support/node.rs"]
 #[expect(dead_code, reason = "other nodes are for other tests")]
 mod node;
+#[cfg(test)]
+#[path = "support/views.rs"]
+mod views;
 
 #[cfg(test)]
 mod tests {
@@ -11,30 +14,29 @@ mod tests {
         net::IpAddr,
         path::{Path, PathBuf},
         process::Command,
-        sync::Arc,
     };
 
     use node_agent::{
         dataplane::{Reporter, XdpMode},
         debug,
-        kubelet::Directory,
         model::{
             EndpointPort, EndpointRow, EndpointSliceRow, Family, ObjectKey, Protocol, ServiceKind,
             ServicePort, ServiceRow, TrafficPolicy,
         },
         parse,
         readers::Readers,
-        table::Table,
         way::Known,
     };
     use serde_json::{Value, json};
-    use tokio::sync::watch;
 
-    use super::node::{
-        Agent, NAME, Node,
-        place::is_possible,
-        pod_ip,
-        space::{Space, pause},
+    use super::{
+        node::{
+            Agent, NAME, Node,
+            place::is_possible,
+            pod_ip,
+            space::{Space, pause},
+        },
+        views,
     };
 
     fn key(name: &str) -> ObjectKey {
@@ -100,19 +102,7 @@ mod tests {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let readers = Readers::new(&pins, known, Some(reporter)).with_node(NAME.into(), nodes);
-            let (_sender, not_ready) = watch::channel(None);
-            let views = debug::Views {
-                node: NAME.to_owned(),
-                components: Vec::new(),
-                services: Table::new(),
-                nodes: Table::new(),
-                endpoints: Table::new(),
-                pods: Directory::default(),
-                not_ready,
-                conditions: None,
-                readers: Some(Arc::new(readers)),
-            };
-            runtime.block_on(debug::serve(&socket, views)).unwrap();
+            runtime.block_on(debug::serve(&socket, views::of(NAME, readers))).unwrap();
         });
         while !there.exists() {
             pause(std::time::Duration::from_millis(5));

@@ -176,20 +176,25 @@ impl Look {
 
     /// Clients who still keep their backend. Nobody takes out the rows of the others, whose place is taken first.
     fn clients(&self) -> io::Result<(u64, u64)> {
+        let clients: RowMap<AffinityKey, Affinity> = self.rows(names::AFFINITY)?;
+        let (mut used, max) = (Vec::new(), u64::from(clients.max()));
+        each(&clients, |key, row| used.push((key.service, row.last_used)))?;
+        if used.is_empty() {
+            // As in most clusters, whose services are many.
+            return Ok((0, max));
+        }
         let mut limits = BTreeMap::new();
         each(&self.rows::<ServiceKey, Service>(names::SERVICES)?, |_, row| {
             if row.affinity_s != 0 {
                 limits.insert(row.service, row.affinity_s);
             }
         })?;
-        let clients: RowMap<AffinityKey, Affinity> = self.rows(names::AFFINITY)?;
-        let (mut count, now_s) = (0, now_s());
-        each(&clients, |key, row| {
-            let limit = limits.get(&key.service);
-            count +=
-                u64::from(limit.is_some_and(|limit| affinity::holds(row.last_used, now_s, *limit)));
-        })?;
-        Ok((count, u64::from(clients.max())))
+        let now_s = now_s();
+        used.retain(|(service, last_used)| {
+            let limit = limits.get(service);
+            limit.is_some_and(|limit| affinity::holds(*last_used, now_s, *limit))
+        });
+        Ok((u64::try_from(used.len()).unwrap_or(max), max))
     }
 
     fn rows<K: Pod, V: Pod>(&self, name: &str) -> io::Result<RowMap<K, V>> {

@@ -245,10 +245,8 @@ impl Maps {
             .iter()
             .map(|row| {
                 let (key, tunnel) = row.map_err(errno)?;
-                let (addr, prefix) = (key.data(), key.prefix_len());
-                let prefix = if addr.is_v4() { prefix.saturating_sub(V4_PREFIX) } else { prefix };
-                let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
-                let net = IpNet::new(addr.ip(), prefix).map_err(io::Error::other)?;
+                let net = net(&key.data(), key.prefix_len())
+                    .ok_or_else(|| io::Error::other("a range with an impossible length"))?;
                 let path = match tunnel.flags {
                     flags if flags & HERE != 0 => FarPath::Here,
                     flags if flags & ROUTED != 0 => FarPath::Routes,
@@ -361,6 +359,12 @@ const V4_PREFIX: u32 = 96;
 fn lpm(net: IpNet) -> Key<Addr> {
     let before = if net.addr().is_ipv4() { V4_PREFIX } else { 0 };
     Key::new(before + u32::from(net.prefix_len()), Addr::from(net.network()))
+}
+
+/// The range of an address and so many bits of the form that both families share.
+pub(super) fn net(addr: &Addr, bits: u32) -> Option<IpNet> {
+    let before = if addr.is_v4() { V4_PREFIX } else { 0 };
+    IpNet::new(addr.ip(), u8::try_from(bits.checked_sub(before)?).ok()?).ok()
 }
 
 fn gone(result: Result<(), MapError>) -> io::Result<()> {

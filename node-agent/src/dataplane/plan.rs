@@ -313,7 +313,7 @@ impl Observed {
             return;
         }
         let desired: BTreeSet<(u32, Addr)> =
-            desired.iter().map(|(bits, addr)| (bits + 32, *addr)).collect();
+            desired.iter().map(|(bits, addr)| (bits + programmed::SERVICE_BITS, *addr)).collect();
         let observed = self.ranges.entry(service).or_default();
         let key = |(bits, addr): &(u32, Addr)| (*bits, SourceRange { service, addr: *addr });
         plan.ranges.extend(desired.difference(observed).map(key));

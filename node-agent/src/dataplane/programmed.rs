@@ -2,21 +2,14 @@
 //!
 //! Pure.
 
-use std::net::IpAddr;
-
-use ebpf_common::{
-    addr::Addr,
-    service::{Backend, Service, ServiceKey},
-};
+use ebpf_common::service::{Backend, Service, ServiceKey};
 use ipnet::IpNet;
 
 use super::{Observed, Programmed};
-use crate::model::ObjectKey;
+use crate::{dataplane::maps::net, model::ObjectKey};
 
 /// Bits of a range's key before those of its address: the service's.
-const SERVICE_BITS: u32 = 32;
-/// Bits before an IPv4 address in the form that both families share.
-const V4_PREFIX: u32 = 96;
+pub(super) const SERVICE_BITS: u32 = 32;
 
 impl Observed {
     /// Every port that is programmed.
@@ -46,15 +39,6 @@ impl Observed {
     #[must_use]
     pub fn ranges_of(&self, service: u32) -> Vec<IpNet> {
         let ranges = self.ranges.get(&service).into_iter().flatten();
-        ranges.filter_map(|(bits, addr)| range(*bits, addr)).collect()
+        ranges.filter_map(|(bits, addr)| net(addr, bits.checked_sub(SERVICE_BITS)?)).collect()
     }
-}
-
-fn range(bits: u32, addr: &Addr) -> Option<IpNet> {
-    let ip = addr.ip();
-    let before = match ip {
-        IpAddr::V4(_) => SERVICE_BITS + V4_PREFIX,
-        IpAddr::V6(_) => SERVICE_BITS,
-    };
-    IpNet::new(ip, u8::try_from(bits.checked_sub(before)?).ok()?).ok()
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    fixture::{Node, Pod, pod_network, settings, skip_reason},
+    fixture::{Node, Pod, pod_network, settings},
     steps::{READY, run_to},
 };
 
@@ -135,10 +135,7 @@ async fn a_death_at_any_step_is_made_good_by_the_next_agent() {
         let server = std::thread::spawn(move || serve(place.to_str().unwrap()));
         return server.join().unwrap();
     }
-    if let Some(reason) = skip_reason() {
-        skip::because(reason);
-        return;
-    }
+    skip_unless_able!();
     let mut world = World::new().await;
     let mut deaths = Vec::new();
     // All that a server does takes ten times as long on an emulated processor: every fourth step there.

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::fixture::{Node, Pod, ip, ip_ok, pod_network, skip_reason};
+use super::fixture::{Node, Pod, ip, ip_ok, pod_network};
 
 /// The server looks rarely: what is mended sooner it has heard of.
 const RARELY: Option<Duration> = Some(Duration::from_secs(3600));
@@ -84,15 +84,6 @@ impl World {
     fn gain(&self, own: [&str; 2]) {
         own.iter().for_each(|own| drop(self.ip(&format!("addr add {own} dev uplink nodad"))));
     }
-}
-
-macro_rules! skip_unless_able {
-    () => {
-        if let Some(reason) = skip_reason() {
-            skip::because(reason);
-            return;
-        }
-    };
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
