@@ -26,7 +26,7 @@ pub mod service;
 mod service_account;
 pub mod validate;
 
-pub use service::{Family, Networks, Taken};
+pub use service::{Allocated, Family, Networks, Taken};
 
 /// A write that is to be admitted.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ pub struct Attempt<'a> {
 
 /// What admission looks at besides the object.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct View<'a> {
     /// The object's namespace.
     pub namespace: Option<Arc<Value>>,
     /// A Pod's.
@@ -48,7 +48,7 @@ pub struct View {
     /// The end of the name of a Pod's token volume.
     pub suffix: String,
     /// For a Service: what the ranges are, and what of them all others hold.
-    pub services: Option<(Arc<Networks>, Taken)>,
+    pub services: Option<(Arc<Networks>, Taken<'a>)>,
 }
 
 /// Namespaces that cannot be deleted.
@@ -63,7 +63,7 @@ pub fn is_immortal(namespace: &str) -> bool {
 /// 403 and 404 of plugins that refuse for another reason than the object's fields.
 pub fn admit(
     attempt: &Attempt<'_>,
-    view: &View,
+    view: &View<'_>,
     object: &mut Value,
 ) -> Result<Vec<FieldError>, ApiError> {
     namespace_lifecycle(attempt, view, object)?;
@@ -109,7 +109,11 @@ fn about<'a>(attempt: &Attempt<'a>, object: &'a Value) -> About<'a> {
     }
 }
 
-fn namespace_lifecycle(attempt: &Attempt<'_>, view: &View, object: &Value) -> Result<(), ApiError> {
+fn namespace_lifecycle(
+    attempt: &Attempt<'_>,
+    view: &View<'_>,
+    object: &Value,
+) -> Result<(), ApiError> {
     if !attempt.served.namespaced || attempt.verb != Verb::Create {
         return Ok(());
     }

@@ -10,7 +10,11 @@ use crate::{api::prepare::text, client::ApiError};
 ///
 /// # Errors
 /// 403 without the account.
-pub(super) fn assign(attempt: &Attempt<'_>, view: &View, pod: &mut Value) -> Result<(), ApiError> {
+pub(super) fn assign(
+    attempt: &Attempt<'_>,
+    view: &View<'_>,
+    pod: &mut Value,
+) -> Result<(), ApiError> {
     if !text(pod, "/metadata/annotations/kubernetes.io~1config.mirror").is_empty() {
         return Ok(());
     }

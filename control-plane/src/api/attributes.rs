@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use crate::{
-    admission::Taken,
+    admission::Allocated,
     store::{Attributes, Class},
 };
 
-/// A Service's addresses and node ports, as [`Taken::print`] writes them. Not selectable.
+/// A Service's addresses and node ports, as [`Allocated::print`] writes them. Not selectable.
 pub const TAKEN: &str = "taken";
 
 /// The fields that a resource (`group/plural`) can be selected by, besides `metadata.name` and
@@ -64,7 +64,7 @@ pub fn attributes(resource: &str, object: &Value) -> Attributes {
         .filter_map(|field| Some((*field, text(object, field)?.into_boxed_str())))
         .collect();
     if resource == "core/services" {
-        fields.push((TAKEN, Taken::print(object).into()));
+        fields.push((TAKEN, Allocated::print(object).into()));
     }
     Attributes { labels: labels.into(), fields: fields.into() }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rand::{Rng as _, RngCore as _};
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
-    admission::{self, Attempt, Networks, Taken, View, defaults},
+    admission::{self, Allocated, Attempt, Networks, View, defaults},
     api::{
+        allocation::Allocation,
         applying,
-        attributes::{TAKEN, attributes},
+        attributes::attributes,
         authn::User,
         deletion::{self, Deletion},
         error::{self, About},
@@ -23,7 +24,7 @@ use crate::{
     },
     client::ApiError,
     schema::{FieldError, Served, decode::print_time},
-    store::{CommitError, Draft, Entry, Expect, Key, ListRequest, Scope, Store, Txn},
+    store::{CommitError, Draft, Entry, Expect, Key, Store, Txn},
 };
 
 /// How often a write is tried anew when somebody else was faster.
@@ -36,7 +37,7 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     pub networks: Arc<Networks>,
     /// Held by who takes an address or a port for a Service, until it is stored.
-    allocation: Mutex<()>,
+    allocation: Mutex<Allocation>,
     /// Signs and checks service account tokens; `None` refuses them.
     pub service_accounts: Option<Keys>,
 }
@@ -127,7 +128,7 @@ impl Api {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, networks: Networks, service_accounts: Option<Keys>) -> Self {
         let networks = Arc::new(networks);
-        Self { store, networks, allocation: Mutex::new(()), service_accounts }
+        Self { store, networks, allocation: Mutex::default(), service_accounts }
     }
 
     /// # Errors
@@ -180,8 +181,10 @@ impl Api {
         prepare::create(served, &mut object, Birth { uid: &uid, now: &now, suffix: &suffix })?;
         let name = text(&object, "/metadata/name").to_owned();
         let call = &Call { name, ..call.clone() };
-        let allocating = self.allocation(served).await;
-        self.admit(call, Verb::Create, Part::Main, (&mut object, None)).await?;
+        let allocating = self.allocation(served).await?;
+        let allocated = allocating.as_deref().map(Allocation::allocated);
+        let write = (Verb::Create, Part::Main, allocated);
+        self.admit(call, write, (&mut object, None)).await?;
         if call.options.dry_run {
             if self.get(call).await.is_ok() {
                 return Err(call.about().already_exists());
@@ -229,8 +232,10 @@ impl Api {
             if track == Track::Write {
                 object = applying::record(call, part, Some(&old), object);
             }
-            let allocating = self.allocation(call.served).await;
-            self.admit(call, Verb::Update, part, (&mut object, Some(&old))).await?;
+            let allocating = self.allocation(call.served).await?;
+            let allocated = allocating.as_deref().map(Allocation::allocated);
+            let write = (Verb::Update, part, allocated);
+            self.admit(call, write, (&mut object, Some(&old))).await?;
             prepare::count(call.served, part, &mut object, &old);
             object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             if applying::is_idle(&object, &old) {
@@ -308,23 +313,22 @@ impl Api {
     async fn admit(
         &self,
         call: &Call,
-        verb: Verb,
-        part: Part,
+        (verb, part, allocated): (Verb, Part, Option<&Allocated>),
         (object, old): (&mut Value, Option<&Value>),
     ) -> Result<(), ApiError> {
-        let view = self.view(call, object, old).await?;
+        let mut view = self.view(call, object).await?;
+        if let Some(allocated) = allocated {
+            // Of a stored Service that is being changed, not its own.
+            let own = old.map(|_| call.key().path);
+            view.services = Some((Arc::clone(&self.networks), allocated.others(own.as_deref())));
+        }
         let attempt = Attempt { served: call.served, verb, part, user: &call.user, old };
         let errors = admission::admit(&attempt, &view, object)?;
         if errors.is_empty() { Ok(()) } else { Err(invalid(call, &errors)) }
     }
 
     /// What admission has to know of other objects.
-    async fn view(
-        &self,
-        call: &Call,
-        object: &Value,
-        old: Option<&Value>,
-    ) -> Result<View, ApiError> {
+    async fn view<'a>(&self, call: &Call, object: &Value) -> Result<View<'a>, ApiError> {
         let mut view = View::default();
         if call.served.namespaced {
             view.namespace = self.peek("core/namespaces", "", &call.namespace).await?;
@@ -336,23 +340,7 @@ impl Api {
                 self.peek("core/serviceaccounts", &call.namespace, account).await?;
             view.suffix = suffix();
         }
-        if call.served.plural == "services" {
-            view.services = Some((Arc::clone(&self.networks), self.taken(call, old).await?));
-        }
         Ok(view)
-    }
-
-    /// What Services hold of the ranges; of a stored one that is being changed, nothing.
-    async fn taken(&self, call: &Call, old: Option<&Value>) -> Result<Taken, ApiError> {
-        let scope = Scope { resource: "core/services".into(), namespace: None, name: None };
-        let request = ListRequest { scope, at: None, after: None };
-        let listing = self.store.list(request).await.map_err(error::internal)?;
-        let own = old.map(|_| call.key().path);
-        let mut taken = Taken::default();
-        for (_, entry) in listing.rows.iter().filter(|(path, _)| Some(path) != own.as_ref()) {
-            taken.add(entry.attributes.field(TAKEN));
-        }
-        Ok(taken)
     }
 
     /// The object there, if any.
@@ -370,8 +358,17 @@ impl Api {
         Ok(found.map(|entry| entry.value()))
     }
 
-    async fn allocation(&self, served: &Served) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        if served.plural == "services" { Some(self.allocation.lock().await) } else { None }
+    /// For a Service, what all of them hold now.
+    async fn allocation(
+        &self,
+        served: &Served,
+    ) -> Result<Option<MutexGuard<'_, Allocation>>, ApiError> {
+        if served.plural != "services" {
+            return Ok(None);
+        }
+        let mut allocation = self.allocation.lock().await;
+        allocation.follow(&*self.store).await?;
+        Ok(Some(allocation))
     }
 
     async fn put(

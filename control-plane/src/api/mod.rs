@@ -1,5 +1,6 @@
 //! HTTP: what the API server takes and gives. A handler is parse → admission → store → render.
 
+mod allocation;
 pub mod applying;
 pub mod attributes;
 pub mod authn;

@@ -16,7 +16,7 @@ use crate::schema::{FieldError, Path};
 /// Gives every family of the Service an address, where the write asks for new ones.
 pub(super) fn assign(
     networks: &Networks,
-    taken: &Taken,
+    taken: &Taken<'_>,
     service: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), Refusal> {
@@ -62,7 +62,7 @@ pub(super) fn assign(
 /// Takes an address that was asked for by number.
 fn take(
     networks: &Networks,
-    taken: &Taken,
+    taken: &Taken<'_>,
     (family, ip, asked): (Family, &str, &[String]),
 ) -> Result<(), Refusal> {
     let refused = |why: &str| {
@@ -78,7 +78,7 @@ fn take(
     if !given {
         return Err(foreign().into());
     }
-    if taken.addresses.contains(&address) {
+    if taken.has_address(address) {
         return Err(refused("provided IP is already allocated").into());
     }
     Ok(())

@@ -18,7 +18,7 @@ mod prepare;
 #[cfg(test)]
 mod tests;
 
-pub use networks::{Family, Networks, Taken, nth};
+pub use networks::{Allocated, Family, Networks, Taken, nth};
 
 /// Why a Service gets nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ impl From<FieldError> for Refusal {
 /// What cannot be given, in upstream's words; the object is then half done and of no use.
 pub fn complete(
     networks: &Networks,
-    taken: &Taken,
+    taken: &Taken<'_>,
     service: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), Refusal> {

@@ -1,12 +1,13 @@
 //! The ranges of cluster addresses and node ports, and what of them is in use. Pure.
 //!
-//! What Services hold is kept as a short text beside each stored object ([`Taken::print`]), so that a write looks
-//! at all Services without parsing them.
+//! What a Service holds is kept as a short text beside the stored object ([`Allocated::print`]), so that nobody parses
+//! objects for it.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -97,6 +98,16 @@ pub fn nth(range: IpNet, index: u128) -> Option<IpAddr> {
     }
 }
 
+/// The number of an address that a range gives out, as [`nth`] counts.
+fn index_of(range: IpNet, address: &IpAddr) -> Option<u128> {
+    let offset = match (range.network(), address) {
+        (IpAddr::V4(base), IpAddr::V4(ip)) => u128::from(u32::from(*ip).checked_sub(base.into())?),
+        (IpAddr::V6(base), IpAddr::V6(ip)) => u128::from(*ip).checked_sub(base.into())?,
+        _ => return None,
+    };
+    offset.checked_sub(1).filter(|index| *index < size(range))
+}
+
 /// How many addresses a range gives out.
 fn size(range: IpNet) -> u128 {
     let bits = u32::from(range.max_prefix_len() - range.prefix_len());
@@ -111,13 +122,18 @@ fn dynamic_start(range: IpNet) -> u128 {
     if all <= 16 { 0 } else { (all / 16).clamp(16, 256) }
 }
 
-/// The first free address: of the upper part, or of the lower when that is full.
-pub(super) fn free(range: IpNet, taken: &Taken) -> Option<IpAddr> {
-    let (start, end) = (dynamic_start(range), size(range));
-    (start..end)
-        .chain(0..start.min(end))
+/// The next free address behind the one taken last: of the upper part, or of the lower when that is full. What was given
+/// back is given out again last, and a search does not go through all that is taken.
+pub(super) fn free(range: IpNet, taken: &Taken<'_>) -> Option<IpAddr> {
+    let end = size(range);
+    let start = dynamic_start(range).min(end);
+    let last = taken.last(Family::of(&range.addr())).and_then(|last| index_of(range, &last));
+    let next = last.map_or(start, |last| last + 1).clamp(start, end);
+    (next..end)
+        .chain(start..next)
+        .chain(0..start)
         .map_while(|index| nth(range, index))
-        .find(|address| !taken.addresses.contains(address))
+        .find(|address| !taken.has_address(*address))
 }
 
 /// The first free node port; those from the low part come last (KEP-3668).
@@ -128,15 +144,25 @@ pub(super) fn free_port((low, high): (u16, u16), used: impl Fn(u16) -> bool) -> 
     (start..=high).chain(low..start).find(|port| !used(*port))
 }
 
-/// Addresses and node ports in use.
-#[derive(Clone, Debug, Default)]
-pub struct Taken {
-    pub(super) addresses: HashSet<IpAddr>,
-    /// Whatever the protocol, as upstream.
-    pub(super) ports: HashSet<u16>,
+/// An address, or a node port whatever its protocol, as upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Held {
+    Address(IpAddr),
+    Port(u16),
 }
 
-impl Taken {
+/// Addresses and node ports in use.
+#[derive(Debug, Default)]
+pub struct Allocated {
+    /// What each Service holds, by its path in the store; sorted, each once.
+    by_service: HashMap<Arc<str>, Box<[Held]>>,
+    /// By how many Services: what ranges and versions before this one gave out may be held by several.
+    holders: HashMap<Held, usize>,
+    /// The address of each family that was taken last.
+    last: [Option<IpAddr>; 2],
+}
+
+impl Allocated {
     /// What a Service holds: its addresses and node ports, separated by blanks.
     #[must_use]
     pub fn print(service: &Value) -> String {
@@ -155,15 +181,75 @@ impl Taken {
         text
     }
 
-    /// Adds what [`Taken::print`] printed.
-    pub fn add(&mut self, printed: &str) {
-        for part in printed.split(' ') {
-            if let Ok(port) = part.parse() {
-                self.ports.insert(port);
-            } else if let Ok(address) = part.parse() {
-                self.addresses.insert(address);
+    /// Says what a Service holds now, as [`Self::print`] printed it; nothing once it is gone.
+    pub fn set(&mut self, service: &Arc<str>, printed: &str) {
+        for held in self.by_service.remove(service).into_iter().flatten() {
+            if let Some(count) = self.holders.get_mut(&held) {
+                *count -= 1;
+                if *count == 0 {
+                    self.holders.remove(&held);
+                }
             }
         }
+        let mut held: Vec<Held> = printed.split(' ').filter_map(parse).collect();
+        held.sort_unstable();
+        held.dedup();
+        for one in &held {
+            let count = self.holders.entry(*one).or_default();
+            *count += 1;
+            if let Held::Address(address) = one
+                && *count == 1
+            {
+                self.last[place(Family::of(address))] = Some(*address);
+            }
+        }
+        if !held.is_empty() {
+            self.by_service.insert(Arc::clone(service), held.into());
+        }
+    }
+
+    /// What all Services hold but the one at this path.
+    #[must_use]
+    pub fn others(&self, own: Option<&str>) -> Taken<'_> {
+        let own = own.and_then(|path| self.by_service.get(path)).map_or(&[][..], |held| held);
+        Taken { all: self, own }
+    }
+}
+
+const fn place(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+fn parse(part: &str) -> Option<Held> {
+    part.parse().map(Held::Port).or_else(|_| part.parse().map(Held::Address)).ok()
+}
+
+/// What Services other than one hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken<'a> {
+    all: &'a Allocated,
+    own: &'a [Held],
+}
+
+impl Taken<'_> {
+    pub(super) fn has_address(&self, address: IpAddr) -> bool {
+        self.has(Held::Address(address))
+    }
+
+    pub(super) fn has_port(&self, port: u16) -> bool {
+        self.has(Held::Port(port))
+    }
+
+    fn has(&self, held: Held) -> bool {
+        let holders = self.all.holders.get(&held).copied().unwrap_or(0);
+        holders > usize::from(self.own.contains(&held))
+    }
+
+    const fn last(&self, family: Family) -> Option<IpAddr> {
+        self.all.last[place(family)]
     }
 }
 
@@ -171,10 +257,16 @@ impl Taken {
 mod tests {
     use super::*;
 
+    fn holding(taken: &[impl AsRef<str>]) -> Allocated {
+        let mut used = Allocated::default();
+        for (number, text) in taken.iter().enumerate() {
+            used.set(&format!("a/{number}").into(), text.as_ref());
+        }
+        used
+    }
+
     fn first(cidr: &str, taken: &[&str]) -> Option<String> {
-        let mut used = Taken::default();
-        taken.iter().for_each(|text| used.add(text));
-        free(cidr.parse().unwrap(), &used).map(|address| address.to_string())
+        free(cidr.parse().unwrap(), &holding(taken).others(None)).map(|address| address.to_string())
     }
 
     #[test]
@@ -191,10 +283,33 @@ mod tests {
         for (cidr, taken, want) in cases {
             assert_eq!(first(cidr, taken).as_deref(), want, "{cidr} {taken:?}");
         }
-        let mut upper = Taken::default();
-        (17..=254).for_each(|last| upper.add(&format!("10.96.0.{last}")));
-        let low = free("10.96.0.0/24".parse().unwrap(), &upper).unwrap();
+        let upper: Vec<String> = (17..=254).map(|last| format!("10.96.0.{last}")).collect();
+        let low = free("10.96.0.0/24".parse().unwrap(), &holding(&upper).others(None)).unwrap();
         assert_eq!(low.to_string(), "10.96.0.1");
+    }
+
+    #[test]
+    fn an_address_that_is_given_back_comes_last() {
+        let range = "10.96.0.0/28".parse().unwrap();
+        let mut all = Allocated::default();
+        let next = |all: &Allocated| free(range, &all.others(None)).map(|ip| ip.to_string());
+        for last in 1..=14 {
+            assert_eq!(next(&all), Some(format!("10.96.0.{last}")));
+            all.set(&format!("a/{last}").into(), &format!("10.96.0.{last}"));
+            if last == 3 {
+                all.set(&"a/1".into(), "");
+            }
+        }
+        assert_eq!(next(&all).as_deref(), Some("10.96.0.1"));
+        all.set(&"a/again".into(), "10.96.0.1");
+        assert_eq!(next(&all), None);
+        assert!(!all.others(Some("a/again")).has_address("10.96.0.1".parse().unwrap()));
+        // One that two hold, as a version before this one may have left it.
+        all.set(&"a/twice".into(), "10.96.0.1 30001 30001");
+        assert!(all.others(Some("a/again")).has_address("10.96.0.1".parse().unwrap()));
+        all.set(&"a/again".into(), "");
+        assert!(all.others(None).has_address("10.96.0.1".parse().unwrap()));
+        assert!(!all.others(Some("a/twice")).has_port(30001));
     }
 
     #[test]
@@ -211,11 +326,12 @@ mod tests {
             "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000,
             "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
             "ports": [{"nodePort": 30001}, {"port": 2}]}});
-        assert_eq!(Taken::print(&service), "10.96.0.7 fd00::7 30001 31000");
-        let mut taken = Taken::default();
-        taken.add(&Taken::print(&service));
-        assert_eq!((taken.addresses.len(), taken.ports.len()), (2, 2));
+        assert_eq!(Allocated::print(&service), "10.96.0.7 fd00::7 30001 31000");
+        let all = holding(&[Allocated::print(&service)]);
+        let taken = all.others(None);
+        assert!(["10.96.0.7", "fd00::7"].iter().all(|ip| taken.has_address(ip.parse().unwrap())));
+        assert!([30001, 31000].iter().all(|port| taken.has_port(*port)));
         let headless = serde_json::json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}});
-        assert_eq!(Taken::print(&headless), "");
+        assert_eq!(Allocated::print(&headless), "");
     }
 }

@@ -17,7 +17,7 @@ use crate::schema::{FieldError, Path};
 /// Gives every port the node port that its Service's type asks for.
 pub(super) fn assign(
     networks: &Networks,
-    taken: &Taken,
+    taken: &Taken<'_>,
     service: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), Refusal> {
@@ -48,13 +48,13 @@ pub(super) fn assign(
 /// The node ports, with what this write took.
 struct Pool<'a> {
     range: (u16, u16),
-    taken: &'a Taken,
+    taken: &'a Taken<'a>,
     own: BTreeSet<u16>,
 }
 
 impl Pool<'_> {
     fn is_used(&self, port: u16) -> bool {
-        self.taken.ports.contains(&port) || self.own.contains(&port)
+        self.taken.has_port(port) || self.own.contains(&port)
     }
 
     fn take(&mut self, asked: i64) -> Result<u16, String> {

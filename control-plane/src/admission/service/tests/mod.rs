@@ -20,7 +20,7 @@ fn networks(dual: bool) -> Networks {
 }
 
 /// What the API would store, or say.
-fn admitted(spec: &Value, old: Option<&Value>, taken: &Taken) -> Result<Value, String> {
+fn admitted(spec: &Value, old: Option<&Value>, allocated: &Allocated) -> Result<Value, String> {
     let served = schema::resource("", "v1", "services").unwrap();
     let mut service = json!({"metadata": {"name": "valid", "namespace": "valid"}, "spec": spec});
     for part in ["annotations", "status"] {
@@ -33,7 +33,7 @@ fn admitted(spec: &Value, old: Option<&Value>, taken: &Taken) -> Result<Value, S
         service["status"] = old["status"].clone();
     }
     defaults::apply(served, &mut service);
-    match complete(&networks(true), taken, &mut service, old) {
+    match complete(&networks(true), &allocated.others(None), &mut service, old) {
         Err(Refusal::Fields(errors)) => return Err(field::aggregate(&errors)),
         Err(Refusal::Internal(why)) => return Err(why),
         Ok(()) => {}
@@ -46,7 +46,7 @@ fn admitted(spec: &Value, old: Option<&Value>, taken: &Taken) -> Result<Value, S
 }
 
 fn new(spec: &Value) -> Result<Value, String> {
-    admitted(spec, None, &Taken::default())
+    admitted(spec, None, &Allocated::default())
 }
 
 /// A valid Service with these fields set, or where null removed.
@@ -106,8 +106,8 @@ fn what_is_left_out_is_filled_in() {
 
 #[test]
 fn a_number_belongs_to_one_service_whatever_the_protocol() {
-    let mut taken = Taken::default();
-    taken.add("10.0.1.1 30086 30999");
+    let mut taken = Allocated::default();
+    taken.set(&"a/other".into(), "10.0.1.1 30086 30999");
     let service = |fields: Value| admitted(&with(&fields), None, &taken);
     let free = service(json!({"type": "NodePort"})).unwrap();
     assert_eq!(free["spec"]["clusterIP"], "10.0.1.2");
@@ -136,18 +136,18 @@ fn a_range_that_is_full_is_the_servers_fault() {
         service_cidrs: vec!["10.0.0.0/30".parse().unwrap()],
         node_ports: (30_000, 30_000),
     };
-    let mut taken = Taken::default();
-    taken.add("10.0.0.1 10.0.0.2");
+    let mut taken = Allocated::default();
+    taken.set(&"a/other".into(), "10.0.0.1 10.0.0.2");
     let mut service = json!({"spec": with(&json!({"type": "NodePort"}))});
     assert_eq!(
-        complete(&tiny, &taken, &mut service, None),
+        complete(&tiny, &taken.others(None), &mut service, None),
         Err(Refusal::Internal("failed to allocate a serviceIP: range is full".to_owned()))
     );
-    let mut ports = Taken::default();
-    ports.add("30000");
+    let mut ports = Allocated::default();
+    ports.set(&"a/other".into(), "30000");
     let mut service = json!({"spec": with(&json!({"type": "NodePort"}))});
     assert_eq!(
-        complete(&tiny, &ports, &mut service, None),
+        complete(&tiny, &ports.others(None), &mut service, None),
         Err(Refusal::Internal("failed to allocate a nodePort: range is full".to_owned()))
     );
 }

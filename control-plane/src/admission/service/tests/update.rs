@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{BALANCER, Taken, admitted, complete, networks, new, over, with};
+use super::{Allocated, BALANCER, admitted, complete, networks, new, over, with};
 
 /// An update by PUT of the whole stored spec with some fields changed.
 fn updated(from: &Value, fields: &Value) -> Result<Value, String> {
     let old = new(&with(from)).unwrap();
-    admitted(&over(old["spec"].clone(), fields), Some(&old), &Taken::default())
+    admitted(&over(old["spec"].clone(), fields), Some(&old), &Allocated::default())
 }
 
 #[test]
@@ -157,10 +157,10 @@ fn drop_type_dependent_fields() {
 fn the_balancers_status_goes_with_the_type() {
     let mut old = new(&with(&json!({"type": BALANCER}))).unwrap();
     old["status"] = json!({"loadBalancer": {"ingress": [{"ip": "1.2.3.4", "ipMode": "VIP"}]}});
-    let kept = admitted(&old["spec"], Some(&old), &Taken::default()).unwrap();
+    let kept = admitted(&old["spec"], Some(&old), &Allocated::default()).unwrap();
     assert_eq!(kept["status"], old["status"]);
     let fields = json!({"type": "NodePort"});
-    let gone = admitted(&over(old["spec"].clone(), &fields), Some(&old), &Taken::default());
+    let gone = admitted(&over(old["spec"].clone(), &fields), Some(&old), &Allocated::default());
     assert_eq!(gone.unwrap()["status"], json!({"loadBalancer": {}}));
 }
 
@@ -169,8 +169,8 @@ fn patch_allocated_values() {
     let old = new(&with(&json!({"type": BALANCER, "externalTrafficPolicy": "Local"}))).unwrap();
     // The first manifest again, without what was allocated.
     let same = with(&json!({"type": BALANCER, "externalTrafficPolicy": "Local"}));
-    let mut taken = Taken::default();
-    taken.add("10.0.1.2");
+    let mut taken = Allocated::default();
+    taken.set(&"a/other".into(), "10.0.1.2");
     assert_eq!(admitted(&same, Some(&old), &taken).unwrap()["spec"], old["spec"]);
     // A port keeps its number by its name; a new one gets another.
     let more = json!({"type": BALANCER, "ports": [
@@ -190,13 +190,15 @@ fn patch_allocated_values() {
 fn a_preferring_service_stays_when_the_ranges_change() {
     let old = new(&with(&json!({"ipFamilyPolicy": "PreferDualStack"}))).unwrap();
     let mut single = old.clone();
-    complete(&networks(false), &Taken::default(), &mut single, Some(&old)).unwrap();
+    complete(&networks(false), &Allocated::default().others(None), &mut single, Some(&old))
+        .unwrap();
     assert_eq!(single["spec"]["clusterIPs"], old["spec"]["clusterIPs"]);
     let mut before = with(&json!({"ipFamilyPolicy": "PreferDualStack"}));
     before = json!({"metadata": {"name": "x"}, "spec": before});
-    complete(&networks(false), &Taken::default(), &mut before, None).unwrap();
+    complete(&networks(false), &Allocated::default().others(None), &mut before, None).unwrap();
     assert_eq!(before["spec"]["ipFamilies"], json!(["IPv4"]));
     let mut after = before.clone();
-    complete(&networks(true), &Taken::default(), &mut after, Some(&before)).unwrap();
+    complete(&networks(true), &Allocated::default().others(None), &mut after, Some(&before))
+        .unwrap();
     assert_eq!(after, before);
 }
