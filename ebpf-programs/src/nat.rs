@@ -265,7 +265,7 @@ fn choose_backend(
     } else {
         // What a datagram's sender sends in a row belongs together, also beyond the life of its flow.
         let random = if key.proto == TCP { helpers::random() } else { flow_hash(key) };
-        choose(random, service.count).ok_or(DropReason::NoBackend)?
+        choose(random, service.count).ok_or_else(|| service.lack())?
     };
     let backend = service::choose_slot(service, &key.src, flow.slot)?;
     flow.dst = backend.addr;

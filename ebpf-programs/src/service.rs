@@ -65,7 +65,7 @@ pub fn admits(service: &Service, client: &Addr) -> bool {
 /// clients, else the one of `random`.
 #[inline(always)]
 pub fn choose(service: &Service, client: &Addr, random: u32) -> Result<Backend, DropReason> {
-    let slot = slot_of(random, service.count).ok_or(DropReason::NoBackend)?;
+    let slot = slot_of(random, service.count).ok_or_else(|| service.lack())?;
     choose_slot(service, client, slot)
 }
 

@@ -1,6 +1,6 @@
 //! Services and their backends, and the choice between backends.
 
-use crate::addr::Addr;
+use crate::{addr::Addr, verdict::DropReason};
 
 /// Scope of traffic that starts in the cluster: pods and nodes. Every frontend has a row of it.
 pub const SCOPE_INTERNAL: u8 = 0;
@@ -33,6 +33,9 @@ pub const KEEP_SOURCE: u16 = 1;
 pub const SOURCE_RANGES: u16 = 2;
 /// The backend is this node itself and never goes: connected UDP sockets are translated at once.
 pub const AT_SOCKET: u16 = 4;
+/// The row has no backend, and other nodes have some: whoever balances the load outside is to find them, so
+/// that its clients' packets are dropped and sent again, as kube-proxy does it.
+pub const ELSEWHERE: u16 = 8;
 
 /// What a frontend leads to: backends `{set, 0}` to `{set, count - 1}`.
 #[repr(C)]
@@ -40,13 +43,13 @@ pub const AT_SOCKET: u16 = 4;
 pub struct Service {
     /// Names the set of backends. Never 0. Frontends share sets.
     pub set: u32,
-    /// Backends that may be chosen; 0 refuses every client.
+    /// Backends that may be chosen; 0 refuses every client, or drops what it sends ([`ELSEWHERE`]).
     pub count: u32,
     /// Names the service port: what affinity and source ranges hang on. Never 0.
     pub service: u32,
     /// Seconds for which a client stays with its backend; 0: no affinity.
     pub affinity_s: u32,
-    /// [`KEEP_SOURCE`], [`SOURCE_RANGES`], [`AT_SOCKET`].
+    /// [`KEEP_SOURCE`], [`SOURCE_RANGES`], [`AT_SOCKET`], [`ELSEWHERE`].
     pub flags: u16,
     /// Bits of a flow's hash that name its Maglev cell ([`crate::maglev::bits_for`]); 0: chosen by chance.
     pub maglev_bits: u8,
@@ -54,6 +57,15 @@ pub struct Service {
     pub reserved: u8,
 }
 const _: () = assert!(size_of::<Service>() == 20 && align_of::<Service>() == 4);
+
+impl Service {
+    /// Why a client gets no backend where there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lack(&self) -> DropReason {
+        if self.flags & ELSEWHERE == 0 { DropReason::NoBackend } else { DropReason::NoLocalBackend }
+    }
+}
 
 /// Which backend of which set.
 #[repr(C)]

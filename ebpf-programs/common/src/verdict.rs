@@ -63,6 +63,7 @@ drop_reasons! {
     RefusalLimit = 16, "refused without an answer, more than the answers allowed per second";
     ServiceAddress = 17, "protocol without ports to a service address";
     TooBig = 18, "packet larger than its way out takes";
+    NoLocalBackend = 19, "service has ready endpoints on other nodes alone";
 }
 
 /// How many answers a CPU may send in a second to tell of refusals: enough for every client that

@@ -4,14 +4,16 @@
 //! chosen and, where a policy `Local` asks for it, one of those on this node. Traffic that starts in
 //! the cluster goes by the internal policy at the cluster IP, and to all backends at addresses that
 //! are reachable from outside, as kube-proxy has it; only what comes in from outside is bound by the
-//! external policy.
+//! external policy. Where that finds nobody on this node but somebody on another, what comes in is dropped:
+//! a load balancer is about to hear so from the health check, and its clients try again. Inside the cluster
+//! nobody balances by nodes; there the port is as one without endpoints, as the API has it.
 
 use std::{net::IpAddr, sync::Arc};
 
 use ebpf_common::{
     addr::Addr,
     service::{
-        AT_SOCKET, Backend, KEEP_SOURCE, SCOPE_EXTERNAL, SCOPE_INTERNAL, SCOPE_LOOPBACK,
+        AT_SOCKET, Backend, ELSEWHERE, KEEP_SOURCE, SCOPE_EXTERNAL, SCOPE_INTERNAL, SCOPE_LOOPBACK,
         SOURCE_RANGES, ServiceKey,
     },
 };
@@ -172,6 +174,10 @@ fn build(
     if backends.at_socket {
         frontends.iter_mut().for_each(|frontend| frontend.flags |= AT_SOCKET);
     }
+    if backends.are_elsewhere() {
+        let outside = frontends.iter_mut().filter(|one| one.key.scope == SCOPE_EXTERNAL);
+        outside.for_each(|frontend| frontend.flags |= ELSEWHERE);
+    }
     if port.protocol == Protocol::Sctp {
         let all = frontends.len();
         // Without its row for clients outside, an address would give them the other one's backends.
@@ -295,6 +301,7 @@ fn frontends(row: &ServiceRow, port: &ServicePort, family: Family) -> Vec<Fronte
 struct Backends {
     family: Family,
     sets: [Vec<Backend>; 2],
+    has_any: bool,
     has_no_port: bool,
     at_socket: bool,
 }
@@ -305,6 +312,12 @@ impl Backends {
         let is_over = self.sets.iter().any(|set| set.len() > BACKENDS);
         self.sets.iter_mut().for_each(|set| set.truncate(BACKENDS));
         is_over
+    }
+
+    /// Whether other nodes have some, and this one has none.
+    const fn are_elsewhere(&self) -> bool {
+        let [_, local] = &self.sets;
+        self.has_any && local.is_empty()
     }
 
     fn all_have(&self, which: Which, port: [u8; 2]) -> bool {
@@ -326,7 +339,7 @@ fn backends(
     if let Some(ip) = node.answers.filter(|ip| Family::of(ip) == family) {
         let own = vec![backend(&(ip, port.port))];
         let sets = [own.clone(), own];
-        return Backends { family, sets, has_no_port: false, at_socket: true };
+        return Backends { family, sets, has_any: true, has_no_port: false, at_socket: true };
     }
     let choice = select::choose(row, port, slices, (family, node.place));
     let sorted = |targets: Vec<Target>| {
@@ -341,6 +354,7 @@ fn backends(
     let has_endpoints = of_family().any(|slice| !slice.endpoints.is_empty());
     Backends {
         family,
+        has_any: choice.has_any,
         has_no_port: has_endpoints && !of_family().any(has_port),
         sets: [sorted(choice.cluster), sorted(choice.local.unwrap_or_default())],
         at_socket: false,

@@ -137,6 +137,36 @@ fn external_policy_local_binds_only_what_comes_from_outside_and_keeps_its_source
 }
 
 #[test]
+fn with_endpoints_on_other_nodes_alone_clients_outside_are_to_try_again() {
+    let row = ServiceRow {
+        cluster_ips: vec![ip("10.96.0.1")],
+        ingress_ips: vec![ip("192.0.2.2")].into(),
+        external_ips: vec![].into(),
+        internal_policy: TrafficPolicy::Local,
+        external_policy: TrafficPolicy::Local,
+        ..service()
+    };
+    let away = slices(8080).map(|slice| {
+        let mut slice = (*slice).clone();
+        slice.endpoints.iter_mut().for_each(|one| one.node = "other".into());
+        Arc::new(slice)
+    });
+    assert_eq!(
+        rows(&desire(&row, &away)),
+        [
+            "10.96.0.1 80 in [] 0",
+            "192.0.2.2 80 in [1, 2] 0",
+            "192.0.2.2 80 out [] 9 c",
+            "0.0.0.0 30080 in [1, 2] 0",
+            "0.0.0.0 30080 out [] 9 c",
+        ]
+    );
+    // Where nobody has any, they are told so.
+    let none: [Arc<EndpointSliceRow>; 0] = [];
+    assert!(rows(&desire(&row, &none)).contains(&"0.0.0.0 30080 out [] 1 c".to_owned()));
+}
+
+#[test]
 fn internal_policy_local_binds_the_cluster_ip_alone() {
     let row = ServiceRow {
         cluster_ips: vec![ip("10.96.0.1")],

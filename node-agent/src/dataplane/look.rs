@@ -34,7 +34,7 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use super::apply::now_s;
+use super::{apply::now_s, maps::counted};
 use crate::sys::map::{RowMap, Walk};
 
 /// A folder of pinned maps.
@@ -101,10 +101,8 @@ impl Look {
     pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
         let map = Map::PerCpuArray(self.open(names::COUNTERS)?);
         let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(io::Error::other)?;
-        let count = |(reason, index): (&DropReason, u32)| {
-            let values = counters.get(&index, 0).map_err(io::Error::other)?;
-            Ok((*reason, values.iter().sum()))
-        };
+        let count =
+            |(reason, index): (&DropReason, u32)| Ok((*reason, counted(counters.get(&index, 0))?));
         DropReason::ALL.iter().zip(0..).map(count).collect()
     }
 

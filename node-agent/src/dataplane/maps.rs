@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -303,8 +303,7 @@ impl Maps {
     /// What the kernel says.
     pub fn dropped(&self, reason: DropReason) -> io::Result<u64> {
         let place = DropReason::ALL.iter().zip(0_u32..).find(|(one, _)| **one == reason);
-        let values = self.counters.get(&place.map_or(0, |(_, index)| index), 0).map_err(errno)?;
-        Ok(values.iter().sum())
+        counted(self.counters.get(&place.map_or(0, |(_, index)| index), 0))
     }
 
     /// Drops and refusals by reason since the maps were made, summed over CPUs.
@@ -313,14 +312,19 @@ impl Maps {
     ///
     /// What the kernel says.
     pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
-        DropReason::ALL
-            .iter()
-            .zip(0_u32..)
-            .map(|(reason, index)| {
-                let values = self.counters.get(&index, 0).map_err(errno)?;
-                Ok((*reason, values.iter().sum()))
-            })
-            .collect()
+        let count = |(reason, index): (&DropReason, u32)| {
+            Ok((*reason, counted(self.counters.get(&index, 0))?))
+        };
+        DropReason::ALL.iter().zip(0_u32..).map(count).collect()
+    }
+}
+
+/// A counter summed over CPUs. The map may be an earlier agent's, who knew fewer reasons: nothing was counted for others.
+pub(super) fn counted(counter: Result<PerCpuValues<u64>, MapError>) -> io::Result<u64> {
+    match counter {
+        Ok(values) => Ok(values.iter().sum()),
+        Err(MapError::KeyNotFound | MapError::OutOfBounds { .. }) => Ok(0),
+        Err(error) => Err(errno(error)),
     }
 }
 

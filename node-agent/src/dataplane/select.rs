@@ -27,7 +27,7 @@ pub struct Choice {
     pub cluster: Vec<Target>,
     /// For traffic with the policy `Local`; `None` when no traffic of this port has it.
     pub local: Option<Vec<Target>>,
-    /// Endpoints were there that could serve, here or elsewhere.
+    /// There are endpoints that could serve, here or elsewhere.
     pub has_any: bool,
 }
 

@@ -12,7 +12,7 @@ use ebpf_common::{
     addr::Addr,
     device::{Device, XDP},
     packet::{ETH_IPV4, ETH_LEN, IPV4_LEN, TCP_SYN},
-    service::{KEEP_SOURCE, SCOPE_EXTERNAL, SOURCE_RANGES},
+    service::{ELSEWHERE, KEEP_SOURCE, SCOPE_EXTERNAL, SOURCE_RANGES},
     trace::{self as steps, Step},
     tunnel::{HERE, ROUTED},
     verdict::DropReason,
@@ -155,6 +155,9 @@ impl Names {
         }
         if flags & KEEP_SOURCE != 0 {
             words += ", the client's address is kept";
+        }
+        if flags & ELSEWHERE != 0 {
+            words += ", other nodes have some";
         }
         if maglev_bits != 0 {
             words += ", consistent hashing for clients outside";

@@ -391,7 +391,10 @@ impl Reference {
             return Some(Ruling::Dropped(DropReason::SourceRange));
         }
         if frontend.backends.is_empty() {
-            return Some(Ruling::Told(DropReason::NoBackend));
+            return Some(match frontend.is_elsewhere {
+                true => Ruling::Dropped(DropReason::NoLocalBackend),
+                false => Ruling::Told(DropReason::NoBackend),
+            });
         }
         let choices = self.choices(&frontend, Client::Ip(client));
         let life = self.life(frontend.set.port.owner);

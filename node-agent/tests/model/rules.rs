@@ -57,6 +57,8 @@ pub(crate) struct Frontend {
     pub(crate) ranges: Option<Vec<ipnet::IpNet>>,
     /// The backend is this node itself and never goes.
     pub(crate) node_local: bool,
+    /// It leads to nobody here, and whoever balances the load by nodes is to find another one.
+    pub(crate) is_elsewhere: bool,
 }
 
 /// What a destination is.
@@ -105,6 +107,7 @@ fn host_port(world: &World, to: End, proto: u8, at: &[Pair]) -> Option<Frontend>
         affinity_s: 0,
         ranges: None,
         node_local: false,
+        is_elsewhere: false,
     })
 }
 
@@ -119,24 +122,24 @@ fn at(service: &Service, to: End, proto: u8, outside: bool) -> Option<Frontend> 
         .enumerate()
         .filter(|(_, port)| port.proto == proto)
         .find_map(|(index, port)| Some((index, port, reach(service, port, to)?)))?;
-    let local = match reach {
-        Reach::ClusterIp => service.internal_local,
-        // What starts in the cluster may use every backend, as if it had asked the cluster IP.
-        Reach::Ingress | Reach::External | Reach::NodePort => service.external_local && outside,
-    };
+    let is_cluster_ip = matches!(reach, Reach::ClusterIp);
+    // What starts in the cluster may use every backend, as if it had asked the cluster IP.
+    let local =
+        if is_cluster_ip { service.internal_local } else { service.external_local && outside };
     let of_family = |net: &&ipnet::IpNet| net.addr().is_ipv6() == v6;
     let ranges: Vec<_> = service.ranges.iter().filter(of_family).copied().collect();
     let is_limited = matches!(reach, Reach::Ingress) && !ranges.is_empty();
     let owner = Owner::Service(service.number, index);
     let set = SetId { port: PortId { owner, v6 }, local };
+    let all = |local| backends(service, port, v6, local);
     let frontend = Frontend {
         set,
-        backends: backends(service, port, v6, local),
+        backends: all(local),
         affinity_s: service.affinity_s,
         ranges: is_limited.then_some(ranges),
         node_local: service.node_local && !v6,
+        is_elsewhere: local && !is_cluster_ip && all(true).is_empty() && !all(false).is_empty(),
     };
-    let is_cluster_ip = matches!(reach, Reach::ClusterIp);
     is_served(service, port, (to.1, v6, is_cluster_ip)).then_some(frontend)
 }
 

@@ -2,7 +2,10 @@
 
 #[cfg(test)]
 mod tests {
-    use ebpf_common::verdict::{DropReason, REFUSALS_PER_SECOND};
+    use ebpf_common::{
+        service::{ELSEWHERE, KEEP_SOURCE, SCOPE_EXTERNAL, Service},
+        verdict::{DropReason, REFUSALS_PER_SECOND},
+    };
 
     use crate::{
         frame::{Frame, RST, TCP, UDP},
@@ -54,6 +57,24 @@ mod tests {
             let short = Frame { payload: Vec::new(), ..Frame::udp((at.pod, 1), (at.service, 9)) };
             refuses(kernel, "tc_from_pod", &short, DropReason::UnknownService);
             assert!(kernel.flows().is_empty());
+        });
+    }
+
+    /// Whoever balances the load by nodes is about to hear that this one has none.
+    #[test]
+    fn a_service_with_endpoints_on_other_nodes_alone_lets_clients_outside_try_again() {
+        with_kernel(|kernel, at| {
+            for proto in [TCP, UDP] {
+                let to = (any(at.node), 30_080);
+                let service = kernel.serve_in(SCOPE_EXTERNAL, proto, to, &[]);
+                let row = Service { flags: KEEP_SOURCE | ELSEWHERE, ..service };
+                kernel.put_frontend(SCOPE_EXTERNAL, proto, to, row);
+                kernel.serve(proto, to, &[(at.far_pod, 8080)]);
+                let outside = Frame::new(proto, (at.client, 40_000), (at.node, 30_080)).bytes();
+                kernel.drops_for("tc_from_underlay", &outside, DropReason::NoLocalBackend);
+                let pod = Frame::new(proto, (at.pod, 40_000), (at.node, 30_080));
+                assert_ne!(kernel.run("tc_from_pod", &pod.bytes()).0, DROP);
+            }
         });
     }
 
