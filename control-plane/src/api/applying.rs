@@ -171,7 +171,7 @@ fn refused(failure: &ApplyError) -> ApiError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -189,7 +189,7 @@ mod tests {
         store::{Options, embedded::Embedded},
     };
 
-    async fn api() -> (tempfile::TempDir, Arc<Api>) {
+    pub(in crate::api) async fn api() -> (tempfile::TempDir, Arc<Api>) {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { class: attributes::class, attributes: attributes::attributes };
         let store = Embedded::open(&dir.path().join("state.db"), options).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rand::{Rng as _, RngCore as _};
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::{
     admission::{self, Allocated, Attempt, Networks, View, defaults},
@@ -37,7 +37,7 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     pub networks: Arc<Networks>,
     /// Held by who takes an address or a port for a Service, until it is stored.
-    allocation: Mutex<Allocation>,
+    allocation: Arc<Mutex<Allocation>>,
     /// Signs and checks service account tokens; `None` refuses them.
     pub service_accounts: Option<Keys>,
 }
@@ -128,7 +128,7 @@ impl Api {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, networks: Networks, service_accounts: Option<Keys>) -> Self {
         let networks = Arc::new(networks);
-        Self { store, networks, allocation: Mutex::default(), service_accounts }
+        Self { store, networks, allocation: Arc::default(), service_accounts }
     }
 
     /// # Errors
@@ -191,8 +191,7 @@ impl Api {
             }
             return Ok(Written::Dry(Arc::new(object)));
         }
-        let written = self.put(call, &object, Expect::Absent).await;
-        drop(allocating);
+        let written = self.put(call, &object, Expect::Absent, allocating).await;
         match written {
             Ok(entry) => Ok(Written::Stored(entry)),
             Err(CommitError::Precondition { .. }) => Err(call.about().already_exists()),
@@ -248,9 +247,8 @@ impl Api {
             let written = if deletion::is_finished(&object) {
                 self.remove(call, expect).await
             } else {
-                self.put(call, &object, expect).await
+                self.put(call, &object, expect, allocating).await
             };
-            drop(allocating);
             match written {
                 Ok(entry) => return Ok(Written::Stored(entry)),
                 Err(CommitError::Precondition { current: None, .. }) => {
@@ -290,7 +288,7 @@ impl Api {
                     return Ok(Deleted::Waiting(Written::Dry(Arc::new(marked.clone()))));
                 }
                 Deletion::Remove => self.remove(call, expect).await,
-                Deletion::Mark(marked) => self.put(call, marked, expect).await,
+                Deletion::Mark(marked) => self.put(call, marked, expect, None).await,
             };
             match (written, decision) {
                 (Ok(entry), Deletion::Remove) => {
@@ -362,11 +360,11 @@ impl Api {
     async fn allocation(
         &self,
         served: &Served,
-    ) -> Result<Option<MutexGuard<'_, Allocation>>, ApiError> {
+    ) -> Result<Option<OwnedMutexGuard<Allocation>>, ApiError> {
         if served.plural != "services" {
             return Ok(None);
         }
-        let mut allocation = self.allocation.lock().await;
+        let mut allocation = Arc::clone(&self.allocation).lock_owned().await;
         allocation.follow(&*self.store).await?;
         Ok(Some(allocation))
     }
@@ -376,10 +374,22 @@ impl Api {
         call: &Call,
         object: &Value,
         expect: Expect,
+        allocating: Option<OwnedMutexGuard<Allocation>>,
     ) -> Result<Arc<Entry>, CommitError> {
         let key = call.key();
         let draft = Draft::new(object, attributes(&key.resource, object));
-        self.commit(Txn::put(key, draft, expect)).await
+        let txn = Txn::put(key, draft, expect);
+        let Some(allocating) = allocating else { return self.commit(txn).await };
+        // A client that goes away ends this call, and the write may happen all the same: until it is seen, nobody
+        // else is to take what it takes.
+        let store = Arc::clone(&self.store);
+        let stored = tokio::spawn(async move {
+            let committed = store.commit(txn).await;
+            drop(allocating);
+            committed
+        });
+        let committed = stored.await.map_err(|_ended| CommitError::Closed)??;
+        committed.into_iter().next().ok_or(CommitError::Closed)
     }
 
     async fn remove(&self, call: &Call, expect: Expect) -> Result<Arc<Entry>, CommitError> {
