@@ -181,3 +181,76 @@ async fn kill_9_loses_no_acknowledged_write() {
     }
     assert!(store.revision() >= newest, "revisions ran backwards");
 }
+
+/// A small file system, taken down at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None`, with a word about it, for who may not mount.
+    fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Self(dir);
+        if disk.mount("size=1m") {
+            return Some(disk);
+        }
+        skip::because("a small file system could not be mounted");
+        None
+    }
+
+    fn mount(&self, options: &str) -> bool {
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "small"])
+            .arg(self.0.path())
+            .stderr(Stdio::null())
+            .status();
+        mount.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(self.0.path()).status());
+    }
+}
+
+async fn names(store: &Embedded) -> Vec<String> {
+    let rows = store.list(all("core/pods")).await.unwrap().rows;
+    rows.iter().map(|(path, _)| path.trim_start_matches("default/").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_loses_none_that_was_acknowledged() {
+    let Some(disk) = SmallDisk::new() else { return };
+    let path = disk.0.path().join("state.db");
+    let store = Embedded::open(&path, options()).unwrap();
+    let large = |name: &str| {
+        let object = json!({"metadata": {"name": name}, "n": "x".repeat(50_000)});
+        Txn::put(key("core/pods", name), Draft::new(&object, Attributes::default()), Expect::Absent)
+    };
+    let mut written = Vec::new();
+    let refused = loop {
+        let name = format!("p{}", written.len());
+        match store.commit(large(&name)).await {
+            Ok(_) => written.push(name),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&refused, CommitError::Storage(why) if why.contains("full")), "{refused:?}");
+    assert!(written.len() > 3, "{written:?}");
+    let lost = format!("p{}", written.len());
+    let mut expected = written.clone();
+    expected.sort();
+    let seen = names(&store).await;
+    assert_eq!(seen, expected, "what was refused is not there, all else is");
+    // Nothing is stuck once there is room again.
+    assert!(disk.mount("remount,size=8m"));
+    store.commit(large("later")).await.unwrap();
+    store.commit(large(&lost)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let store = Embedded::open(&path, options()).unwrap();
+    expected.extend(["later".to_owned(), lost]);
+    expected.sort();
+    let seen = names(&store).await;
+    assert_eq!(seen, expected);
+}
