@@ -183,11 +183,12 @@ impl Allocated {
 
     /// Says what a Service holds now, as [`Self::print`] printed it; nothing once it is gone.
     pub fn set(&mut self, service: &Arc<str>, printed: &str) {
-        for held in self.by_service.remove(service).into_iter().flatten() {
-            if let Some(count) = self.holders.get_mut(&held) {
+        let before = self.by_service.remove(service).unwrap_or_default();
+        for held in &before {
+            if let Some(count) = self.holders.get_mut(held) {
                 *count -= 1;
                 if *count == 0 {
-                    self.holders.remove(&held);
+                    self.holders.remove(held);
                 }
             }
         }
@@ -195,10 +196,9 @@ impl Allocated {
         held.sort_unstable();
         held.dedup();
         for one in &held {
-            let count = self.holders.entry(*one).or_default();
-            *count += 1;
+            *self.holders.entry(*one).or_default() += 1;
             if let Held::Address(address) = one
-                && *count == 1
+                && !before.contains(one)
             {
                 self.last[place(Family::of(address))] = Some(*address);
             }
@@ -296,13 +296,20 @@ mod tests {
         for last in 1..=14 {
             assert_eq!(next(&all), Some(format!("10.96.0.{last}")));
             all.set(&format!("a/{last}").into(), &format!("10.96.0.{last}"));
-            if last == 3 {
+            if last == 5 {
                 all.set(&"a/1".into(), "");
+                all.set(&"a/4".into(), "");
+                // A change of what is there takes nothing.
+                all.set(&"a/2".into(), "10.96.0.2");
             }
         }
-        assert_eq!(next(&all).as_deref(), Some("10.96.0.1"));
-        all.set(&"a/again".into(), "10.96.0.1");
+        for back in ["10.96.0.1", "10.96.0.4"] {
+            assert_eq!(next(&all).as_deref(), Some(back));
+            all.set(&format!("a/again {back}").into(), back);
+        }
         assert_eq!(next(&all), None);
+        all.set(&"a/again".into(), "10.96.0.1");
+        all.set(&"a/again 10.96.0.1".into(), "");
         assert!(!all.others(Some("a/again")).has_address("10.96.0.1".parse().unwrap()));
         // One that two hold, as a version before this one may have left it.
         all.set(&"a/twice".into(), "10.96.0.1 30001 30001");
