@@ -36,6 +36,8 @@ pub fn give_way(
     if flags & LED_TO == 0 || !may_meet(packet) || !apart::is_met(packet) {
         return Step::Unknown;
     }
+    // Its later pieces are looked up from now on.
+    fragment::note(packet);
     if way & OWN == OWN {
         // `tc_to_overlay` has no room for a frame more below it (512 bytes of stack in all).
         return evade(ctx, packet, flow, way);
@@ -54,7 +56,7 @@ pub fn note_asked(ctx: &TcContext, packet: &Packet, flow: &mut Flow) -> Step {
     if !begins || !config.masquerades(&packet.key.dst) || maps::tunnel(&packet.key.src).is_some() {
         return Step::Unknown;
     }
-    // Its later pieces are looked up from now on.
+    // As in `give_way`.
     fragment::note(packet);
     apart::evade(ctx, packet, flow, 0)
 }

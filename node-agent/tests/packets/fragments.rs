@@ -1,7 +1,7 @@
 //! Packets in pieces and behind extension headers.
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use ebpf_common::verdict::DropReason;
 
     use crate::{
@@ -12,7 +12,7 @@ mod tests {
         },
     };
 
-    fn pieces(whole: &Frame) -> [Frame; 3] {
+    pub(crate) fn pieces(whole: &Frame) -> [Frame; 3] {
         let piece = |fragment| Frame { fragment: Some(fragment), ..whole.clone() };
         [piece((0, 24, true)), piece((24, 16, true)), piece((40, 100, false))]
     }

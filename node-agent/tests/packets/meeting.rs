@@ -7,6 +7,7 @@ mod tests {
     use ebpf_common::tunnel::{ROUTED, Tunnel};
 
     use crate::{
+        fragments::tests::pieces,
         frame::{ACK, FIN, Frame, RST, SCTP, TCP, UDP},
         kernel::{
             Family, Kernel, PASS, REDIRECT, addr, any, connecting, delivered, delivered2, hop,
@@ -191,6 +192,26 @@ mod tests {
             (at.pod, "tc_from_pod", "tc_to_pod"),
             (at.far_pod, "tc_from_overlay", "tc_to_overlay"),
         ]
+    }
+
+    #[test]
+    fn what_gets_another_port_in_pieces_gets_it_for_all_of_them() {
+        with_kernel(|kernel, at| {
+            for (hook, client) in [("tc_from_overlay", at.far_pod), ("tc_from_underlay", at.client)]
+            {
+                kernel.serve(UDP, (any(at.node), 30_080), &[(at.pod, 8080)]);
+                let asked = Frame::udp((client, 20_000), (at.node, 30_080));
+                let asked = Frame { payload: vec![7; 60], ..asked };
+                let direct = redirected(&asked, (at.pod, 8080));
+                kernel.check(hook, &asked, REDIRECT, Some(&delivered(&direct)));
+                let [first, later @ ..] = pieces(&direct);
+                let sent = evades(kernel, hook, &first, delivered);
+                let [_, went @ ..] = pieces(&sent);
+                for (came, went) in later.iter().zip(&went) {
+                    kernel.check(hook, came, REDIRECT, Some(&delivered(went)));
+                }
+            }
+        });
     }
 
     #[test]

@@ -469,7 +469,11 @@ pub(crate) fn any(of: &str) -> &'static str {
 
 /// The source port of a packet without extensions that was this frame, or an echo's identifier.
 pub(crate) fn port_of(out: &[u8], frame: &Frame) -> u16 {
-    let ip = if frame.src.0.is_ipv4() { 20 } else { 40 };
+    let ip = match (frame.src.0.is_ipv4(), frame.fragment) {
+        (true, _) => 20,
+        (false, None) => 40,
+        (false, Some(_)) => 48,
+    };
     let at = 14 + ip + if frame.flags == 8 || frame.flags == 128 { 4 } else { 0 };
     u16::from_be_bytes([out[at], out[at + 1]])
 }
