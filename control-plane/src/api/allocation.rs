@@ -1,8 +1,6 @@
 //! Which addresses and node ports Services hold, followed through the store's history: a write looks at what changed
 //! since the last one, not at all Services (effects: the store).
 
-use std::fmt;
-
 use super::{attributes::TAKEN, error};
 use crate::{
     admission::Allocated,
@@ -16,12 +14,6 @@ pub(super) struct Allocation {
     allocated: Allocated,
     /// Behind what `allocated` knows; `None` until Services were listed, and when history left it behind.
     history: Option<Box<dyn Watcher>>,
-}
-
-impl fmt::Debug for Allocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Allocation").field("allocated", &self.allocated).finish_non_exhaustive()
-    }
 }
 
 impl Allocation {
@@ -130,18 +122,23 @@ mod tests {
         assert_eq!(make(&api, "c", &asked).await.unwrap(), first);
     }
 
-    /// More changes than are told at once, or kept.
+    /// Deletions take no lock, and are more than are told at once.
     #[tokio::test]
     async fn many_changes_are_caught_up_with() {
         let (_dir, api) = api().await;
-        let all: BTreeSet<String> = futures::future::join_all((0..1200).map(|number| {
+        let all = futures::future::join_all((0..1200).map(|number| {
             let api = &api;
             async move { make(api, &format!("s{number}"), &json!({})).await.unwrap() }
         }))
-        .await
-        .into_iter()
-        .collect();
-        assert_eq!(all.len(), 1200);
+        .await;
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 1200);
+        let options = deletion::Options::default();
+        for number in 0..1200 {
+            api.delete(&call(&format!("s{number}")), &options).await.unwrap();
+        }
+        // The one that was given back last.
+        let asked = json!({"clusterIP": all[1199]});
+        assert_eq!(make(&api, "again", &asked).await.unwrap(), all[1199]);
     }
 
     /// A client that goes away while its Service is being written.

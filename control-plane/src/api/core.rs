@@ -379,27 +379,26 @@ impl Api {
         let key = call.key();
         let draft = Draft::new(object, attributes(&key.resource, object));
         let txn = Txn::put(key, draft, expect);
-        let Some(allocating) = allocating else { return self.commit(txn).await };
+        let Some(allocating) = allocating else { return commit(&*self.store, txn).await };
         // A client that goes away ends this call, and the write may happen all the same: until it is seen, nobody
         // else is to take what it takes.
         let store = Arc::clone(&self.store);
         let stored = tokio::spawn(async move {
-            let committed = store.commit(txn).await;
+            let stored = commit(&*store, txn).await;
             drop(allocating);
-            committed
+            stored
         });
-        let committed = stored.await.map_err(|_ended| CommitError::Closed)??;
-        committed.into_iter().next().ok_or(CommitError::Closed)
+        stored.await.map_err(|_ended| CommitError::Closed)?
     }
 
     async fn remove(&self, call: &Call, expect: Expect) -> Result<Arc<Entry>, CommitError> {
-        self.commit(Txn::delete(call.key(), expect)).await
+        commit(&*self.store, Txn::delete(call.key(), expect)).await
     }
+}
 
-    async fn commit(&self, txn: Txn) -> Result<Arc<Entry>, CommitError> {
-        let committed = self.store.commit(txn).await?;
-        committed.into_iter().next().ok_or(CommitError::Closed)
-    }
+/// A transaction of one operation, and what came of it.
+async fn commit(store: &dyn Store, txn: Txn) -> Result<Arc<Entry>, CommitError> {
+    store.commit(txn).await?.into_iter().next().ok_or(CommitError::Closed)
 }
 
 /// Defaults, as decoding sets them upstream: before anything compares the object with the stored one, or says whose

@@ -34,7 +34,7 @@ use ebpf_common::{
     verdict::DropReason,
 };
 
-use super::{apply::now_s, maps::counted};
+use super::{apply::now_s, maps};
 use crate::sys::map::{RowMap, Walk};
 
 /// A folder of pinned maps.
@@ -100,10 +100,7 @@ impl Look {
     /// As [`Self::flows`].
     pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
         let map = Map::PerCpuArray(self.open(names::COUNTERS)?);
-        let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(io::Error::other)?;
-        let count =
-            |(reason, index): (&DropReason, u32)| Ok((*reason, counted(counters.get(&index, 0))?));
-        DropReason::ALL.iter().zip(0..).map(count).collect()
+        maps::drops(&PerCpuArray::try_from(map).map_err(io::Error::other)?)
     }
 
     /// How full the maps are, by counting rows: some 0.1 µs each, in bounded memory.

@@ -312,15 +312,19 @@ impl Maps {
     ///
     /// What the kernel says.
     pub fn drops(&self) -> io::Result<Vec<(DropReason, u64)>> {
-        let count = |(reason, index): (&DropReason, u32)| {
-            Ok((*reason, counted(self.counters.get(&index, 0))?))
-        };
-        DropReason::ALL.iter().zip(0_u32..).map(count).collect()
+        drops(&self.counters)
     }
 }
 
+/// What the counters say, by reason.
+pub(super) fn drops(counters: &PerCpuArray<MapData, u64>) -> io::Result<Vec<(DropReason, u64)>> {
+    let count =
+        |(reason, index): (&DropReason, u32)| Ok((*reason, counted(counters.get(&index, 0))?));
+    DropReason::ALL.iter().zip(0_u32..).map(count).collect()
+}
+
 /// A counter summed over CPUs. The map may be an earlier agent's, who knew fewer reasons: nothing was counted for others.
-pub(super) fn counted(counter: Result<PerCpuValues<u64>, MapError>) -> io::Result<u64> {
+fn counted(counter: Result<PerCpuValues<u64>, MapError>) -> io::Result<u64> {
     match counter {
         Ok(values) => Ok(values.iter().sum()),
         Err(MapError::KeyNotFound | MapError::OutOfBounds { .. }) => Ok(0),
