@@ -24,11 +24,11 @@ use nix::{
 pub(crate) const READY: &str = "ready to be asked";
 
 /// Runs the program until it says that it is ready, tells `is_ready` its number, and lets it go on to its `last`-th
-/// step, before which it is killed. Gives whether it came to that, once it has ended.
+/// step, before which it is killed. Gives how many it came to, once it has ended: `last` if that killed it.
 ///
 /// All of this is one thread's: a process is watched by a thread, not by a process.
 #[expect(clippy::zombie_processes, reason = "its threads are waited for, the first one last")]
-pub(crate) fn run_to(last: usize, mut program: Command, is_ready: impl FnOnce(Pid)) -> bool {
+pub(crate) fn run_to(last: usize, mut program: Command, is_ready: impl FnOnce(Pid)) -> usize {
     let mut child = program.stdout(Stdio::piped()).spawn().unwrap();
     let said = BufReader::new(child.stdout.take().unwrap());
     assert!(said.lines().any(|line| line.unwrap().contains(READY)), "it does not come up");
@@ -51,7 +51,7 @@ pub(crate) fn run_to(last: usize, mut program: Command, is_ready: impl FnOnce(Pi
             WaitStatus::PtraceEvent(thread, _, _) => (thread, None),
             WaitStatus::Exited(thread, _) | WaitStatus::Signaled(thread, _, _) => {
                 if thread == process {
-                    return steps >= last;
+                    return steps.min(last);
                 }
                 continue;
             }
@@ -69,8 +69,9 @@ pub(crate) fn run_to(last: usize, mut program: Command, is_ready: impl FnOnce(Pi
 fn watch(child: &Child) {
     let options =
         Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
-    // Until there is none that was not there before: what a watched one starts is watched.
-    let mut known = BTreeSet::new();
+    // Until there is none that was not there before: what a watched one starts is watched. Each is waited for, as one that
+    // is just being started is neither watched nor listed until its maker has come out of that call.
+    let (mut known, mut stopped) = (BTreeSet::new(), Vec::new());
     loop {
         let before = known.len();
         for thread in fs::read_dir(format!("/proc/{}/task", child.id())).unwrap() {
@@ -80,14 +81,23 @@ fn watch(child: &Child) {
                 continue;
             }
             match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
+                Ok(()) => {
+                    let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+                    if let WaitStatus::PtraceEvent(..) = waitpid(thread, Some(flags)).unwrap() {
+                        stopped.push(thread);
+                    }
+                }
                 // It has ended meanwhile, or is watched already.
-                Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
+                Err(Errno::ESRCH | Errno::EPERM) => {}
                 Err(error) => panic!("{error}"),
             }
         }
         if known.len() == before {
-            return;
+            break;
         }
+    }
+    for thread in stopped {
+        ptrace::syscall(thread, None).unwrap();
     }
 }
 
