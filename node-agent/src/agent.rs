@@ -19,11 +19,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    address, cni,
+    address,
+    chain::chain,
+    cni,
     config::{Component, Config},
     dataplane, debug, dns, healthz, join,
     kubelet::{
-        Directory, Kubelet, KubeletConfig, chain,
+        Directory, Kubelet, KubeletConfig,
         events::Recorder,
         images::{Images, ImagesConfig},
         lease,

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod chain;
 mod changes;
 pub mod cni;
 pub mod config;

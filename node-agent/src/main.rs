@@ -9,10 +9,9 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use node_agent::{
     agent,
+    chain::chain,
     config::RunArgs,
-    debug, dns,
-    kubelet::chain,
-    listen,
+    debug, dns, listen,
     sheet::{List, Sheet},
     sys::memory,
     way,
@@ -148,11 +147,15 @@ enum Output {
 const WRONG_INPUT: u8 = 2;
 const IMPOSSIBLE: u8 = 3;
 
+/// What is logged unless `RUST_LOG` says otherwise. The client's libraries tell each failed call up to three times, and
+/// then whoever made it does, with the object.
+const LOGGED: &str = "info,kube_client=off,kube_runtime=off";
+
 fn main() -> ExitCode {
     memory::keep_small();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new(LOGGED));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

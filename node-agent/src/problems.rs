@@ -11,9 +11,9 @@ use kube::{Api, Client};
 use tokio::{sync::watch, time};
 
 use crate::{
+    chain::chain,
     dataplane::{Problems, host_ports},
     model::ObjectKey,
-    overlay::chain,
     service_event::{self, AGAIN, About, warning},
 };
 

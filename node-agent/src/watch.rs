@@ -31,6 +31,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, task::JoinSet, time};
 
 use crate::{
+    chain::chain,
     model::{EndpointSliceRow, NodeRow, ObjectKey, ServiceRow},
     parse,
     service_event::{self, AGAIN, About, warning},
@@ -118,7 +119,7 @@ pub async fn follow<K, V>(
             Ok(None) => return,
             Err(error) => {
                 let kind = K::kind(&());
-                tracing::warn!(%kind, error = crate::overlay::chain(&error), "watch interrupted");
+                tracing::warn!(%kind, error = chain(&error), "watch interrupted");
             }
         }
     }
@@ -233,7 +234,7 @@ impl Teller {
         for report in due {
             self.waiting.remove(&report.key);
             if !is_away && let Err(error) = self.write(&report).await {
-                let words = crate::overlay::chain(&error);
+                let words = chain(&error);
                 tracing::warn!(service = %report.key, error = words, "cannot tell what is not supported");
                 is_away = service_event::is_away(&error);
             } else if !is_away {

@@ -22,13 +22,13 @@ use ebpf_common::{
 use serde_json::Value;
 
 use crate::{
+    chain::chain,
     dataplane::{
         look::Look,
         trace::{Hop, Names, frame, tc_verdict, xdp_verdict},
         tracer::{Answer, Run, Tracer},
         xdp,
     },
-    kubelet::chain,
     model::{LocalEndpoint, ObjectKey, ServiceKind, ServiceRow},
     sys::{netlink::Netlink, socket::netns_cookie},
     table::Table,

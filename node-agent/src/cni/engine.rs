@@ -19,8 +19,8 @@ use super::{
     wire::{Added, CniError, Code, Request, check_chain, previous_differs},
 };
 use crate::{
+    chain::chain,
     model::{HostPort, LocalEndpoint, ObjectKey, PodNetwork, ServiceRow},
-    overlay::chain,
     sys::netns::NetNs,
     table::Table,
 };

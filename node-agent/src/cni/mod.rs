@@ -21,9 +21,9 @@ use tokio::{
 };
 
 use crate::{
+    chain::chain,
     changes::Changes,
     model::{LocalEndpoint, ObjectKey, PodNetwork, Programmed, ServiceRow},
-    overlay::chain,
     sys::netns::NetNs,
     table::Table,
 };

@@ -41,9 +41,10 @@ use super::{
     xdp::Xdp,
 };
 use crate::{
+    chain::chain,
     changes::Changes,
     model::{ObjectKey, Programmed},
-    overlay::{OverlayDevice, chain},
+    overlay::OverlayDevice,
     sys::netns::NetNs,
     table::Followed,
 };

@@ -20,7 +20,8 @@ use super::{
     paths::Untranslated,
 };
 use crate::{
-    overlay::{OverlayDevice, chain},
+    chain::chain,
+    overlay::OverlayDevice,
     sys::netlink::{Link, Netlink},
 };
 

@@ -17,8 +17,8 @@ use super::{
     seek::Sought,
 };
 use crate::{
+    chain::chain,
     model::{LocalEndpoint, Programmed},
-    overlay::chain,
     sys::socket::netns_cookie,
     table::Delta,
 };

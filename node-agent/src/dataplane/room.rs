@@ -14,7 +14,7 @@ use super::{
     size::{self, Connections, Step},
     status::Full,
 };
-use crate::{overlay::chain, sys::map::Walk};
+use crate::{chain::chain, sys::map::Walk};
 
 /// Batches of rows that one round of work moves: 65,536 rows, some 100 ms.
 const BATCHES: usize = 16;

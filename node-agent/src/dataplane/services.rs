@@ -31,8 +31,8 @@ use super::{
     service_maps::{ServiceMaps, Undone, WriteError},
 };
 use crate::{
+    chain::chain,
     model::{LocalEndpoint, ObjectKey},
-    overlay::chain,
     sys::memory,
     table::Table,
 };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::apply::Runner;
-use crate::{overlay::chain, sys::bpf};
+use crate::{chain::chain, sys::bpf};
 
 /// The part of a round that this is.
 const VERSIONS: &str = "other versions";

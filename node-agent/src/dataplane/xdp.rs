@@ -19,7 +19,7 @@ use super::{
     load::{LoadError, Programs},
 };
 use crate::{
-    overlay::chain,
+    chain::chain,
     sys::{
         bpf, netdev,
         netlink::Netlink,

@@ -24,7 +24,7 @@ use kube::{
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tracing::{info, warn};
 
-use crate::kubelet::chain;
+use crate::chain::chain;
 
 mod pin;
 

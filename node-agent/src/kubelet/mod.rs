@@ -49,6 +49,7 @@ use self::{
     spec::NodeContext,
 };
 use crate::{
+    chain::chain,
     model::{ObjectKey, ServiceRow},
     table::Table,
 };
@@ -168,22 +169,6 @@ impl Directory {
 fn key_of(pod: &Pod) -> (String, String) {
     let (namespace, name, _) = spec::identity(pod);
     (namespace.to_owned(), name.to_owned())
-}
-
-/// An error with all its causes, for messages that people read: `a: b: c`.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl ImageSource for images::Images {

@@ -17,6 +17,7 @@ pub use plan::Mode;
 
 use crate::{
     address,
+    chain::chain,
     changes::Changes,
     config::{Component, Config, OverlayMode},
     model::{FarEnd, NodeRow, ObjectKey, PodNetwork},
@@ -293,16 +294,4 @@ fn publish<T: PartialEq>(channel: &watch::Sender<T>, value: T) {
         }
         differs
     });
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
-    }
-    words
 }

@@ -20,8 +20,8 @@ use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
+    chain::chain,
     join::{csr_pem, sign, time_to_renewal, write_private},
-    kubelet::chain,
 };
 
 const SIGNER: &str = "kubernetes.io/kubelet-serving";
