@@ -7,7 +7,7 @@ use ebpf_common::{
     SCTP, TCP, UDP,
     addr::Addr,
     affinity::MemberKey,
-    config::Config,
+    config::{Config, asker_for},
     conntrack::{
         FLOW_FROM_POD, FLOW_LOCAL, FLOW_MASQUERADE, FLOW_TO_HOST, FORWARD, Flow, FlowKey, REVERSE,
         SEEN_FIN, SEEN_REPLY, SEEN_RST, SNAT_TRIES, snat_port,
@@ -293,9 +293,8 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
     let is_here =
         maps::endpoint(&flow.dst).map(|endpoint| maps::mark_led(&endpoint.flags)).is_some();
     if from == From::Host && (flow.dst == key.src || maps::is_node_address(&flow.dst)) {
-        // Between two addresses of its own the node's stack would answer past the programs: it is
-        // the service's address that asks.
-        flow.src = key.dst;
+        // Between two addresses of its own the node's stack would answer past the programs.
+        flow.src = asker_for(&key.dst);
         flow.flags |= FLOW_TO_HOST;
         return;
     }

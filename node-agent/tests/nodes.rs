@@ -11,6 +11,9 @@ mod cgroup;
 #[path = "support/cluster.rs"]
 mod cluster;
 #[cfg(test)]
+#[path = "nodes/datagrams.rs"]
+mod datagrams;
+#[cfg(test)]
 #[path = "nodes/foreign.rs"]
 mod foreign;
 #[cfg(test)]
@@ -51,6 +54,7 @@ mod tests {
             space::{Space, pause},
             tcp, udp,
         },
+        datagrams::{self, connect_udp, connected, hears},
         foreign::Foreign,
         requests::{BREATH, Kind, Outcome, Requests},
         sctp,
@@ -59,6 +63,8 @@ mod tests {
     const BACKENDS: [(u8, u8); 2] = [(1, 12), (2, 21)];
     /// So many requests miss one of two backends once in ten million times.
     const ASKS: usize = 24;
+    /// So often a process of the node is asked by the node in one way.
+    const OWN: usize = 3;
     /// How many answers a client has at the least while agents die and come.
     const ANSWERS: usize = 20;
 
@@ -412,6 +418,20 @@ mod tests {
                     assert_eq!(answers, [200; 12], "by {ip}");
                 }
             }
+            // And the node itself, whose datagrams no socket translates.
+            let one = both_families(1);
+            self.cluster.set_endpoints(vec![one[0]], vec![one[1]]);
+            self.cluster.settle(agents);
+            let node = &self.nodes[0].space;
+            for service in services() {
+                node.run(|| datagrams::serve(2 * OWN));
+                let seen = node.run(move || [udp(service, OWN), connected(service, OWN)]);
+                assert_eq!(
+                    seen.map(|seen| answered_by(&seen)),
+                    [[datagrams::NUMBER]; 2],
+                    "{service}"
+                );
+            }
         }
 
         /// An endpoint goes: nobody meets it any more. The last one goes: refused at once.
@@ -430,32 +450,6 @@ mod tests {
                 assert_eq!(space.run(refused), ErrorKind::ConnectionRefused, "{to}");
             }
         }
-    }
-
-    fn connect_udp(to: SocketAddr) -> UdpSocket {
-        let socket = UdpSocket::bind((any_of(to), 0)).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-        socket.connect(to).unwrap();
-        socket
-    }
-
-    /// Whether a datagram is answered within that time.
-    fn hears(socket: &UdpSocket, patience: Duration) -> bool {
-        socket.set_read_timeout(Some(patience)).unwrap();
-        // What was refused is told by the next call.
-        socket.send(b"?").is_ok() && socket.recv(&mut [0]).is_ok()
-    }
-
-    /// Who answers how often, over connected sockets of UDP.
-    fn connected(to: SocketAddr, count: usize) -> BTreeMap<u8, usize> {
-        let mut seen = BTreeMap::new();
-        for _ in 0..count {
-            let (socket, mut byte) = (connect_udp(to), *b"?");
-            socket.send(&byte).unwrap();
-            socket.recv(&mut byte).unwrap();
-            *seen.entry(byte[0]).or_default() += 1;
-        }
-        seen
     }
 
     /// Nodes that know each other by IPv6 alone: the tunnel's packets are IPv6, and pods' of both families

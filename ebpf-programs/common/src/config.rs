@@ -79,6 +79,19 @@ impl Config {
     }
 }
 
+/// Under this address of `addr`'s family the node's own processes hear the node, when it asks them by a service and no
+/// socket translates it. It is nobody's: who answers a datagram by a socket of all addresses answers under the one that
+/// the route to the asker names, and the route to this one names the node's own, at which the question came in.
+#[inline(always)]
+#[must_use]
+pub const fn asker_for(addr: &Addr) -> Addr {
+    if addr.is_v4() {
+        Addr::v4([169, 254, 21, 2])
+    } else {
+        Addr::from_octets([0xfd, 0x6f, 0x72, 0x6c, 0x6f, 0x70, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

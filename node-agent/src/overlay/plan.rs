@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ebpf_common::config::asker_for;
 use ipnet::IpNet;
 
 use crate::{
@@ -236,6 +237,18 @@ fn to_services(desired: &mut Desired, place: &Place, underlay: &Underlay) {
             owner: Owner::Orlop,
         };
         desired.routes.insert(*cidr, route);
+    }
+    // To the one that asks the node's own processes they answer under the node's main address.
+    for own in &underlay.addresses {
+        let asker = IpNet::from(asker_for(&own.net.addr().into()).ip());
+        let Some(range) = place.link_cidrs.iter().find(|cidr| cidr.contains(&asker)) else {
+            continue;
+        };
+        if let Some(route) = desired.routes.get(range).copied() {
+            let route =
+                Route { destination: asker, preferred_source: Some(own.net.addr()), ..route };
+            desired.routes.insert(asker, route);
+        }
     }
 }
 

@@ -330,7 +330,7 @@ impl Bench<'_> {
     fn send_directly(&mut self, flow: usize, flags: u8) -> Result<(), String> {
         let Some(flow) = self.reference.flows.nth(flow, |_kind| true) else { return Ok(()) };
         if flow.kind.is_hosts() && World::is_node(&flow.sent.dst.0) {
-            // The node asks itself by a service's address, which sends nothing else.
+            // The node asks itself as somebody who sends nothing else.
             return Ok(());
         }
         let (hook, frame) = direct(&self.reference.world, &flow, flags);

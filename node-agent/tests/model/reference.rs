@@ -17,7 +17,9 @@ use super::{
     ruling::{Effect, Offer, Ruling, SourcePort},
     step::{Error, Hook, Message},
     way::Way,
-    world::{End, GATEWAY, HostPort, NOBODY, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is},
+    world::{
+        ASKER, End, GATEWAY, HostPort, NOBODY, NODE, Service, UNROUTABLE, VXLAN_PORT, World, ip, is,
+    },
 };
 
 /// Whose affinity it is.
@@ -412,9 +414,7 @@ impl Reference {
         let gateway = |way| (ip(GATEWAY, v6), SourcePort::OwnInRange, way);
         let (from, port, way) = if from == From::Host && World::is_node(&backend.0) {
             // Between two addresses of its own the node would answer past the programs.
-            let is_same = frame.dst.0 == client;
-            let port = if is_same { SourcePort::Own } else { SourcePort::OwnInRange };
-            (frame.dst.0, port, Way::Host)
+            (ip(ASKER, v6), SourcePort::OwnInRange, Way::Host)
         } else if backend.0 == client {
             gateway(Way::to(&client))
         } else if World::is_node(&backend.0) {

@@ -23,6 +23,8 @@ pub(crate) const NODE: [Pair; 2] = [
     pair([192, 168, 0, 1], [0xfd00, 0xa, 0, 0, 0, 0, 0, 1]),
     pair([192, 168, 0, 11], [0xfd00, 0xa, 0, 0, 0, 0, 0, 0x11]),
 ];
+/// As whom the node asks its own processes.
+pub(crate) const ASKER: Pair = pair([169, 254, 21, 2], [0xfd6f, 0x726c, 0x6f70, 0, 0, 0, 0, 2]);
 pub(crate) const GATEWAY: Pair = pair([10, 244, 1, 1], [0xfd00, 0x244, 1, 0, 0, 0, 0, 1]);
 pub(crate) const PODS: [Pair; 3] = [
     pair([10, 244, 1, 7], [0xfd00, 0x244, 1, 0, 0, 0, 0, 7]),

@@ -112,11 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_the_node_is_asked_by_the_node_under_the_services_address() {
+    fn a_process_of_the_node_is_asked_by_the_node_under_an_address_of_nobody() {
         with_kernel(|kernel, at| {
             kernel.serve(UDP, (at.service, 55), &[(at.node, 5353)]);
+            let v6 = at.service.contains(':');
+            let asker = if v6 { "fd6f:726c:6f70::2" } else { "169.254.21.2" };
             let asked = Frame::udp((at.gateway, 4_000), (at.service, 55));
-            let sent = masked(&redirected(&asked, (at.node, 5353)), (at.service, 4_000));
+            let sent = masked(&redirected(&asked, (at.node, 5353)), (asker, 4_000));
             kernel.check("tc_from_host", &asked, REDIRECT, Some(&to_host(&sent)));
             let seen = to_host(&asked.answer());
             kernel.check("tc_from_host", &sent.answer(), REDIRECT, Some(&seen));
