@@ -21,7 +21,9 @@ pub fn receive(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow, inside: bo
     let flags = endpoint.map_or(HAS_FLOWS, |endpoint| endpoint.flags);
     if let Some(endpoint) = endpoint
         && flags & (HAS_FLOWS | LED_TO) != 0
-        // XDP in the driver has translated it for a pod here: it would meet its own flow.
+        // XDP in the driver has translated it for a pod here: it would meet its own flow. What the stack of another
+        // node sends through the tunnel has one MAC twice as well.
+        && !inside
         && packet::is_from_itself(ctx)
     {
         return Some(apart::deliver(ctx, packet, endpoint));

@@ -50,7 +50,7 @@ mod tests {
             answered_by, any_of, ask, both_families, connect, from_one_port, ipv6_alone,
             make_bridge, node_ports,
             place::{self, is_possible},
-            plug, pod_ip, pod_ip6, serve, serve_at,
+            plug, pod_ip, pod_ip6, serve,
             space::{Space, pause},
             tcp, udp,
         },
@@ -222,9 +222,7 @@ mod tests {
         /// Pod to pod here and there, host to pod there, and pods to what is no pod.
         fn pods_and_nodes_reach_each_other(&self) {
             let (client, node) = (self.client(), &self.nodes[0].space);
-            both_families(2)
-                .into_iter()
-                .for_each(|ip| self.nodes[1].space.run(move || serve_at(ip, 200)));
+            self.nodes[1].space.run(|| serve(200));
             self.outside.run(|| serve(99));
             for family in [0, 1] {
                 for (at, pod) in BACKENDS {
@@ -234,7 +232,8 @@ mod tests {
                     assert_eq!(node.run(asked), pod, "node to {ip}");
                 }
                 let to = SocketAddr::new(both_families(2)[family], POD_PORT);
-                assert_eq!(client.run(move || answered_by(&tcp(to, 3))), [200], "pod to {to}");
+                let seen = client.run(move || [tcp(to, 3), udp(to, 3), connected(to, 3)]);
+                assert_eq!(seen.each_ref().map(answered_by), [[200]; 3], "pod to {to}");
                 // It knows no way to pods: without the node's address as source nothing is answered.
                 let to = SocketAddr::new(both_families(99)[family], POD_PORT);
                 let seen = client.run(move || [tcp(to, 3), udp(to, 3), connected(to, 3)]);
@@ -418,7 +417,11 @@ mod tests {
                     assert_eq!(answers, [200; 12], "by {ip}");
                 }
             }
-            // And the node itself, whose datagrams no socket translates.
+            // By the service too, where no socket translates it; and the node itself one of its own.
+            for service in services() {
+                let seen = self.client().run(move || connected(service, OWN));
+                assert_eq!(answered_by(&seen), [200], "pod to {service}");
+            }
             let one = both_families(1);
             self.cluster.set_endpoints(vec![one[0]], vec![one[1]]);
             self.cluster.settle(agents);

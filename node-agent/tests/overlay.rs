@@ -327,6 +327,8 @@ mod tests {
         let shown = output(&one, "addr show dev orlop.host");
         assert!(shown.contains("10.244.7.1/32") && !shown.contains("10.244.1.1"), "{shown}");
         let shown = output(&one, "route show 10.244.3.0/24");
+        assert!(shown.contains("src 192.168.0.1"), "{shown}");
+        let shown = output(&one, "route show 169.254.21.0/29");
         assert!(shown.contains("src 10.244.7.1"), "{shown}");
     }
 

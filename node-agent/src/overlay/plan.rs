@@ -169,11 +169,13 @@ fn reach(
         Mode::L3 | Mode::Off => false,
         Mode::Auto => on_link.is_none(),
     };
+    // Under the address by which peers' pods reach this node: an answer of a socket of all addresses has no other.
+    let source = own.map_or(gateway, |own| own.net.addr());
     let route = Route {
         destination: cidr,
         gateway: None,
         device: 0,
-        preferred_source: Some(gateway),
+        preferred_source: Some(source),
         scope: Scope::Link,
         owner: Owner::Orlop,
     };

@@ -131,11 +131,12 @@ fn each_mode_reaches_every_peer_by_both_families() {
         for (cidr, route) in &desired.routes {
             let is_own = desired.pod_cidrs.contains(cidr);
             assert_eq!(*route == Route::to_nobody(*cidr), is_own, "{route:?}");
-            let asks =
-                [("169.254.21.2/32", "192.168.0.1"), ("fd6f:726c:6f70::2/128", "2001:db8::1")];
-            let asks = asks.into_iter().find(|(asker, _)| *cidr == asker.parse().unwrap());
-            let source = asks.map(|(_, node)| node.parse().unwrap());
-            let source = source.or_else(|| gateway_for(&desired, *cidr)).filter(|_| !is_own);
+            // To services as the gateway; to pods elsewhere, and to who asks by a service, as the node.
+            let Place { service_cidrs, link_cidrs, .. } = place(Mode::Vxlan);
+            let is_service = service_cidrs.contains(cidr) || link_cidrs.contains(cidr);
+            let node = if cidr.addr().is_ipv4() { "192.168.0.1" } else { "2001:db8::1" };
+            let node = node.parse().ok().filter(|_| !is_own);
+            let source = if is_service { gateway_for(&desired, *cidr) } else { node };
             assert_eq!(route.preferred_source, source);
         }
     }

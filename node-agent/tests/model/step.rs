@@ -96,6 +96,10 @@ impl Message {
         if hook == Hook::FromUnderlay {
             frame.dst_mac = UPLINK_MAC;
         }
+        if hook == Hook::FromOverlay && frame.src.1.is_multiple_of(2) {
+            // As from the stack of another node, whose tunnel has no neighbours.
+            frame.src_mac = frame.dst_mac;
+        }
         message
     }
 }

@@ -126,6 +126,23 @@ mod tests {
     }
 
     #[test]
+    fn a_process_of_another_node_behind_a_service_answers_the_pod() {
+        with_kernel(|kernel, at| {
+            for proto in [TCP, UDP] {
+                kernel.serve(proto, (at.service, 444), &[(at.other_node, 6443)]);
+                let asked = Frame::new(proto, (at.pod, 40_000), (at.service, 444));
+                let sent = redirected(&asked, (at.other_node, 6443));
+                kernel.check("tc_from_pod", &asked, REDIRECT, Some(&hop(&sent)));
+                // The tunnel of the other node has no neighbours, so that its frames are for their own sender.
+                let answer = sent.answer();
+                let answer = Frame { src_mac: answer.dst_mac, ..answer };
+                let seen = delivered(&asked.answer());
+                kernel.check("tc_from_overlay", &answer, REDIRECT, Some(&seen));
+            }
+        });
+    }
+
+    #[test]
     fn a_process_of_the_node_behind_a_service_answers_the_pod() {
         with_kernel(|kernel, at| {
             kernel.serve(TCP, (at.service, 443), &[(at.node, 6443)]);

@@ -282,11 +282,7 @@ pub(crate) fn plug(lan: &Space, space: &Space, number: u8) {
 
 /// TCP and UDP servers at port 8080 that say a number.
 pub(crate) fn serve(number: u8) {
-    serve_at(Ipv6Addr::UNSPECIFIED.into(), number);
-}
-
-/// The same at one address, by which they answer whatever the way to the client is.
-pub(crate) fn serve_at(address: IpAddr, number: u8) {
+    let address = Ipv6Addr::UNSPECIFIED;
     let listener = TcpListener::bind((address, POD_PORT)).unwrap();
     let _tcp = thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
