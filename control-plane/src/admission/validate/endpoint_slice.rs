@@ -2,16 +2,14 @@
 //!
 //! Follows upstream's `pkg/apis/discovery/validation` and `ValidateEndpoints`.
 
-use std::{
-    collections::BTreeSet,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::collections::BTreeSet;
 
 use api::names;
 use serde_json::{Value, json};
 
 use super::{address, immutable, invalid, list, one_of};
 use crate::{
+    admission::service::fields::parse_ip,
     api::prepare::text,
     schema::{FieldError, Path},
 };
@@ -78,9 +76,10 @@ fn endpoint(
     }
     for (index, value) in list(endpoint, "addresses") {
         let (path, said) = (addresses.index(index), value.as_str().unwrap_or(""));
-        let fits = match family {
-            "IPv4" => said.parse::<Ipv4Addr>().is_ok(),
-            "IPv6" => said.parse::<Ipv6Addr>().is_ok(),
+        let before = errors.len();
+        match family {
+            "IPv4" => address::ip(errors, &path, said, &[]),
+            "IPv6" => address::strict_ip(errors, &path, said),
             "FQDN" => {
                 let name = said.strip_suffix('.').unwrap_or(said);
                 invalid(errors, &path, value, names::dns1123_subdomain(name));
@@ -91,12 +90,17 @@ fn endpoint(
                 continue;
             }
             _ => continue,
-        };
-        if fits && !own {
+        }
+        if errors.len() > before {
+            continue;
+        }
+        if parse_ip(said).is_some_and(|ip| ip.is_ipv4() != (family == "IPv4")) {
+            // Upstream does not say which.
+            let why = format!("must be an {family} address");
+            errors.push(FieldError::invalid(&addresses, value, why));
+        }
+        if !own {
             address::endpoint_ip(errors, &path, said);
-        } else if !fits {
-            let why = format!("must be a valid {family} address");
-            errors.push(FieldError::invalid(&path, value, why));
         }
     }
     if let Some(node) = endpoint["nodeName"].as_str() {
@@ -230,14 +234,14 @@ mod tests {
                 "bad-ip",
                 json!({"addresses": ["123.456.789.012"]}),
                 format!(
-                    "{path}.addresses[0]: Invalid value: \"123.456.789.012\": must be a valid IPv4 address"
+                    "{path}.addresses[0]: Invalid value: \"123.456.789.012\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
                 ),
             ),
             (
                 "bad-ipv4",
                 json!({"addresses": ["2001:db8::1"]}),
                 format!(
-                    "{path}.addresses[0]: Invalid value: \"2001:db8::1\": must be a valid IPv4 address"
+                    "{path}.addresses: Invalid value: \"2001:db8::1\": must be an IPv4 address"
                 ),
             ),
             (
@@ -280,7 +284,9 @@ mod tests {
         }
         let mut six = with(&json!({}));
         six["addressType"] = json!("IPv6");
-        assert!(aggregate(&slice(&six, None)).contains("must be a valid IPv6 address"));
+        assert!(aggregate(&slice(&six, None)).contains(
+            "endpoints[0].addresses: Invalid value: \"10.1.2.3\": must be an IPv6 address"
+        ));
         assert!(
             aggregate(&slice(&six, Some(&with(&json!({})))))
                 .contains("addressType: Invalid value: \"IPv6\": field is immutable")

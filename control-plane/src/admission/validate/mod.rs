@@ -11,6 +11,7 @@ use crate::{
 
 mod address;
 mod endpoint_slice;
+mod event;
 mod meta;
 mod other;
 mod pod_spec;
@@ -43,7 +44,8 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         ("certificates.k8s.io", "certificatesigningrequests") => {
             other::signing_request(object, old)
         }
-        ("", "events") => other::event(object),
+        ("", "namespaces") if old.is_none() => other::finalizers(object, |path, _| path.clone()),
+        (group @ ("" | "events.k8s.io"), "events") => event::event(group, object, old),
         _ => Vec::new(),
     });
     errors
@@ -59,6 +61,9 @@ pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         && let Some(old) = attempt.old
     {
         errors.extend(service::status(object, old));
+    }
+    if attempt.part == Part::Finalize {
+        errors.extend(other::finalizers(object, Path::index));
     }
     if attempt.part == Part::Status && (group, plural) == ("", "pods") {
         errors.extend(other::pod_status(object));
@@ -126,7 +131,8 @@ fn port_or_name(errors: &mut Vec<FieldError>, path: &Path, value: &Value) {
         | Value::Number(_)
         | Value::Array(_)
         | Value::Object(_)) => {
-            invalid(errors, path, other, names::port_number(other.as_i64().unwrap_or(0)));
+            let number = other.as_i64().unwrap_or(0);
+            invalid(errors, path, &json!(number), names::port_number(number));
         }
     }
 }
@@ -161,7 +167,11 @@ fn selector(errors: &mut Vec<FieldError>, path: &Path, selector: &Value) {
             )),
         }
         let key = text(requirement, "/key");
-        invalid(errors, &path.child("key"), &requirement["key"], names::qualified_name(key));
+        invalid(errors, &path.child("key"), &json!(key), names::qualified_name(key));
+        for (index, value) in list(requirement, "values") {
+            let reasons = names::label_value(value.as_str().unwrap_or(""));
+            invalid(errors, &path.child("values").index(index), value, reasons);
+        }
     }
 }
 

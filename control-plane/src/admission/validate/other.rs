@@ -251,16 +251,12 @@ pub(super) fn signing_request(object: &Value, old: Option<&Value>) -> Vec<FieldE
     errors
 }
 
-pub(super) fn event(object: &Value) -> Vec<FieldError> {
+/// A Namespace's own; upstream names which only where nothing but they is written.
+pub(super) fn finalizers(object: &Value, at: fn(&Path, usize) -> Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let about = text(object, "/involvedObject/namespace");
-    let own = text(object, "/metadata/namespace");
-    let fits =
-        if about.is_empty() { own == "default" || own == "kube-system" } else { about == own };
-    if !fits {
-        let path = Path::new("involvedObject.namespace");
-        let why = "does not match event.namespace";
-        errors.push(FieldError::invalid(&path, &json!(about), why));
+    for (index, finalizer) in list(&object["spec"], "finalizers") {
+        let path = at(&Path::new("spec.finalizers"), index);
+        super::meta::finalizer(&mut errors, (&path, &path), finalizer);
     }
     errors
 }
@@ -297,6 +293,17 @@ mod tests {
         for (object, want) in table {
             assert_eq!(lines(&node(&object, None)), want, "{object}");
         }
+    }
+
+    #[test]
+    fn a_namespace_has_finalizers_with_domains() {
+        let object = json!({"spec": {"finalizers": ["kubernetes", "a.b/c", "x"]}});
+        let why = "Invalid value: \"x\": name is neither a standard finalizer name nor is it fully qualified";
+        assert_eq!(
+            lines(&finalizers(&object, |path, _| path.clone())),
+            format!("spec.finalizers: {why}")
+        );
+        assert_eq!(lines(&finalizers(&object, Path::index)), format!("spec.finalizers[2]: {why}"));
     }
 
     #[test]
