@@ -26,6 +26,7 @@ mod runtime_class;
 pub mod service;
 mod service_account;
 pub mod validate;
+pub mod warnings;
 
 pub use service::{Allocated, Family, Networks, Taken};
 

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::warnings,
     api::{
         body,
         core::{Call, Deleted, Written},
@@ -73,8 +74,7 @@ impl Handler {
             }
             Verb::Create => self.create(asked, &call, media, &bytes).await,
             Verb::Update => {
-                let (object, warnings) = self.decode(asked, &call, &bytes)?;
-                let written = self.api.update(&call, Part::Main, &|_| Ok(object.clone())).await?;
+                let (written, warnings) = self.replace(asked, &call, &bytes).await?;
                 Ok(one(&call, media, StatusCode::OK, &written).warned(warnings))
             }
             Verb::Patch => {
@@ -98,12 +98,31 @@ impl Handler {
         media: Media,
         bytes: &Bytes,
     ) -> Result<Reply, ApiError> {
-        let (mut object, warnings) = self.decode(asked, call, bytes)?;
+        let (mut object, found) = self.decode(asked, call, bytes)?;
         if call.served.plural == "certificatesigningrequests" {
             super::signing::stamp(&call.user, &mut object);
         }
         let written = self.api.create(call, object).await?;
+        let said = warnings::of(call.served, &written.value(), warnings::Written::New);
+        let warnings = found.into_iter().chain(said).collect();
         Ok(one(call, media, StatusCode::CREATED, &written).warned(warnings))
+    }
+
+    async fn replace(
+        &self,
+        asked: &Asked,
+        call: &Call,
+        bytes: &Bytes,
+    ) -> Result<(Written, Vec<Warning>), ApiError> {
+        let (object, mut warnings) = self.decode(asked, call, bytes)?;
+        let before = OnceLock::new();
+        let change = |current: &Value| {
+            before.get_or_init(|| generation(current));
+            Ok(object.clone())
+        };
+        let written = self.api.update(call, Part::Main, &change).await?;
+        warnings.extend(told(call, before, &written));
+        Ok((written, warnings))
     }
 
     pub(super) fn decode(
@@ -132,15 +151,20 @@ impl Handler {
         }
         let served = call.served;
         // Every try finds the same.
-        let warnings = OnceLock::new();
+        let (warnings, before) = (OnceLock::new(), OnceLock::new());
         let change = |current: &Value| {
+            before.get_or_init(|| generation(current));
             let shown = outward_value(served, current);
             let (patched, found) = patch.onto(&kind, &shown, strictness)?;
             warnings.get_or_init(|| found);
             Ok(event_form::inward(served, patched))
         };
         let written = self.api.update(call, part, &change).await?;
-        Ok((written, warnings.into_inner().unwrap_or_default()))
+        let mut warnings = warnings.into_inner().unwrap_or_default();
+        if part == Part::Main {
+            warnings.extend(told(call, before, &written));
+        }
+        Ok((written, warnings))
     }
 
     fn deleted(&self, call: &Call, media: Media, deleted: &Deleted) -> Reply {
@@ -194,6 +218,20 @@ impl Handler {
         page.entries = entries;
         Ok(many(call.served, media, &page))
     }
+}
+
+fn generation(object: &Value) -> i64 {
+    object["metadata"]["generation"].as_i64().unwrap_or(0)
+}
+
+/// What admission has to say of an update of an object that had this generation.
+fn told(call: &Call, before: OnceLock<i64>, written: &Written) -> Vec<Warning> {
+    let object = written.value();
+    let what = match before.into_inner() {
+        Some(before) if before != generation(&object) => warnings::Written::Changed,
+        _ => warnings::Written::Same,
+    };
+    warnings::of(call.served, &object, what)
 }
 
 /// The program's name in `User-Agent`; upstream cuts it at 128 bytes too.
