@@ -225,6 +225,7 @@ impl Api {
             let mut object = change(&old)?;
             prepare::identify(call.served, &call.namespace, &mut object)?;
             prepare::same(call.about(), &object, &old)?;
+            prepare::undeleted(call.served, &object, &old)?;
             let pinned = pins(&object, &old);
             complete(call.served, part, &mut object);
             prepare::update(call.served, part, &mut object, &old);

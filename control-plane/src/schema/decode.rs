@@ -411,7 +411,7 @@ pub fn print_time(at: jiff::Timestamp, micro: bool) -> String {
     at.strftime(format).to_string()
 }
 
-fn go_value(value: &Value) -> &'static str {
+pub fn go_value(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

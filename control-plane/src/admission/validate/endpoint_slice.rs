@@ -26,6 +26,7 @@ pub(super) fn slice(slice: &Value, old: Option<&Value>) -> Vec<FieldError> {
     one_of(&mut errors, &path, family, &["FQDN", "IPv4", "IPv6"]);
     let path = Path::new("endpoints");
     let count = list(slice, "endpoints").count();
+    let before = errors.len();
     if count > ENDPOINTS {
         errors.push(FieldError::too_many(&path, count, ENDPOINTS));
     } else {
@@ -34,6 +35,10 @@ pub(super) fn slice(slice: &Value, old: Option<&Value>) -> Vec<FieldError> {
             let family = family.as_str().unwrap_or("");
             endpoint(&mut errors, &path.index(index), one, (family, own));
         }
+    }
+    // Upstream was less strict once.
+    if old.is_some_and(|old| old["endpoints"] == slice["endpoints"]) {
+        errors.truncate(before);
     }
     let path = Path::new("ports");
     let count = list(slice, "ports").count();
@@ -159,8 +164,11 @@ fn port(errors: &mut Vec<FieldError>, path: &Path, port: &Value) {
     }
 }
 
-pub(super) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
+pub(super) fn endpoints(endpoints: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    if old.is_some_and(|old| old["subsets"] == endpoints["subsets"]) {
+        return errors;
+    }
     for (index, subset) in list(endpoints, "subsets") {
         let path = Path::new("subsets").index(index);
         let lists = ["addresses", "notReadyAddresses"];
@@ -282,6 +290,9 @@ mod tests {
                 "{name}: {said}"
             );
         }
+        let bad = with(&json!({"addresses": ["010.1.1.1"]}));
+        assert!(aggregate(&slice(&bad, None)).contains("must not have leading 0s"));
+        assert_eq!(slice(&bad, Some(&bad)), []);
         let mut six = with(&json!({}));
         six["addressType"] = json!("IPv6");
         assert!(aggregate(&slice(&six, None)).contains(
@@ -301,7 +312,7 @@ mod tests {
 
     #[test]
     fn validate_endpoints() {
-        let said = |subset: Value| aggregate(&endpoints(&json!({"subsets": [subset]})));
+        let said = |subset: Value| aggregate(&endpoints(&json!({"subsets": [subset]}), None));
         let right =
             json!({"addresses": [{"ip": "10.10.1.1"}], "ports": [{"port": 1, "protocol": "TCP"}]});
         assert_eq!(said(right), "[]");

@@ -53,7 +53,9 @@ pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError>
 fn name(errors: &mut Vec<FieldError>, attempt: &Attempt<'_>, metadata: &Value) {
     let check = match (attempt.served.group, attempt.served.plural) {
         ("", "services" | "namespaces") => names::dns1123_label,
-        ("", "events") => names::path_segment,
+        ("", "events") | ("certificates.k8s.io", "certificatesigningrequests") => {
+            names::path_segment
+        }
         _ => names::dns1123_subdomain,
     };
     // Something follows it: a hyphen is not the end of the name then.

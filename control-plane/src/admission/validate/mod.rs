@@ -18,6 +18,8 @@ mod pod_spec;
 mod pod_update;
 mod service;
 mod service_update;
+mod signing;
+mod status;
 mod workload;
 
 pub(super) use service_update::addresses as service_addresses;
@@ -40,10 +42,8 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         ("", "nodes") => other::node(object, old),
         ("coordination.k8s.io", "leases") => other::lease(object),
         ("discovery.k8s.io", "endpointslices") => endpoint_slice::slice(object, old),
-        ("", "endpoints") => endpoint_slice::endpoints(object),
-        ("certificates.k8s.io", "certificatesigningrequests") => {
-            other::signing_request(object, old)
-        }
+        ("", "endpoints") => endpoint_slice::endpoints(object, old),
+        ("certificates.k8s.io", "certificatesigningrequests") => signing::request(object, old),
         ("", "namespaces") if old.is_none() => other::finalizers(object, |path, _| path.clone()),
         (group @ ("" | "events.k8s.io"), "events") => event::event(group, object, old),
         _ => Vec::new(),
@@ -56,26 +56,19 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
 pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = meta::metadata(attempt, object);
     let (group, plural) = (attempt.served.group, attempt.served.plural);
-    if attempt.part == Part::Status
-        && (group, plural) == ("", "services")
-        && let Some(old) = attempt.old
-    {
-        errors.extend(service::status(object, old));
-    }
-    if attempt.part == Part::Finalize {
-        errors.extend(other::finalizers(object, Path::index));
-    }
-    if attempt.part == Part::Status && (group, plural) == ("", "pods") {
-        errors.extend(other::pod_status(object));
-    }
-    if attempt.part == Part::Status && (group, plural) == ("", "nodes") {
-        errors.extend(other::node_resources(object));
-    }
-    if attempt.part == Part::Status && group == "apps" {
-        for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
-            let path = Path::new("status").child(field);
-            non_negative(&mut errors, &path, &object["status"][field]);
+    match (attempt.part, group, plural) {
+        (Part::Status, "", "services") => {
+            errors.extend(attempt.old.into_iter().flat_map(|old| service::status(object, old)));
         }
+        (Part::Finalize, ..) => errors.extend(other::finalizers(object, Path::index)),
+        (Part::Status, "", "pods") => errors.extend(status::pod(object, attempt.old)),
+        (Part::Status, "", "namespaces") => errors.extend(status::namespace(object)),
+        (Part::Status, "", "nodes") => {
+            errors.extend(other::node_resources(object));
+            errors.extend(status::node_addresses(object));
+        }
+        (Part::Status, "apps", _) => errors.extend(status::workload(object)),
+        _ => {}
     }
     errors
 }

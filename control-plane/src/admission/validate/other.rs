@@ -202,27 +202,6 @@ fn taints(errors: &mut Vec<FieldError>, object: &Value) {
     }
 }
 
-/// Upstream's `validatePodIPs`.
-pub(super) fn pod_status(pod: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let path = Path::new("podIPs");
-    let ips: Vec<String> =
-        list(&pod["status"], "podIPs").map(|(_, ip)| text(ip, "/ip").to_owned()).collect();
-    for (index, ip) in ips.iter().enumerate() {
-        address::ip(&mut errors, &path.index(index), ip, &[]);
-        if ips[..index].contains(ip) {
-            let value = json!({"IP": ip});
-            errors.push(FieldError::duplicate(&path.index(index), &value));
-        }
-    }
-    if ips.len() > 1 && !address::is_dual(&ips) {
-        let value = &pod["status"]["podIPs"];
-        let why = "may specify no more than one IP for each IP family";
-        errors.push(FieldError::invalid(&path, value, why));
-    }
-    errors
-}
-
 pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let spec = &object["spec"];
@@ -230,24 +209,6 @@ pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     positive(&mut errors, &path, &spec["leaseDurationSeconds"]);
     let path = Path::new("spec.leaseTransitions");
     super::non_negative(&mut errors, &path, &spec["leaseTransitions"]);
-    errors
-}
-
-pub(super) fn signing_request(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let spec = &object["spec"];
-    for (field, empty) in [
-        ("request", text(spec, "/request").is_empty()),
-        ("signerName", text(spec, "/signerName").is_empty()),
-        ("usages", list(spec, "usages").next().is_none()),
-    ] {
-        if empty {
-            errors.push(FieldError::required(&Path::new("spec").child(field), ""));
-        }
-    }
-    if old.is_some_and(|old| old["spec"] != *spec) {
-        errors.push(FieldError::invalid(&Path::new("spec"), spec, "field is immutable"));
-    }
     errors
 }
 

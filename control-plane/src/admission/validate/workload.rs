@@ -57,6 +57,7 @@ fn strategy(errors: &mut Vec<FieldError>, path: &Path, strategy: &Value) {
                 errors.push(FieldError::invalid(&path.child("maxUnavailable"), most, why));
             }
         }
+        "Recreate" => {}
         _ => {
             let given = json!({"Type": text(strategy, "/type"), "RollingUpdate": rolling});
             let types = ["Recreate", "RollingUpdate"];
@@ -221,6 +222,13 @@ mod tests {
             lines[1].starts_with("spec.template.annotations: Invalid value: \"x y\": "),
             "{said}"
         );
+    }
+
+    #[test]
+    fn either_strategy_may_stand_alone() {
+        for kind in ["Recreate", "RollingUpdate"] {
+            assert_eq!(said(json!({"strategy": {"type": kind}})), "");
+        }
     }
 
     #[test]
