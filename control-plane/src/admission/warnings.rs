@@ -1,6 +1,9 @@
 //! What a writer is told of an object that is accepted all the same, in upstream's words: kubectl prints it. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use api::quantity::Quantity;
 use base64::Engine as _;
@@ -23,6 +26,10 @@ pub fn of(served: &Served, object: &Value, written: Written) -> Vec<String> {
         ("apps", "deployments" | "replicasets", Written::New | Written::Changed) => {
             let path = Path::new("spec.template.spec");
             pod_spec(&mut said, &path, &object["spec"]["template"]["spec"]);
+        }
+        ("", "nodes", _) if !text(object, "/spec/externalID").is_empty() => {
+            let why = "this field is deprecated, and is unused by Kubernetes";
+            said.push(format!("spec.externalID: {why}"));
         }
         ("", "services", _) => service(&mut said, object),
         ("discovery.k8s.io", "endpointslices", Written::New) if object["addressType"] == "FQDN" => {
@@ -50,6 +57,8 @@ fn items<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = (usize, &'a Val
 }
 
 fn pod_spec(said: &mut Vec<String>, path: &Path, spec: &Value) {
+    gone(said, path, spec);
+    doubles(said, path, spec);
     for (_, volume) in items(spec, "volumes") {
         let bare = |one: &Value| one.as_object().is_none_or(serde_json::Map::is_empty);
         for _ in items(&volume["projected"], "sources").filter(|(_, source)| bare(source)) {
@@ -83,6 +92,57 @@ fn pod_spec(said: &mut Vec<String>, path: &Path, spec: &Value) {
         for (index, term) in items(terms, field) {
             let path = path.child(field).index(index).child("podAffinityTerm");
             unselective(said, &path, &term["podAffinityTerm"]);
+        }
+    }
+}
+
+/// Lists in which the second of two that are called the same is of no use.
+fn doubles(said: &mut Vec<String>, path: &Path, spec: &Value) {
+    for (list, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")] {
+        let mut seen = BTreeSet::new();
+        for (index, one) in items(spec, list) {
+            let word = one[field].as_str().unwrap_or("");
+            if !seen.insert(word) {
+                let path = path.child(list).index(index).child(field);
+                said.push(format!("{path}: duplicate {what} {word:?}"));
+            }
+        }
+    }
+    let mut named: BTreeMap<&str, String> = BTreeMap::new();
+    for field in ["initContainers", "containers"] {
+        for (index, container) in items(spec, field) {
+            for (number, port) in items(container, "ports") {
+                let name = text(port, "/name");
+                let own = path.child(field).index(index).child("ports").index(number).to_string();
+                if let Some(first) = named.get(name) {
+                    said.push(format!(
+                        "{own}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"
+                    ));
+                } else if !name.is_empty() {
+                    named.insert(name, own);
+                }
+            }
+        }
+    }
+}
+
+/// Volumes that no version has any more, and the versions that say so.
+const GONE: &[(&str, &str)] = &[
+    ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
+    ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
+    ("quobyte", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
+];
+
+fn gone(said: &mut Vec<String>, path: &Path, spec: &Value) {
+    for (index, volume) in items(spec, "volumes") {
+        for (kind, why) in GONE.iter().filter(|(kind, _)| volume[*kind].is_object()) {
+            let path = path.child("volumes").index(index).child(kind);
+            said.push(format!("{path}: {why}"));
         }
     }
 }
@@ -153,6 +213,9 @@ fn service(said: &mut Vec<String>, service: &Value) {
         }
     }
     addresses(said, &Path::new("spec.externalIPs"), &spec["externalIPs"]);
+    if !balanced.is_empty() {
+        address(said, &Path::new("spec.loadBalancerIP"), balanced);
+    }
     if outside && !headless && !external {
         let why =
             "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
@@ -174,19 +237,22 @@ fn service(said: &mut Vec<String>, service: &Value) {
 /// Upstream's `GetWarningsForIP`: what was stored before it was refused, and what has a shorter form.
 fn addresses(said: &mut Vec<String>, path: &Path, list: &Value) {
     for (index, value) in list.as_array().into_iter().flatten().enumerate() {
-        let (path, value) = (path.index(index), value.as_str().unwrap_or(""));
-        let Some(address) = parse_ip(value) else { continue };
-        match (address, value.parse::<IpAddr>()) {
-            (IpAddr::V4(v4), Err(_)) => said.push(strange(&path, value, IpAddr::V4(v4))),
-            (IpAddr::V6(v6), _) => match v6.to_ipv4_mapped() {
-                Some(v4) => said.push(strange(&path, value, IpAddr::V4(v4))),
-                None if v6.to_string() != value => said.push(format!(
-                    "{path}: IPv6 address {value:?} should be in RFC 5952 canonical format (\"{v6}\")"
-                )),
-                None => {}
-            },
-            (IpAddr::V4(_), Ok(_)) => {}
-        }
+        address(said, &path.index(index), value.as_str().unwrap_or(""));
+    }
+}
+
+fn address(said: &mut Vec<String>, path: &Path, value: &str) {
+    let Some(address) = parse_ip(value) else { return };
+    match (address, value.parse::<IpAddr>()) {
+        (IpAddr::V4(v4), Err(_)) => said.push(strange(path, value, IpAddr::V4(v4))),
+        (IpAddr::V6(v6), _) => match v6.to_ipv4_mapped() {
+            Some(v4) => said.push(strange(path, value, IpAddr::V4(v4))),
+            None if v6.to_string() != value => said.push(format!(
+                "{path}: IPv6 address {value:?} should be in RFC 5952 canonical format (\"{v6}\")"
+            )),
+            None => {}
+        },
+        (IpAddr::V4(_), Ok(_)) => {}
     }
 }
 
@@ -249,14 +315,36 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_twice_and_what_is_gone() {
+        let named = json!([{"containerPort": 1, "name": "a"}]);
+        let spec = json!({
+            "volumes": [{"name": "v", "glusterfs": {"path": "a"}}],
+            "hostAliases": [{"ip": "1.2.3.4"}, {"ip": "1.2.3.4"}],
+            "imagePullSecrets": [{"name": "a"}, {"name": "a"}],
+            "containers": [{"ports": named}, {"ports": named}]});
+        assert_eq!(
+            said("pods", &json!({ "spec": spec })),
+            [
+                "spec.volumes[0].glusterfs: deprecated in v1.25, non-functional in v1.26+",
+                "spec.hostAliases[1].ip: duplicate ip \"1.2.3.4\"",
+                "spec.imagePullSecrets[1].name: duplicate name \"a\"",
+                "spec.containers[1].ports[0]: duplicate port name \"a\" with spec.containers[0].ports[0], services and probes that select ports by name will use spec.containers[0].ports[0]",
+            ]
+        );
+        let node = json!({"spec": {"externalID": "x"}});
+        assert_eq!(said("nodes", &node).len(), 1);
+    }
+
+    #[test]
     fn services_and_secrets() {
         let spec = json!({"type": "ClusterIP", "clusterIPs": ["010.96.0.1", "fd00:0::1"],
-            "externalIPs": ["1.2.3.4"], "externalName": "x", "trafficDistribution": "PreferClose"});
+            "loadBalancerIP": "010.1.1.1", "externalIPs": ["1.2.3.4"], "externalName": "x", "trafficDistribution": "PreferClose"});
         assert_eq!(
             said("services", &json!({"spec": spec})),
             [
                 "spec.clusterIPs[0]: non-standard IP address \"010.96.0.1\" is invalid: use \"10.96.0.1\"",
                 "spec.clusterIPs[1]: IPv6 address \"fd00:0::1\" should be in RFC 5952 canonical format (\"fd00::1\")",
+                "spec.loadBalancerIP: non-standard IP address \"010.1.1.1\" is invalid: use \"10.1.1.1\"",
                 "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
                 "spec.externalName is ignored when spec.type is not \"ExternalName\"",
                 "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",

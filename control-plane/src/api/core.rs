@@ -422,7 +422,9 @@ fn pins(object: &Value, old: &Value) -> bool {
 /// The 422 of refused fields.
 #[must_use]
 pub fn invalid(call: &Call, errors: &[FieldError]) -> ApiError {
-    error::invalid((call.served.group, call.served.kind), &call.name, errors)
+    // By the group in which it is kept.
+    let group = call.served.storage.map_or(call.served.group, |(group, _)| group);
+    error::invalid((group, call.served.kind), &call.name, errors)
 }
 
 /// A failure of the store itself.

@@ -184,6 +184,10 @@ pub(super) fn endpoints(endpoints: &Value, old: Option<&Value>) -> Vec<FieldErro
                 if errors.len() == before {
                     address::endpoint_ip(&mut errors, &path.child("ip"), ip);
                 }
+                if let Some(node) = one["nodeName"].as_str() {
+                    let reasons = names::dns1123_subdomain(node);
+                    invalid(&mut errors, &path.child("nodeName"), &one["nodeName"], reasons);
+                }
                 let host = text(one, "/hostname");
                 if !host.is_empty() {
                     let path = path.child("hostname");
@@ -196,6 +200,10 @@ pub(super) fn endpoints(endpoints: &Value, old: Option<&Value>) -> Vec<FieldErro
             let path = path.child("ports").index(index);
             if several && text(one, "/name").is_empty() {
                 errors.push(FieldError::required(&path.child("name"), ""));
+            }
+            if one["port"].is_null() {
+                let reasons = names::port_number(0);
+                invalid(&mut errors, &path.child("port"), &json!(0), reasons);
             }
             port(&mut errors, &path, one);
         }
@@ -322,6 +330,10 @@ mod tests {
         );
         let unnamed = json!({"addresses": [{"ip": "10.10.1.1"}], "ports": [{"port": 1, "protocol": "TCP"}, {"name": "b", "port": 2, "protocol": "TCP"}]});
         assert_eq!(said(unnamed), "subsets[0].ports[0].name: Required value");
+        let bare = json!({"addresses": [{"ip": "10.10.1.1", "nodeName": "X_"}], "ports": [{"protocol": "TCP"}]});
+        let bare = said(bare);
+        assert!(bare.contains("subsets[0].addresses[0].nodeName: Invalid value: \"X_\""), "{bare}");
+        assert!(bare.contains("subsets[0].ports[0].port: Invalid value: 0"), "{bare}");
         let wrong = json!({"addresses": [{"ip": "[2001:0db8]"}], "ports": []});
         assert!(said(wrong).starts_with(
             "subsets[0].addresses[0].ip: Invalid value: \"[2001:0db8]\": must be a valid IP address"

@@ -28,6 +28,12 @@ pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError>
         let path = path.child("finalizers");
         finalizer(&mut errors, (&path, &path.index(index)), one);
     }
+    let both = ["orphan", "foregroundDeletion"];
+    let given = &metadata["finalizers"];
+    if both.iter().all(|name| list(metadata, "finalizers").any(|(_, one)| one == name)) {
+        let why = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid(&path.child("finalizers"), given, why));
+    }
     owners(&mut errors, &path.child("ownerReferences"), metadata);
     if let Some(old) = attempt.old {
         let deleting = old["metadata"].get("deletionTimestamp").is_some();
@@ -112,6 +118,10 @@ fn owners(errors: &mut Vec<FieldError>, path: &Path, metadata: &Value) {
                 errors.push(FieldError::invalid(&path.child(field), &json!(""), what));
             }
         }
+        if owner["apiVersion"] == "v1" && owner["kind"] == "Event" {
+            let why = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(FieldError::invalid(path, owner, why));
+        }
         if owner["controller"] != true {
             continue;
         }
@@ -180,6 +190,9 @@ mod tests {
             "metadata.ownerReferences.apiVersion: Invalid value: \"\": version must not be empty\n\
              metadata.ownerReferences.uid: Invalid value: \"\": must not be empty"
         );
+        let event = json!({"apiVersion": "v1", "kind": "Event", "name": "x", "uid": "u"});
+        let said = of("configmaps", &json!({"name": "m", "ownerReferences": [event]}));
+        assert!(said.ends_with(": /v1, Kind=Event is disallowed from being an owner"), "{said}");
         let said = of("configmaps", &json!({"name": "m", "ownerReferences": [owner, owner]}));
         assert!(
             said.ends_with("Only one reference can have Controller set to true. Found \"true\" in references for Pod/x and Pod/x"),
@@ -191,7 +204,11 @@ mod tests {
     fn a_finalizer_has_a_domain() {
         let said =
             |finalizers: Value| of("configmaps", &json!({"name": "m", "finalizers": finalizers}));
-        assert_eq!(said(json!(["foregroundDeletion", "orphan", "kubernetes", "a.b/c"])), "");
+        assert_eq!(said(json!(["foregroundDeletion", "kubernetes", "a.b/c"])), "");
+        assert_eq!(
+            said(json!(["foregroundDeletion", "orphan"])),
+            "metadata.finalizers: Invalid value: [\"foregroundDeletion\",\"orphan\"]: finalizer orphan and foregroundDeletion cannot be both set"
+        );
         assert_eq!(
             said(json!(["a.b/c", "mine"])),
             "metadata.finalizers[1]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully qualified"

@@ -82,6 +82,10 @@ pub(super) fn request(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
 
 fn signer(errors: &mut Vec<FieldError>, path: &Path, name: &str) {
     let value = json!(name);
+    if name == "kubernetes.io/legacy-unknown" {
+        let why = "the legacy signerName is not allowed via this API version";
+        return errors.push(FieldError::invalid(path, &value, why));
+    }
     let Some((domain, rest)) = name.split_once('/') else {
         errors.push(match name {
             "" => FieldError::required(path, ""),
@@ -134,6 +138,11 @@ mod tests {
                 "signerName",
                 json!("x"),
                 "spec.signerName: Invalid value: \"x\": must be a fully qualified domain and path of the form 'example.com/signer-name'".to_owned(),
+            ),
+            (
+                "signerName",
+                json!("kubernetes.io/legacy-unknown"),
+                "spec.signerName: Invalid value: \"kubernetes.io/legacy-unknown\": the legacy signerName is not allowed via this API version".to_owned(),
             ),
             (
                 "expirationSeconds",

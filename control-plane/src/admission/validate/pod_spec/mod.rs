@@ -88,7 +88,10 @@ pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     resources::resources(&mut errors, &path.child("overhead"), &overhead);
     system(&mut errors, &path.child("os"), &spec["os"]);
     match of {
-        Of::Pod => container::only_in_pods(&mut errors, path, spec),
+        Of::Pod => {
+            container::only_in_pods(&mut errors, path, spec);
+            volumes::only_in_pods(&mut errors, &path.child("volumes"), spec);
+        }
         Of::Template => only_templates(&mut errors, path, spec),
     }
     errors
