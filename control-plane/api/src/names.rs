@@ -9,7 +9,7 @@ const QUALIFIED_FORM: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 
 /// A DNS label: at most 63 bytes of `a-z`, `0-9` and inner `-`.
 pub fn dns1123_label(value: &str) -> Vec<String> {
-    let mut wrong = too_long(value, 63);
+    let mut wrong = too_long(value, 63, "characters");
     if !is_label(value) {
         if is_subdomain(value) {
             wrong.push("must not contain dots".into());
@@ -26,7 +26,11 @@ pub fn dns1123_label(value: &str) -> Vec<String> {
 
 /// DNS labels joined by dots, at most 253 bytes.
 pub fn dns1123_subdomain(value: &str) -> Vec<String> {
-    let mut wrong = too_long(value, 253);
+    subdomain(value, "characters")
+}
+
+fn subdomain(value: &str, unit: &str) -> Vec<String> {
+    let mut wrong = too_long(value, 253, unit);
     if !is_subdomain(value) {
         wrong.push(form_error(
             "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
@@ -39,7 +43,7 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
 
 /// As [`dns1123_subdomain`], but labels may have underscores, as names of services in DNS do.
 pub fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
-    let mut wrong = too_long(value, 253);
+    let mut wrong = too_long(value, 253, "characters");
     let is_form = |label: &str| {
         let label = label.strip_prefix('_').unwrap_or(label);
         let end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -57,17 +61,13 @@ pub fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
     wrong
 }
 
-/// As [`dns1123_label`], and begins with a letter.
-pub fn dns1035_label(value: &str) -> Vec<String> {
-    let mut wrong = too_long(value, 63);
-    if !(is_label(value) && value.starts_with(|c: char| c.is_ascii_lowercase())) {
-        wrong.push(form_error(
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
-            "[a-z]([-a-z0-9]*[a-z0-9])?",
-            &["my-name", "abc-123"],
-        ));
+/// A name that has a place of its own in a path, which is all that upstream asks of an Event's.
+pub fn path_segment(value: &str) -> Vec<String> {
+    if matches!(value, "." | "..") {
+        return vec![format!("may not be '{value}'")];
     }
-    wrong
+    let signs = ["/", "%"].iter().filter(|sign| value.contains(**sign));
+    signs.map(|sign| format!("may not contain '{sign}'")).collect()
 }
 
 /// A label or annotation key: a name of at most 63 bytes, optionally behind a DNS subdomain and `/`.
@@ -83,7 +83,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
             if first.is_empty() {
                 wrong.push("prefix part must be non-empty".to_owned());
             } else {
-                let said = dns1123_subdomain(first);
+                let said = subdomain(first, "bytes");
                 wrong.extend(said.into_iter().map(|text| format!("prefix part {text}")));
             }
             name
@@ -98,7 +98,9 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     if name.is_empty() {
         wrong.push("name part must be non-empty".into());
     } else {
-        wrong.extend(too_long(name, 63).into_iter().map(|text| format!("name part {text}")));
+        wrong.extend(
+            too_long(name, 63, "bytes").into_iter().map(|text| format!("name part {text}")),
+        );
     }
     if !is_qualified(name) {
         wrong.push(format!("name part {}", form_error(WORDS, QUALIFIED_FORM, &EXAMPLES)));
@@ -108,7 +110,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
 
 /// A label's value: empty, or at most 63 bytes of letters, digits and inner `-_.`.
 pub fn label_value(value: &str) -> Vec<String> {
-    let mut wrong = too_long(value, 63);
+    let mut wrong = too_long(value, 63, "bytes");
     if !value.is_empty() && !is_qualified(value) {
         wrong.push(form_error(
             "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
@@ -224,9 +226,10 @@ fn dot_dot(value: &str) -> Option<String> {
     }
 }
 
-fn too_long(value: &str, limit: usize) -> Vec<String> {
+/// Upstream counts bytes everywhere, and calls them characters in names but not in keys and values of labels.
+fn too_long(value: &str, limit: usize, unit: &str) -> Vec<String> {
     if value.len() > limit {
-        vec![format!("must be no more than {limit} bytes")]
+        vec![format!("must be no more than {limit} {unit}")]
     } else {
         Vec::new()
     }
@@ -271,11 +274,13 @@ mod tests {
                 "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
             ]
         );
-        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
+        assert_eq!(label_value(&"a".repeat(64)), ["must be no more than 63 bytes"]);
         assert!(dns1123_subdomain("a.b-c.d").is_empty());
         assert!(dns1123_subdomain("a..b")[0].contains("(e.g. 'example.com', regex used"));
-        assert!(dns1035_label("web").is_empty());
-        assert_eq!(dns1035_label("1web").len(), 1);
+        assert!(path_segment("A_b.1").is_empty());
+        assert_eq!(path_segment("a/b%"), ["may not contain '/'", "may not contain '%'"]);
+        assert_eq!(path_segment(".."), ["may not be '..'"]);
     }
 
     #[test]

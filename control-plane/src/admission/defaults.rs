@@ -81,6 +81,9 @@ fn deployment(spec: &mut Value) {
 }
 
 fn service(spec: &mut Value) {
+    if spec.is_null() {
+        *spec = json!({});
+    }
     set_text(spec, "sessionAffinity", "None");
     if spec["sessionAffinity"] == "None"
         && let Some(fields) = spec.as_object_mut()

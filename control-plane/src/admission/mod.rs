@@ -22,9 +22,11 @@ use crate::{
 pub mod defaults;
 mod pod_status;
 mod priority;
+mod runtime_class;
 pub mod service;
 mod service_account;
 pub mod validate;
+pub mod warnings;
 
 pub use service::{Allocated, Family, Networks, Taken};
 
@@ -77,6 +79,7 @@ pub fn admit(
             None => {
                 service_account::assign(attempt, view, object)?;
                 priority::resolve(attempt, object)?;
+                runtime_class::named(attempt, object)?;
                 pod_status::initial(object);
             }
             Some(old) => priority::keep(object, old),
@@ -98,7 +101,11 @@ pub fn admit(
             Ok(()) => {}
         }
     }
-    Ok(validate::object(attempt, object))
+    let errors = validate::object(attempt, object);
+    if errors.is_empty() && attempt.served.plural == "pods" && attempt.old.is_none() {
+        runtime_class::overhead(attempt, object)?;
+    }
+    Ok(errors)
 }
 
 fn about<'a>(attempt: &Attempt<'a>, object: &'a Value) -> About<'a> {

@@ -10,7 +10,7 @@ use crate::{
         prepare::{self, Part, text},
     },
     client::ApiError,
-    schema::{Served, decode},
+    schema::{FieldError, Path, Served, decode},
 };
 
 /// Part of a resource, as `managedFields` name it.
@@ -99,12 +99,9 @@ impl Api {
         config: &Value,
     ) -> Result<Written, ApiError> {
         if call.options.field_manager.is_empty() {
-            return Err(ApiError {
-                code: 422,
-                reason: "Invalid",
-                message: "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch".to_owned(),
-                details: Value::Null,
-            });
+            let error =
+                FieldError::required(&Path::new("fieldManager"), "is required for apply patch");
+            return Err(error::invalid(("meta.k8s.io", "PatchOptions"), "", &[error]));
         }
         let change = |live: Option<&Value>| applied(call, part, live, config);
         for _ in 0..2 {
@@ -149,7 +146,7 @@ fn applied(
         subresource: subresource(part),
         time: &time,
     };
-    let force = if call.options.force { Force::Yes } else { Force::No };
+    let force = if call.options.force == Some(true) { Force::Yes } else { Force::No };
     let ignored = ignored(call.served, part);
     let object = apply::apply(kind.body, shown.as_ref(), config, writer, (force, ignored))
         .map_err(|failure| refused(&failure))?;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    api::error,
+    api::{error, prepare::text},
     client::ApiError,
     schema::{
         Kind,
@@ -33,6 +33,27 @@ pub fn format(content_type: Option<&str>) -> Result<Format, ApiError> {
         "application/vnd.kubernetes.protobuf" => Ok(Format::Protobuf),
         _ => Err(error::unsupported_media_type(ACCEPTED)),
     }
+}
+
+/// Refuses an object that says it is of another kind, or of another group.
+///
+/// # Errors
+/// 400.
+pub fn is_of(kind: &Kind, object: &Value) -> Result<(), ApiError> {
+    let (given, version) = (text(object, "/kind"), text(object, "/apiVersion"));
+    let group = |version: &str| match version.split_once('/') {
+        Some((group, _)) => group.to_owned(),
+        None => String::new(),
+    };
+    let fits = (given.is_empty() || given == kind.kind)
+        && (version.is_empty() || group(version) == kind.group);
+    if fits {
+        return Ok(());
+    }
+    Err(error::bad_request(format!(
+        "{given} in version {:?} cannot be handled as a {}: no kind {given:?} is registered for version {version:?}",
+        kind.version, kind.kind
+    )))
 }
 
 /// # Errors

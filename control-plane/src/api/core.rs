@@ -225,6 +225,7 @@ impl Api {
             let mut object = change(&old)?;
             prepare::identify(call.served, &call.namespace, &mut object)?;
             prepare::same(call.about(), &object, &old)?;
+            prepare::undeleted(call.served, &object, &old)?;
             let pinned = pins(&object, &old);
             complete(call.served, part, &mut object);
             prepare::update(call.served, part, &mut object, &old);
@@ -421,7 +422,9 @@ fn pins(object: &Value, old: &Value) -> bool {
 /// The 422 of refused fields.
 #[must_use]
 pub fn invalid(call: &Call, errors: &[FieldError]) -> ApiError {
-    error::invalid((call.served.group, call.served.kind), &call.name, errors)
+    // By the group in which it is kept.
+    let group = call.served.storage.map_or(call.served.group, |(group, _)| group);
+    error::invalid((group, call.served.kind), &call.name, errors)
 }
 
 /// A failure of the store itself.

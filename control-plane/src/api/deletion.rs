@@ -34,7 +34,7 @@ impl Options {
     /// From the body of a request, already decoded.
     ///
     /// # Errors
-    /// 422 for another policy than the three, and for both ways of saying one.
+    /// 422 for another policy than the three, for both ways of saying one, and for another `dryRun` than `All`.
     pub fn read(body: &Value) -> Result<Self, ApiError> {
         let owned = |pointer: &str| body.pointer(pointer)?.as_str().map(str::to_owned);
         let path = Path::new("propagationPolicy");
@@ -54,12 +54,18 @@ impl Options {
             }
             (None, None) => None,
         };
+        let words = body.get("dryRun").and_then(Value::as_array);
+        if let Some(words) = words.filter(|words| words.iter().any(|word| word != "All")) {
+            let path = Path::new("dryRun");
+            let shown = Value::Array(words.clone());
+            return Err(refused(FieldError::not_supported(&path, &shown, &["All"])));
+        }
         Ok(Self {
             grace: body.get("gracePeriodSeconds").and_then(Value::as_i64),
             uid: owned("/preconditions/uid"),
             resource_version: owned("/preconditions/resourceVersion"),
             propagation,
-            dry_run: body.get("dryRun").and_then(Value::as_array).is_some_and(|d| !d.is_empty()),
+            dry_run: words.is_some_and(|words| !words.is_empty()),
         })
     }
 

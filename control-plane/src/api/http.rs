@@ -127,10 +127,15 @@ impl Handler {
         certificate: Option<Arc<User>>,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        match self.answer(certificate, request).await {
+        let deprecated = deprecation(&request);
+        let mut response = match self.answer(certificate, request).await {
             Ok(response) => response,
             Err(failure) => refuse(&failure),
+        };
+        if let Some(warning) = deprecated {
+            warn(&mut response, warning);
         }
+        response
     }
 
     async fn answer(
@@ -239,12 +244,31 @@ pub(super) fn respond(reply: Reply) -> Response<Body> {
         headers.insert(header::VARY, HeaderValue::from_static("Accept"));
     }
     for warning in reply.warnings {
-        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
-            headers.append(header::WARNING, value);
-        }
+        warn(&mut response, &warning);
     }
     response
+}
+
+fn warn(response: &mut Response<Body>, warning: &str) {
+    let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+    if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+        response.headers_mut().append(header::WARNING, value);
+    }
+}
+
+/// What is told to whoever asks for a resource that upstream advises against, whatever the answer.
+fn deprecation<B>(request: &Request<B>) -> Option<&'static str> {
+    let path = decode_path(request.uri().path());
+    // Few requests are for these.
+    if !path.contains("/endpoints") {
+        return None;
+    }
+    let Route::Resource(target, _) = route(request.method().as_str(), &path, &Query::default())
+    else {
+        return None;
+    };
+    let warning = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    (target.group.is_empty() && target.plural == "endpoints").then_some(warning)
 }
 
 /// The answer to a failure.
@@ -267,4 +291,18 @@ pub fn refuse(failure: &ApiError) -> Response<Body> {
 pub(super) fn success(details: &Value) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": details})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_for_endpoints_is_told_of_slices() {
+        let told = |path: &str| deprecation(&Request::get(path).body(()).unwrap()).is_some();
+        assert!(told("/api/v1/namespaces/default/endpoints/a"));
+        assert!(told("/api/v1/endpoints"));
+        assert!(!told("/api/v1/namespaces/endpoints/pods"));
+        assert!(!told("/apis/discovery.k8s.io/v1/endpointslices"));
+    }
 }

@@ -111,10 +111,6 @@ impl Api {
             if options.revision_match == Some(RevisionMatch::Exact) {
                 at = Some(revision);
             }
-        } else if options.revision.is_none() && options.revision_match.is_some() {
-            return Err(error::bad_request(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-            ));
         }
         let request = ListRequest { scope: scope(call, options), at, after: after.clone() };
         let listing = match self.store.list(request).await {

@@ -6,6 +6,7 @@ use crate::{
     api::{
         error,
         patch::{self, PatchError},
+        prepare::text,
     },
     client::ApiError,
     schema::{
@@ -53,6 +54,12 @@ impl Patch {
         };
         let (value, duplicates) = parsed
             .map_err(|failure| error::bad_request(format!("error decoding {what}: {failure}")))?;
+        if form == Form::Merge && !value.is_object() && !value.is_null() {
+            return Err(error::bad_request(format!(
+                "error decoding patch: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                decode::go_value(&value)
+            )));
+        }
         let found = match form {
             Form::Apply => duplicates.iter().map(|path| already_set(path)).collect(),
             Form::Merge | Form::Strategic => duplicates.iter().map(|path| twice(path)).collect(),
@@ -115,7 +122,23 @@ impl Patch {
                 details: json!({"causes": [error.cause()]}),
             }
         };
-        let decoded = decode::value(kind, self.patched(kind, current)?, Strictness::Warn);
+        let mut patched = self.patched(kind, current)?;
+        for field in ["apiVersion", "kind"] {
+            let (new, own) = (text(&patched, &format!("/{field}")), &current[field]);
+            if new.is_empty() || *own == new || !patched.is_object() {
+                continue;
+            }
+            // Upstream reads what a strategic patch made as what it was before.
+            if self.form != Form::Strategic {
+                return Err(refused(&DecodeError::Type(format!(
+                    "no kind {:?} is registered for version {:?}",
+                    text(&patched, "/kind"),
+                    text(&patched, "/apiVersion")
+                ))));
+            }
+            patched[field] = own.clone();
+        }
+        let decoded = decode::value(kind, patched, Strictness::Warn);
         let (object, unknown) = decoded.map_err(|failure| refused(&failure))?;
         let found: Vec<Warning> = self.found.iter().cloned().chain(unknown).collect();
         match strictness {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     api::error::{self, About},
     client::ApiError,
-    schema::Served,
+    schema::{FieldError, Path, Served},
 };
 
 /// What a new object gets.
@@ -256,14 +256,32 @@ pub fn named(about: About<'_>, object: &Value) -> Result<(), ApiError> {
     }
 }
 
+/// Refuses a new time of deletion: that is for a DELETE to set.
+///
+/// # Errors
+/// 422.
+pub fn undeleted(served: &Served, object: &Value, old: &Value) -> Result<(), ApiError> {
+    let field = "/metadata/deletionTimestamp";
+    let (new, stored) = (text(object, field), text(old, field));
+    if new.is_empty() || new == stored {
+        return Ok(());
+    }
+    Err(fixed(served, "metadata.deletionTimestamp", (new, text(old, "/metadata/name"))))
+}
+
+/// The 422 of a field that may not have another value.
+#[must_use]
+pub fn fixed(served: &Served, field: &str, (value, name): (&str, &str)) -> ApiError {
+    let error = FieldError::invalid(&Path::new(field), &json!(value), "field is immutable");
+    error::invalid((served.group, served.kind), name, &[error])
+}
+
 /// Refuses an update of another object than the stored one.
 ///
 /// # Errors
 /// 409 for a stale `resourceVersion` or another `uid`, 400 for another name.
 pub fn same(about: About<'_>, object: &Value, old: &Value) -> Result<(), ApiError> {
-    if !text(object, "/metadata/name").is_empty() {
-        named(about, object)?;
-    }
+    named(about, object)?;
     let (uid, stored) = (text(object, "/metadata/uid"), text(old, "/metadata/uid"));
     if !uid.is_empty() && uid != stored {
         return Err(about.conflict(&format!(

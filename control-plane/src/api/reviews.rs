@@ -18,7 +18,39 @@ use crate::{
         verbs::kind_of,
     },
     client::ApiError,
+    schema::{FieldError, Path},
 };
+
+/// Refuses a review that asks nothing.
+fn check(call: &Call, review: &Value) -> Result<(), ApiError> {
+    let (path, spec) = (Path::new("spec"), &review["spec"]);
+    let plural = call.served.plural;
+    if plural == "tokenreviews" && text(spec, "/token").is_empty() {
+        let why = "token is required for TokenReview in authentication";
+        return Err(error::bad_request(why));
+    }
+    if !matches!(plural, "subjectaccessreviews" | "selfsubjectaccessreviews") {
+        return Ok(());
+    }
+    let mut errors = Vec::new();
+    let (resource, other) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_object() && other.is_object() {
+        let why = "cannot be specified in combination with resourceAttributes";
+        errors.push(FieldError::invalid(&path.child("nonResourceAttributes"), other, why));
+    } else if !resource.is_object() && !other.is_object() {
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(FieldError::invalid(&path.child("resourceAttributes"), &Value::Null, why));
+    }
+    let groups = spec["groups"].as_array().is_some_and(|groups| !groups.is_empty());
+    if plural == "subjectaccessreviews" && text(spec, "/user").is_empty() && !groups {
+        let why = "at least one of user or group must be specified";
+        errors.push(FieldError::invalid(&path.child("user"), &json!(""), why));
+    }
+    match errors.as_slice() {
+        [] => Ok(()),
+        errors => Err(error::invalid((call.served.group, ""), "", errors)),
+    }
+}
 
 impl Handler {
     pub(super) async fn review(
@@ -30,6 +62,8 @@ impl Handler {
         let kind = kind_of(call.served)?;
         let format = body::format(asked.header(header::CONTENT_TYPE))?;
         let (mut review, warnings) = body::decode(&kind, format, bytes, call.options.validation)?;
+        body::is_of(&kind, &review)?;
+        check(call, &review)?;
         review["apiVersion"] = json!(call.served.api_version());
         review["kind"] = json!(call.served.kind);
         review["status"] = match call.served.plural {

@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::{
-    api::{core::Call, prepare::text},
+    api::{
+        core::Call,
+        error,
+        prepare::{self, text},
+    },
     client::ApiError,
     schema::{FieldError, Path},
 };
@@ -42,8 +46,15 @@ pub(super) fn of(owner: &Value) -> Value {
 /// The owner with the replicas of a scale.
 ///
 /// # Errors
-/// 422 for a negative number.
+/// 422 for a negative number, 400 for another object's scale.
 pub(super) fn onto(call: &Call, owner: &Value, scale: &Value) -> Result<Value, ApiError> {
+    prepare::named(call.about(), scale)?;
+    let namespace = text(scale, "/metadata/namespace");
+    if !namespace.is_empty() && namespace != call.namespace {
+        return Err(error::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         let why = "must be greater than or equal to 0";
@@ -52,9 +63,11 @@ pub(super) fn onto(call: &Call, owner: &Value, scale: &Value) -> Result<Value, A
     }
     let mut owner = owner.clone();
     owner["spec"]["replicas"] = json!(replicas);
-    let revision = text(scale, "/metadata/resourceVersion");
-    if !revision.is_empty() {
-        owner["metadata"]["resourceVersion"] = json!(revision);
+    for field in ["resourceVersion", "uid"] {
+        let given = &scale["metadata"][field];
+        if given.as_str().is_some_and(|text| !text.is_empty()) {
+            owner["metadata"][field] = given.clone();
+        }
     }
     Ok(owner)
 }

@@ -1,5 +1,7 @@
 //! Label and field selectors of requests. Pure.
 
+use api::names;
+
 use crate::store::Attributes;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +22,11 @@ impl LabelSelector {
     /// # Errors
     /// The text says what is wrong where.
     pub fn parse(text: &str) -> Result<Self, String> {
-        split(text).into_iter().map(requirement).collect::<Result<_, _>>().map(Self)
+        let parts = split(text);
+        if parts.is_empty() && text.contains(',') {
+            return Err("found ',', expected: !, identifier, or 'end of string'".to_owned());
+        }
+        parts.into_iter().map(requirement).collect::<Result<_, _>>().map(Self)
     }
 
     #[must_use]
@@ -99,21 +105,15 @@ fn requirement(text: &str) -> Result<(String, Test), String> {
 }
 
 fn checked(key: &str, test: Test) -> Result<(String, Test), String> {
-    let fits = |text: &str| {
-        text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
-    if name.is_empty() || name.len() > 63 || !key.split('/').all(fits) {
-        return Err(format!(
-            "key: Invalid value: {key:?}: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
-        ));
+    if let Some(why) = names::qualified_name(key).first() {
+        return Err(format!("key: Invalid value: {key:?}: {why}"));
     }
-    if let Test::In(values) | Test::NotIn(values) = &test
-        && let Some(bad) = values.iter().find(|value| value.len() > 63 || !fits(value))
-    {
-        return Err(format!(
-            "values[0][{key}]: Invalid value: {bad:?}: a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-        ));
+    if let Test::In(values) | Test::NotIn(values) = &test {
+        for (index, value) in values.iter().enumerate() {
+            if let Some(why) = names::label_value(value).first() {
+                return Err(format!("values[{index}][{key}]: Invalid value: {value:?}: {why}"));
+            }
+        }
     }
     Ok((key.to_owned(), test))
 }

@@ -44,7 +44,9 @@ impl Handler {
         let decode = |bytes: &[u8]| {
             let kind = schema::kind(group, version, kind).ok_or_else(error::no_resource)?;
             let format = body::format(asked.header(header::CONTENT_TYPE))?;
-            body::decode(&kind, format, bytes, call.options.validation)
+            let (object, warnings) = body::decode(&kind, format, bytes, call.options.validation)?;
+            body::is_of(&kind, &object)?;
+            Ok((object, warnings))
         };
         let done = |warnings| {
             let done = success(&Value::Null).to_string().into();
@@ -53,11 +55,13 @@ impl Handler {
         match name {
             "binding" => {
                 let (binding, warnings) = decode(&bytes)?;
+                meant(call, sub.kind.2, &binding)?;
                 self.api.bind(call, &binding).await?;
                 done(warnings)
             }
             "eviction" => {
                 let (eviction, warnings) = decode(&bytes)?;
+                meant(call, sub.kind.2, &eviction)?;
                 let options = deletion::Options::read(&eviction["deleteOptions"])?;
                 self.api.delete(call, &options).await?;
                 done(warnings)
@@ -140,12 +144,34 @@ impl Handler {
     }
 }
 
+/// Refuses an object that is about another pod than the path.
+fn meant(call: &Call, kind: &str, object: &Value) -> Result<(), ApiError> {
+    let namespace = text(object, "/metadata/namespace");
+    if text(object, "/metadata/name") != call.name {
+        return Err(error::bad_request(format!(
+            "name in URL does not match name in {kind} object"
+        )));
+    }
+    if !namespace.is_empty() && namespace != call.namespace {
+        return Err(error::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
 impl Api {
     /// Binds a pod to a node, once.
     ///
     /// # Errors
     /// 409 when the pod is bound or going.
     pub async fn bind(&self, call: &Call, binding: &Value) -> Result<Written, ApiError> {
+        let kind = text(binding, "/target/kind");
+        if !matches!(kind, "" | "Node") {
+            return Err(error::bad_request(format!(
+                "target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""
+            )));
+        }
         let node = text(binding, "/target/name").to_owned();
         let uid = text(binding, "/metadata/uid").to_owned();
         if node.is_empty() {
@@ -177,6 +203,10 @@ impl Api {
                     "pod {} is already assigned to node {bound:?}",
                     call.name
                 )));
+            }
+            let revision = text(binding, "/metadata/resourceVersion");
+            if !revision.is_empty() && revision != text(pod, "/metadata/resourceVersion") {
+                return Err(about.modified());
             }
             let mut pod = pod.clone();
             pod["spec"]["nodeName"] = json!(node);

@@ -35,6 +35,13 @@ impl Api {
         let keys = self.service_accounts.as_ref().ok_or_else(error::no_resource)?;
         let account = self.get(call).await?.value();
         let life = life(&request)?;
+        let named = text(&request, "/metadata/name");
+        if !named.is_empty() && named != call.name {
+            let why = "must match the service account name if specified";
+            let error = FieldError::invalid(&Path::new("metadata.name"), &json!(named), why);
+            let kind = ("authentication.k8s.io", "TokenRequest");
+            return Err(error::invalid(kind, &call.name, &[error]));
+        }
         let pod = self.bound_pod(call, &request["spec"]["boundObjectRef"]).await?;
         restrict(call, pod.as_deref())?;
         let wanted = request["spec"]["audiences"].as_array().into_iter().flatten();

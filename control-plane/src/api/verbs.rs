@@ -8,20 +8,22 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::warnings,
     api::{
+        authz::Ask,
         body,
         core::{Call, Deleted, Written},
         deletion, error, event_form,
         http::{Asked, Handler, Reply, success},
         list,
         patching::Patch,
-        prepare::{Part, text},
+        prepare::{self, Part, text},
         query::{ListOptions, WriteOptions},
         render::{Media, only_metadata, outward, outward_value},
         route::{Target, Verb},
     },
     client::ApiError,
-    schema::{self, Kind, Served, decode::Warning, proto},
+    schema::{self, FieldError, Kind, Path, Served, decode::Warning, proto},
     store::Entry,
 };
 
@@ -40,7 +42,10 @@ impl Handler {
             namespace: if served.namespaced { target.namespace.clone() } else { String::new() },
             name: target.name.clone(),
             user: Arc::clone(&asked.user),
-            options: WriteOptions { agent: agent(asked), ..WriteOptions::parse(&asked.query)? },
+            options: WriteOptions {
+                agent: agent(asked),
+                ..WriteOptions::parse(&asked.query, verb)?
+            },
         };
         if !target.subresource.is_empty() {
             return self.subresource(asked, &call, target, (verb, bytes)).await;
@@ -73,9 +78,8 @@ impl Handler {
             }
             Verb::Create => self.create(asked, &call, media, &bytes).await,
             Verb::Update => {
-                let (object, warnings) = self.decode(asked, &call, &bytes)?;
-                let written = self.api.update(&call, Part::Main, &|_| Ok(object.clone())).await?;
-                Ok(one(&call, media, StatusCode::OK, &written).warned(warnings))
+                let (status, written, warnings) = self.replace(asked, &call, &bytes).await?;
+                Ok(one(&call, media, status, &written).warned(warnings))
             }
             Verb::Patch => {
                 let patch = Patch::parse(asked.header(header::CONTENT_TYPE), &bytes)?;
@@ -98,12 +102,58 @@ impl Handler {
         media: Media,
         bytes: &Bytes,
     ) -> Result<Reply, ApiError> {
-        let (mut object, warnings) = self.decode(asked, call, bytes)?;
+        let (mut object, found) = self.decode(asked, call, bytes)?;
         if call.served.plural == "certificatesigningrequests" {
             super::signing::stamp(&call.user, &mut object);
         }
         let written = self.api.create(call, object).await?;
+        let said = warnings::of(call.served, &written.value(), warnings::Written::New);
+        let warnings = found.into_iter().chain(said).collect();
         Ok(one(call, media, StatusCode::CREATED, &written).warned(warnings))
+    }
+
+    async fn replace(
+        &self,
+        asked: &Asked,
+        call: &Call,
+        bytes: &Bytes,
+    ) -> Result<(StatusCode, Written, Vec<Warning>), ApiError> {
+        let (object, mut warnings) = self.decode(asked, call, bytes)?;
+        prepare::named(call.about(), &object)?;
+        let before = OnceLock::new();
+        let change = |current: &Value| {
+            before.get_or_init(|| generation(current));
+            Ok(object.clone())
+        };
+        let written = match self.api.update(call, Part::Main, &change).await {
+            // What has no revision was not read before.
+            Err(failure)
+                if failure.code == 404
+                    && created_by_put(call.served)
+                    && text(&object, "/metadata/resourceVersion").is_empty()
+                    && text(&object, "/metadata/uid").is_empty() =>
+            {
+                let target = Target {
+                    group: call.served.group.to_owned(),
+                    version: call.served.version.to_owned(),
+                    plural: call.served.plural.to_owned(),
+                    namespace: call.namespace.clone(),
+                    ..Target::default()
+                };
+                self.api.authorize(&call.user, Ask::Resource(&target, Verb::Create)).await?;
+                let made = Call { name: String::new(), ..call.clone() };
+                let written = self.api.create(&made, object.clone()).await?;
+                warnings.extend(warnings::of(
+                    call.served,
+                    &written.value(),
+                    warnings::Written::New,
+                ));
+                return Ok((StatusCode::CREATED, written, warnings));
+            }
+            outcome => outcome?,
+        };
+        warnings.extend(told(call, before, &written));
+        Ok((StatusCode::OK, written, warnings))
     }
 
     pub(super) fn decode(
@@ -130,17 +180,32 @@ impl Handler {
         if let Some((config, warnings)) = patch.configuration(strictness)? {
             return Ok((self.api.apply(call, part, config).await?, warnings));
         }
+        if call.options.force.is_some() {
+            let why = "may not be specified for non-apply patch";
+            let error = FieldError::forbidden(&Path::new("force"), why);
+            return Err(error::invalid(("meta.k8s.io", "PatchOptions"), "", &[error]));
+        }
         let served = call.served;
         // Every try finds the same.
-        let warnings = OnceLock::new();
+        let (warnings, before) = (OnceLock::new(), OnceLock::new());
         let change = |current: &Value| {
+            before.get_or_init(|| generation(current));
             let shown = outward_value(served, current);
             let (patched, found) = patch.onto(&kind, &shown, strictness)?;
             warnings.get_or_init(|| found);
+            // Of a PUT it is a precondition.
+            let uid = text(&patched, "/metadata/uid");
+            if !uid.is_empty() && uid != text(current, "/metadata/uid") {
+                return Err(prepare::fixed(served, "metadata.uid", (uid, &call.name)));
+            }
             Ok(event_form::inward(served, patched))
         };
         let written = self.api.update(call, part, &change).await?;
-        Ok((written, warnings.into_inner().unwrap_or_default()))
+        let mut warnings = warnings.into_inner().unwrap_or_default();
+        if part == Part::Main {
+            warnings.extend(told(call, before, &written));
+        }
+        Ok((written, warnings))
     }
 
     fn deleted(&self, call: &Call, media: Media, deleted: &Deleted) -> Reply {
@@ -196,6 +261,25 @@ impl Handler {
     }
 }
 
+/// Upstream's `AllowCreateOnUpdate`.
+fn created_by_put(served: &Served) -> bool {
+    matches!(served.plural, "leases" | "services" | "events" | "endpoints")
+}
+
+fn generation(object: &Value) -> i64 {
+    object["metadata"]["generation"].as_i64().unwrap_or(0)
+}
+
+/// What admission has to say of an update of an object that had this generation.
+fn told(call: &Call, before: OnceLock<i64>, written: &Written) -> Vec<Warning> {
+    let object = written.value();
+    let what = match before.into_inner() {
+        Some(before) if before != generation(&object) => warnings::Written::Changed,
+        _ => warnings::Written::Same,
+    };
+    warnings::of(call.served, &object, what)
+}
+
 /// The program's name in `User-Agent`; upstream cuts it at 128 bytes too.
 fn agent(asked: &Asked) -> String {
     let text = asked.header(header::USER_AGENT).unwrap_or_default();
@@ -213,6 +297,12 @@ fn delete_options(asked: &Asked, bytes: &[u8]) -> Result<deletion::Options, ApiE
     if !bytes.is_empty() {
         let format = body::format(asked.header(header::CONTENT_TYPE))?;
         body = body::decode(&kind, format, bytes, schema::decode::Strictness::Ignore)?.0;
+        let given = text(&body, "/kind");
+        if !given.is_empty() && given != "DeleteOptions" {
+            let version = text(&body, "/apiVersion");
+            let why = format!("no kind {given:?} is registered for version {version:?}");
+            return Err(error::bad_request(why));
+        }
     }
     if let Some(policy) = asked.query.first("propagationPolicy") {
         body["propagationPolicy"] = json!(policy);

@@ -377,11 +377,31 @@ fn time(text: &str, micro: bool) -> Result<Value, DecodeError> {
     let layout =
         if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
     let well_formed = text.as_bytes().get(10) == Some(&b'T');
+    if let Some((rest, wanted)) = not_micro(text)
+        && micro
+        && well_formed
+        && text.parse::<jiff::Timestamp>().is_ok()
+    {
+        return Err(DecodeError::Type(format!(
+            "parsing time {text:?} as {layout:?}: cannot parse {rest:?} as {wanted:?}"
+        )));
+    }
     match text.parse::<jiff::Timestamp>() {
         Ok(at) if well_formed => Ok(Value::String(print_time(at, micro))),
         _ => Err(DecodeError::Type(format!(
             "parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""
         ))),
+    }
+}
+
+/// Where a time does not have six digits behind its seconds, and what Go looks for there.
+fn not_micro(text: &str) -> Option<(&str, &'static str)> {
+    let rest = text.get("2006-01-02T15:04:05".len()..)?;
+    let six = rest.strip_prefix('.').and_then(|digits| digits.split_at_checked(6));
+    match six.filter(|(digits, _)| digits.bytes().all(|byte| byte.is_ascii_digit())) {
+        None => Some((rest, ".000000")),
+        Some((_, zone)) if zone.starts_with(|c: char| c.is_ascii_digit()) => Some((zone, "Z07:00")),
+        Some(_) => None,
     }
 }
 
@@ -391,7 +411,7 @@ pub fn print_time(at: jiff::Timestamp, micro: bool) -> String {
     at.strftime(format).to_string()
 }
 
-fn go_value(value: &Value) -> &'static str {
+pub fn go_value(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -225,12 +225,12 @@ pub fn invalid_status(group: &str, kind: &str, name: &str, errors: &[FieldError]
         qualified.push_str(group);
     }
     let mut details = json!({"name": name, "group": group, "kind": kind});
-    if group.is_empty()
-        && let Some(map) = details.as_object_mut()
-    {
-        map.remove("group");
-    }
     if let Some(map) = details.as_object_mut() {
+        for (field, text) in [("name", name), ("group", group)] {
+            if text.is_empty() {
+                map.remove(field);
+            }
+        }
         map.insert("causes".into(), errors.iter().map(FieldError::cause).collect());
     }
     json!({

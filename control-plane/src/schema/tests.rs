@@ -81,6 +81,25 @@ fn refuses_in_upstreams_words() {
 }
 
 #[test]
+fn a_time_in_microseconds_has_six_digits() {
+    let form = "2006-01-02T15:04:05.000000Z07:00";
+    let at = |text: &str| strict("v1", "Event", &json!({"eventTime": text}));
+    at("2020-01-01T00:00:00.123456Z").unwrap();
+    at("2020-01-01T00:00:00.123456+01:00").unwrap();
+    for (digits, rest, wanted) in
+        [("Z", "Z", ".000000"), (".5Z", ".5Z", ".000000"), (".123456789Z", "789Z", "Z07:00")]
+    {
+        let text = format!("2020-01-01T00:00:00{digits}");
+        assert_eq!(
+            at(&text).unwrap_err(),
+            format!(
+                "Event in version \"v1\" cannot be handled as a Event: parsing time {text:?} as {form:?}: cannot parse {rest:?} as {wanted:?}"
+            )
+        );
+    }
+}
+
+#[test]
 fn duplicates_and_warnings() {
     let kind = kind("apps", "v1", "Deployment").unwrap();
     let body = br#"{"spec":{"replicas":1,"replicas":2,"bar":3}}"#;

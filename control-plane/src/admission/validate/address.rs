@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
@@ -11,28 +12,65 @@ use crate::{
 
 /// Upstream's `IsValidIPForLegacyField`: what the stored object has already may stay.
 pub(super) fn ip(errors: &mut Vec<FieldError>, path: &Path, value: &str, stored: &[String]) {
-    if parse_ip(value).is_none() && !stored.iter().any(|old| old == value) {
-        let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+    if let Some(why) = wrong_ip(value)
+        && !stored.iter().any(|old| old == value)
+    {
         errors.push(FieldError::invalid(path, &json!(value), why));
     }
+}
+
+/// What programs would read in more than one way is wrong too.
+fn wrong_ip(value: &str) -> Option<&'static str> {
+    match (parse_ip(value), value.parse()) {
+        (None, _) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+        (Some(_), Err(_)) => Some("must not have leading 0s"),
+        (_, Ok(IpAddr::V6(v6))) if v6.to_ipv4_mapped().is_some() => {
+            Some("must not be an IPv4-mapped IPv6 address")
+        }
+        (_, Ok(_)) => None,
+    }
+}
+
+/// Upstream's `IsValidIP`, of fields that are strict from the beginning.
+pub(super) fn strict_ip(errors: &mut Vec<FieldError>, path: &Path, value: &str) {
+    let canonical = parse_ip(value).map(|address| address.to_string());
+    let why = match (wrong_ip(value), canonical) {
+        (Some(why), _) => why.to_owned(),
+        (None, Some(form)) if form != value => format!("must be in canonical form ({form:?})"),
+        (None, _) => return,
+    };
+    errors.push(FieldError::invalid(path, &json!(value), why));
 }
 
 /// Upstream's `IsValidCIDRForLegacyField`.
 pub(super) fn cidr(errors: &mut Vec<FieldError>, path: &Path, value: &str, stored: &[String]) {
-    if !is_cidr(value) && !stored.iter().any(|old| old == value) {
-        let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+    if let Some(why) = wrong_cidr(value)
+        && !stored.iter().any(|old| old == value)
+    {
         errors.push(FieldError::invalid(path, &json!(value), why));
     }
 }
 
-pub(super) fn is_cidr(value: &str) -> bool {
+fn wrong_cidr(value: &str) -> Option<&'static str> {
     let parsed = || {
         let (address, prefix) = value.split_once('/')?;
         let digits = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
-        let limit = if parse_ip(address)?.is_ipv4() { 32 } else { 128 };
-        (digits && prefix.parse::<u8>().ok()? <= limit).then_some(())
+        let length = digits.then(|| prefix.parse().ok()).flatten()?;
+        Some((IpNet::new(parse_ip(address)?, length).ok()?, address, prefix))
     };
-    parsed().is_some()
+    let Some((network, address, prefix)) = parsed() else {
+        return Some("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    };
+    let zeros = prefix.len() > 1 && prefix.starts_with('0');
+    match wrong_ip(address) {
+        Some("must not have leading 0s") => Some("must not have leading 0s in IP or prefix length"),
+        None if zeros => Some("must not have leading 0s in IP or prefix length"),
+        Some(_) => Some("must not have an IPv4-mapped IPv6 address"),
+        None if network.addr() != network.network() => {
+            Some("must not have bits set beyond the prefix length")
+        }
+        None => None,
+    }
 }
 
 /// Upstream's `ValidateEndpointIP`: an address that traffic may be sent to.
@@ -101,11 +139,46 @@ mod tests {
 
     #[test]
     fn networks_need_an_address_and_a_length() {
-        for right in ["10.0.0.0/8", "10.0.0.1/32", "fd00::/64", "010.0.0.0/8"] {
-            assert!(is_cidr(right), "{right}");
+        for right in ["10.0.0.0/8", "10.0.0.1/32", "fd00::/64", "fd00:0::/64"] {
+            assert_eq!(wrong_cidr(right), None, "{right}");
         }
         for wrong in ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "/8", "10.0.0.0/", "10.0.0.0/+8"] {
-            assert!(!is_cidr(wrong), "{wrong}");
+            let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            assert_eq!(wrong_cidr(wrong), Some(why), "{wrong}");
         }
+        for (wrong, why) in [
+            ("010.0.0.0/8", "must not have leading 0s in IP or prefix length"),
+            ("10.0.0.0/08", "must not have leading 0s in IP or prefix length"),
+            ("::ffff:10.0.0.0/104", "must not have an IPv4-mapped IPv6 address"),
+            ("10.0.0.1/8", "must not have bits set beyond the prefix length"),
+        ] {
+            assert_eq!(wrong_cidr(wrong), Some(why), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_stored_may_stay() {
+        let said = |value: &str, stored: &[String]| {
+            let mut errors = Vec::new();
+            ip(&mut errors, &Path::new("x"), value, stored);
+            cidr(&mut errors, &Path::new("y"), &format!("{value}/8"), stored);
+            errors.len()
+        };
+        assert_eq!(said("010.1.1.1", &[]), 2);
+        assert_eq!(said("010.1.1.1", &["010.1.1.1".to_owned()]), 1);
+        assert_eq!(said("010.1.1.1", &["010.1.1.1".to_owned(), "010.1.1.1/8".to_owned()]), 0);
+    }
+
+    #[test]
+    fn a_strict_address_is_canonical() {
+        let said = |value: &str| {
+            let mut errors = Vec::new();
+            strict_ip(&mut errors, &Path::new("x"), value);
+            errors.iter().map(|error| error.detail.clone()).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(said("fd00::1"), "");
+        assert_eq!(said("fd00:0::1"), "must be in canonical form (\"fd00::1\")");
+        assert_eq!(said("::ffff:1.2.3.4"), "must not be an IPv4-mapped IPv6 address");
+        assert_eq!(said("01.2.3.4"), "must not have leading 0s");
     }
 }

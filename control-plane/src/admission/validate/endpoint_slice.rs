@@ -2,16 +2,14 @@
 //!
 //! Follows upstream's `pkg/apis/discovery/validation` and `ValidateEndpoints`.
 
-use std::{
-    collections::BTreeSet,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::collections::BTreeSet;
 
 use api::names;
 use serde_json::{Value, json};
 
 use super::{address, immutable, invalid, list, one_of};
 use crate::{
+    admission::service::fields::parse_ip,
     api::prepare::text,
     schema::{FieldError, Path},
 };
@@ -28,6 +26,7 @@ pub(super) fn slice(slice: &Value, old: Option<&Value>) -> Vec<FieldError> {
     one_of(&mut errors, &path, family, &["FQDN", "IPv4", "IPv6"]);
     let path = Path::new("endpoints");
     let count = list(slice, "endpoints").count();
+    let before = errors.len();
     if count > ENDPOINTS {
         errors.push(FieldError::too_many(&path, count, ENDPOINTS));
     } else {
@@ -36,6 +35,10 @@ pub(super) fn slice(slice: &Value, old: Option<&Value>) -> Vec<FieldError> {
             let family = family.as_str().unwrap_or("");
             endpoint(&mut errors, &path.index(index), one, (family, own));
         }
+    }
+    // Upstream was less strict once.
+    if old.is_some_and(|old| old["endpoints"] == slice["endpoints"]) {
+        errors.truncate(before);
     }
     let path = Path::new("ports");
     let count = list(slice, "ports").count();
@@ -78,9 +81,10 @@ fn endpoint(
     }
     for (index, value) in list(endpoint, "addresses") {
         let (path, said) = (addresses.index(index), value.as_str().unwrap_or(""));
-        let fits = match family {
-            "IPv4" => said.parse::<Ipv4Addr>().is_ok(),
-            "IPv6" => said.parse::<Ipv6Addr>().is_ok(),
+        let before = errors.len();
+        match family {
+            "IPv4" => address::ip(errors, &path, said, &[]),
+            "IPv6" => address::strict_ip(errors, &path, said),
             "FQDN" => {
                 let name = said.strip_suffix('.').unwrap_or(said);
                 invalid(errors, &path, value, names::dns1123_subdomain(name));
@@ -91,12 +95,17 @@ fn endpoint(
                 continue;
             }
             _ => continue,
-        };
-        if fits && !own {
+        }
+        if errors.len() > before {
+            continue;
+        }
+        if parse_ip(said).is_some_and(|ip| ip.is_ipv4() != (family == "IPv4")) {
+            // Upstream does not say which.
+            let why = format!("must be an {family} address");
+            errors.push(FieldError::invalid(&addresses, value, why));
+        }
+        if !own {
             address::endpoint_ip(errors, &path, said);
-        } else if !fits {
-            let why = format!("must be a valid {family} address");
-            errors.push(FieldError::invalid(&path, value, why));
         }
     }
     if let Some(node) = endpoint["nodeName"].as_str() {
@@ -155,8 +164,11 @@ fn port(errors: &mut Vec<FieldError>, path: &Path, port: &Value) {
     }
 }
 
-pub(super) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
+pub(super) fn endpoints(endpoints: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    if old.is_some_and(|old| old["subsets"] == endpoints["subsets"]) {
+        return errors;
+    }
     for (index, subset) in list(endpoints, "subsets") {
         let path = Path::new("subsets").index(index);
         let lists = ["addresses", "notReadyAddresses"];
@@ -172,6 +184,10 @@ pub(super) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
                 if errors.len() == before {
                     address::endpoint_ip(&mut errors, &path.child("ip"), ip);
                 }
+                if let Some(node) = one["nodeName"].as_str() {
+                    let reasons = names::dns1123_subdomain(node);
+                    invalid(&mut errors, &path.child("nodeName"), &one["nodeName"], reasons);
+                }
                 let host = text(one, "/hostname");
                 if !host.is_empty() {
                     let path = path.child("hostname");
@@ -184,6 +200,10 @@ pub(super) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
             let path = path.child("ports").index(index);
             if several && text(one, "/name").is_empty() {
                 errors.push(FieldError::required(&path.child("name"), ""));
+            }
+            if one["port"].is_null() {
+                let reasons = names::port_number(0);
+                invalid(&mut errors, &path.child("port"), &json!(0), reasons);
             }
             port(&mut errors, &path, one);
         }
@@ -230,14 +250,14 @@ mod tests {
                 "bad-ip",
                 json!({"addresses": ["123.456.789.012"]}),
                 format!(
-                    "{path}.addresses[0]: Invalid value: \"123.456.789.012\": must be a valid IPv4 address"
+                    "{path}.addresses[0]: Invalid value: \"123.456.789.012\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
                 ),
             ),
             (
                 "bad-ipv4",
                 json!({"addresses": ["2001:db8::1"]}),
                 format!(
-                    "{path}.addresses[0]: Invalid value: \"2001:db8::1\": must be a valid IPv4 address"
+                    "{path}.addresses: Invalid value: \"2001:db8::1\": must be an IPv4 address"
                 ),
             ),
             (
@@ -278,9 +298,14 @@ mod tests {
                 "{name}: {said}"
             );
         }
+        let bad = with(&json!({"addresses": ["010.1.1.1"]}));
+        assert!(aggregate(&slice(&bad, None)).contains("must not have leading 0s"));
+        assert_eq!(slice(&bad, Some(&bad)), []);
         let mut six = with(&json!({}));
         six["addressType"] = json!("IPv6");
-        assert!(aggregate(&slice(&six, None)).contains("must be a valid IPv6 address"));
+        assert!(aggregate(&slice(&six, None)).contains(
+            "endpoints[0].addresses: Invalid value: \"10.1.2.3\": must be an IPv6 address"
+        ));
         assert!(
             aggregate(&slice(&six, Some(&with(&json!({})))))
                 .contains("addressType: Invalid value: \"IPv6\": field is immutable")
@@ -295,7 +320,7 @@ mod tests {
 
     #[test]
     fn validate_endpoints() {
-        let said = |subset: Value| aggregate(&endpoints(&json!({"subsets": [subset]})));
+        let said = |subset: Value| aggregate(&endpoints(&json!({"subsets": [subset]}), None));
         let right =
             json!({"addresses": [{"ip": "10.10.1.1"}], "ports": [{"port": 1, "protocol": "TCP"}]});
         assert_eq!(said(right), "[]");
@@ -305,6 +330,10 @@ mod tests {
         );
         let unnamed = json!({"addresses": [{"ip": "10.10.1.1"}], "ports": [{"port": 1, "protocol": "TCP"}, {"name": "b", "port": 2, "protocol": "TCP"}]});
         assert_eq!(said(unnamed), "subsets[0].ports[0].name: Required value");
+        let bare = json!({"addresses": [{"ip": "10.10.1.1", "nodeName": "X_"}], "ports": [{"protocol": "TCP"}]});
+        let bare = said(bare);
+        assert!(bare.contains("subsets[0].addresses[0].nodeName: Invalid value: \"X_\""), "{bare}");
+        assert!(bare.contains("subsets[0].ports[0].port: Invalid value: 0"), "{bare}");
         let wrong = json!({"addresses": [{"ip": "[2001:0db8]"}], "ports": []});
         assert!(said(wrong).starts_with(
             "subsets[0].addresses[0].ip: Invalid value: \"[2001:0db8]\": must be a valid IP address"

@@ -19,17 +19,20 @@ pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError>
     let mut errors = Vec::new();
     let path = Path::new("metadata");
     let metadata = &object["metadata"];
-    name(&mut errors, attempt, metadata);
+    if attempt.old.is_none() {
+        name(&mut errors, attempt, metadata);
+    }
     labels(&mut errors, &path.child("labels"), &metadata["labels"]);
     annotations(&mut errors, &path.child("annotations"), &metadata["annotations"]);
-    for (index, finalizer) in list(metadata, "finalizers") {
-        let path = path.child("finalizers").index(index);
-        let word = finalizer.as_str().unwrap_or("");
-        invalid(&mut errors, &path, finalizer, names::qualified_name(word));
-        if !word.contains('/') && !FINALIZERS.contains(&word) {
-            let why = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(FieldError::invalid(&path, finalizer, why));
-        }
+    for (index, one) in list(metadata, "finalizers") {
+        let path = path.child("finalizers");
+        finalizer(&mut errors, (&path, &path.index(index)), one);
+    }
+    let both = ["orphan", "foregroundDeletion"];
+    let given = &metadata["finalizers"];
+    if both.iter().all(|name| list(metadata, "finalizers").any(|(_, one)| one == name)) {
+        let why = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid(&path.child("finalizers"), given, why));
     }
     owners(&mut errors, &path.child("ownerReferences"), metadata);
     if let Some(old) = attempt.old {
@@ -54,18 +57,40 @@ pub(super) fn metadata(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError>
 }
 
 fn name(errors: &mut Vec<FieldError>, attempt: &Attempt<'_>, metadata: &Value) {
+    let check = match (attempt.served.group, attempt.served.plural) {
+        ("", "services" | "namespaces") => names::dns1123_label,
+        ("", "events") | ("certificates.k8s.io", "certificatesigningrequests") => {
+            names::path_segment
+        }
+        _ => names::dns1123_subdomain,
+    };
+    // Something follows it: a hyphen is not the end of the name then.
+    let prefix = text(metadata, "/generateName");
+    let shown =
+        match prefix.strip_suffix('-').map(str::char_indices).and_then(|mut all| all.next_back()) {
+            Some((last, _)) => format!("{}a", prefix.get(..last).unwrap_or_default()),
+            None => prefix.to_owned(),
+        };
+    if !prefix.is_empty() {
+        invalid(errors, &Path::new("metadata.generateName"), &json!(prefix), check(&shown));
+    }
     let path = Path::new("metadata.name");
     let name = text(metadata, "/name");
     if name.is_empty() {
         errors.push(FieldError::required(&path, "name or generateName is required"));
         return;
     }
-    let reasons = match (attempt.served.group, attempt.served.plural) {
-        ("", "services") => names::dns1035_label(name),
-        ("", "namespaces") => names::dns1123_label(name),
-        _ => names::dns1123_subdomain(name),
-    };
-    invalid(errors, &path, &json!(name), reasons);
+    invalid(errors, &path, &json!(name), check(name));
+}
+
+/// Upstream says at one place what is wrong with the name, and at another that it is not known.
+pub(super) fn finalizer(errors: &mut Vec<FieldError>, (path, own): (&Path, &Path), name: &Value) {
+    let word = name.as_str().unwrap_or("");
+    invalid(errors, path, name, names::qualified_name(word));
+    if !word.contains('/') && !FINALIZERS.contains(&word) {
+        let why = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.push(FieldError::invalid(own, name, why));
+    }
 }
 
 pub(super) fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value) {
@@ -81,9 +106,8 @@ pub(super) fn annotations(errors: &mut Vec<FieldError>, path: &Path, map: &Value
 }
 
 fn owners(errors: &mut Vec<FieldError>, path: &Path, metadata: &Value) {
-    let mut controllers = 0;
-    for (index, owner) in list(metadata, "ownerReferences") {
-        let path = path.index(index);
+    let mut controller = None;
+    for (_, owner) in list(metadata, "ownerReferences") {
         for (field, what) in [
             ("apiVersion", "version must not be empty"),
             ("kind", "must not be empty"),
@@ -91,17 +115,24 @@ fn owners(errors: &mut Vec<FieldError>, path: &Path, metadata: &Value) {
             ("uid", "must not be empty"),
         ] {
             if text(owner, &format!("/{field}")).is_empty() {
-                errors.push(FieldError::invalid(&path.child(field), &owner[field], what));
+                errors.push(FieldError::invalid(&path.child(field), &json!(""), what));
             }
         }
-        controllers += usize::from(owner["controller"] == true);
-    }
-    if controllers > 1 {
-        errors.push(FieldError::invalid(
-            path,
-            &metadata["ownerReferences"],
-            "Only one reference can have Controller set to true",
-        ));
+        if owner["apiVersion"] == "v1" && owner["kind"] == "Event" {
+            let why = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(FieldError::invalid(path, owner, why));
+        }
+        if owner["controller"] != true {
+            continue;
+        }
+        let own = format!("{}/{}", text(owner, "/kind"), text(owner, "/name"));
+        if let Some(first) = &controller {
+            let why = format!(
+                "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {own}"
+            );
+            errors.push(FieldError::invalid(path, &metadata["ownerReferences"], why));
+        }
+        controller.get_or_insert(own);
     }
 }
 
@@ -113,21 +144,71 @@ mod tests {
         schema,
     };
 
-    #[test]
-    fn a_finalizer_has_a_domain() {
+    fn of(plural: &str, fields: &Value) -> String {
         let attempt = Attempt {
-            served: schema::resource("", "v1", "configmaps").unwrap(),
+            served: schema::resource("", "v1", plural).unwrap(),
             verb: Verb::Create,
             part: Part::Main,
             user: &User::default(),
             old: None,
         };
-        let said = |finalizers: Value| {
-            let object = json!({"metadata": {"name": "m", "finalizers": finalizers}});
-            let errors = metadata(&attempt, &object);
-            lines(&errors)
-        };
-        assert_eq!(said(json!(["foregroundDeletion", "orphan", "kubernetes", "a.b/c"])), "");
+        lines(&metadata(&attempt, &json!({"metadata": fields})))
+    }
+
+    #[test]
+    fn names_and_the_beginnings_of_names() {
+        for (plural, name, why) in [
+            ("services", "9a", ""),
+            ("services", "a.b", "must not contain dots"),
+            ("configmaps", "a.b", ""),
+            ("events", "A_b", ""),
+            ("events", "a/b", "may not contain '/'"),
+        ] {
+            let want = if why.is_empty() {
+                String::new()
+            } else {
+                format!("metadata.name: Invalid value: {name:?}: {why}")
+            };
+            assert_eq!(of(plural, &json!({"name": name})), want);
+        }
+        for (prefix, fits) in [("web-", true), ("a", true), ("-", false), ("X_", false)] {
+            let said = of("configmaps", &json!({"name": "m", "generateName": prefix}));
+            assert_eq!(said.is_empty(), fits, "{said}");
+            let start = format!("metadata.generateName: Invalid value: {prefix:?}: ");
+            assert!(fits || said.starts_with(&start), "{said}");
+        }
+    }
+
+    #[test]
+    fn owners_are_whole_and_one_of_them_controls() {
+        let owner =
+            json!({"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "u", "controller": true});
+        assert_eq!(of("configmaps", &json!({"name": "m", "ownerReferences": [owner]})), "");
+        let bare = json!({"kind": "Pod", "name": "x"});
+        assert_eq!(
+            of("configmaps", &json!({"name": "m", "ownerReferences": [bare]})),
+            "metadata.ownerReferences.apiVersion: Invalid value: \"\": version must not be empty\n\
+             metadata.ownerReferences.uid: Invalid value: \"\": must not be empty"
+        );
+        let event = json!({"apiVersion": "v1", "kind": "Event", "name": "x", "uid": "u"});
+        let said = of("configmaps", &json!({"name": "m", "ownerReferences": [event]}));
+        assert!(said.ends_with(": /v1, Kind=Event is disallowed from being an owner"), "{said}");
+        let said = of("configmaps", &json!({"name": "m", "ownerReferences": [owner, owner]}));
+        assert!(
+            said.ends_with("Only one reference can have Controller set to true. Found \"true\" in references for Pod/x and Pod/x"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_finalizer_has_a_domain() {
+        let said =
+            |finalizers: Value| of("configmaps", &json!({"name": "m", "finalizers": finalizers}));
+        assert_eq!(said(json!(["foregroundDeletion", "kubernetes", "a.b/c"])), "");
+        assert_eq!(
+            said(json!(["foregroundDeletion", "orphan"])),
+            "metadata.finalizers: Invalid value: [\"foregroundDeletion\",\"orphan\"]: finalizer orphan and foregroundDeletion cannot be both set"
+        );
         assert_eq!(
             said(json!(["a.b/c", "mine"])),
             "metadata.finalizers[1]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully qualified"

@@ -11,12 +11,15 @@ use crate::{
 
 mod address;
 mod endpoint_slice;
+mod event;
 mod meta;
 mod other;
 mod pod_spec;
 mod pod_update;
 mod service;
 mod service_update;
+mod signing;
+mod status;
 mod workload;
 
 pub(super) use service_update::addresses as service_addresses;
@@ -39,11 +42,10 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
         ("", "nodes") => other::node(object, old),
         ("coordination.k8s.io", "leases") => other::lease(object),
         ("discovery.k8s.io", "endpointslices") => endpoint_slice::slice(object, old),
-        ("", "endpoints") => endpoint_slice::endpoints(object),
-        ("certificates.k8s.io", "certificatesigningrequests") => {
-            other::signing_request(object, old)
-        }
-        ("", "events") => other::event(object),
+        ("", "endpoints") => endpoint_slice::endpoints(object, old),
+        ("certificates.k8s.io", "certificatesigningrequests") => signing::request(object, old),
+        ("", "namespaces") if old.is_none() => other::finalizers(object, |path, _| path.clone()),
+        (group @ ("" | "events.k8s.io"), "events") => event::event(group, object, old),
         _ => Vec::new(),
     });
     errors
@@ -54,23 +56,19 @@ pub fn object(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
 pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = meta::metadata(attempt, object);
     let (group, plural) = (attempt.served.group, attempt.served.plural);
-    if attempt.part == Part::Status
-        && (group, plural) == ("", "services")
-        && let Some(old) = attempt.old
-    {
-        errors.extend(service::status(object, old));
-    }
-    if attempt.part == Part::Status && (group, plural) == ("", "pods") {
-        errors.extend(other::pod_status(object));
-    }
-    if attempt.part == Part::Status && (group, plural) == ("", "nodes") {
-        errors.extend(other::node_resources(object));
-    }
-    if attempt.part == Part::Status && group == "apps" {
-        for field in ["replicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
-            let path = Path::new("status").child(field);
-            non_negative(&mut errors, &path, &object["status"][field]);
+    match (attempt.part, group, plural) {
+        (Part::Status, "", "services") => {
+            errors.extend(attempt.old.into_iter().flat_map(|old| service::status(object, old)));
         }
+        (Part::Finalize, ..) => errors.extend(other::finalizers(object, Path::index)),
+        (Part::Status, "", "pods") => errors.extend(status::pod(object, attempt.old)),
+        (Part::Status, "", "namespaces") => errors.extend(status::namespace(object)),
+        (Part::Status, "", "nodes") => {
+            errors.extend(other::node_resources(object));
+            errors.extend(status::node_addresses(object));
+        }
+        (Part::Status, "apps", _) => errors.extend(status::workload(object)),
+        _ => {}
     }
     errors
 }
@@ -126,7 +124,8 @@ fn port_or_name(errors: &mut Vec<FieldError>, path: &Path, value: &Value) {
         | Value::Number(_)
         | Value::Array(_)
         | Value::Object(_)) => {
-            invalid(errors, path, other, names::port_number(other.as_i64().unwrap_or(0)));
+            let number = other.as_i64().unwrap_or(0);
+            invalid(errors, path, &json!(number), names::port_number(number));
         }
     }
 }
@@ -161,7 +160,11 @@ fn selector(errors: &mut Vec<FieldError>, path: &Path, selector: &Value) {
             )),
         }
         let key = text(requirement, "/key");
-        invalid(errors, &path.child("key"), &requirement["key"], names::qualified_name(key));
+        invalid(errors, &path.child("key"), &json!(key), names::qualified_name(key));
+        for (index, value) in list(requirement, "values") {
+            let reasons = names::label_value(value.as_str().unwrap_or(""));
+            invalid(errors, &path.child("values").index(index), value, reasons);
+        }
     }
 }
 

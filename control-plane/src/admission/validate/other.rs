@@ -202,27 +202,6 @@ fn taints(errors: &mut Vec<FieldError>, object: &Value) {
     }
 }
 
-/// Upstream's `validatePodIPs`.
-pub(super) fn pod_status(pod: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let path = Path::new("podIPs");
-    let ips: Vec<String> =
-        list(&pod["status"], "podIPs").map(|(_, ip)| text(ip, "/ip").to_owned()).collect();
-    for (index, ip) in ips.iter().enumerate() {
-        address::ip(&mut errors, &path.index(index), ip, &[]);
-        if ips[..index].contains(ip) {
-            let value = json!({"IP": ip});
-            errors.push(FieldError::duplicate(&path.index(index), &value));
-        }
-    }
-    if ips.len() > 1 && !address::is_dual(&ips) {
-        let value = &pod["status"]["podIPs"];
-        let why = "may specify no more than one IP for each IP family";
-        errors.push(FieldError::invalid(&path, value, why));
-    }
-    errors
-}
-
 pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let spec = &object["spec"];
@@ -233,34 +212,12 @@ pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     errors
 }
 
-pub(super) fn signing_request(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+/// A Namespace's own; upstream names which only where nothing but they is written.
+pub(super) fn finalizers(object: &Value, at: fn(&Path, usize) -> Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let spec = &object["spec"];
-    for (field, empty) in [
-        ("request", text(spec, "/request").is_empty()),
-        ("signerName", text(spec, "/signerName").is_empty()),
-        ("usages", list(spec, "usages").next().is_none()),
-    ] {
-        if empty {
-            errors.push(FieldError::required(&Path::new("spec").child(field), ""));
-        }
-    }
-    if old.is_some_and(|old| old["spec"] != *spec) {
-        errors.push(FieldError::invalid(&Path::new("spec"), spec, "field is immutable"));
-    }
-    errors
-}
-
-pub(super) fn event(object: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let about = text(object, "/involvedObject/namespace");
-    let own = text(object, "/metadata/namespace");
-    let fits =
-        if about.is_empty() { own == "default" || own == "kube-system" } else { about == own };
-    if !fits {
-        let path = Path::new("involvedObject.namespace");
-        let why = "does not match event.namespace";
-        errors.push(FieldError::invalid(&path, &json!(about), why));
+    for (index, finalizer) in list(&object["spec"], "finalizers") {
+        let path = at(&Path::new("spec.finalizers"), index);
+        super::meta::finalizer(&mut errors, (&path, &path), finalizer);
     }
     errors
 }
@@ -297,6 +254,17 @@ mod tests {
         for (object, want) in table {
             assert_eq!(lines(&node(&object, None)), want, "{object}");
         }
+    }
+
+    #[test]
+    fn a_namespace_has_finalizers_with_domains() {
+        let object = json!({"spec": {"finalizers": ["kubernetes", "a.b/c", "x"]}});
+        let why = "Invalid value: \"x\": name is neither a standard finalizer name nor is it fully qualified";
+        assert_eq!(
+            lines(&finalizers(&object, |path, _| path.clone())),
+            format!("spec.finalizers: {why}")
+        );
+        assert_eq!(lines(&finalizers(&object, Path::index)), format!("spec.finalizers[2]: {why}"));
     }
 
     #[test]

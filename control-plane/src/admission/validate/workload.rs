@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    immutable, labels, meta, non_negative, one_of,
+    immutable, labels, meta, non_negative,
     pod_spec::{self, Of},
     selector, selects,
 };
@@ -31,7 +31,6 @@ pub(super) fn deployment(object: &Value, old: Option<&Value>) -> Vec<FieldError>
 }
 
 fn strategy(errors: &mut Vec<FieldError>, path: &Path, strategy: &Value) {
-    one_of(errors, &path.child("type"), &strategy["type"], &["Recreate", "RollingUpdate"]);
     let rolling = &strategy["rollingUpdate"];
     match text(strategy, "/type") {
         "Recreate" if !rolling.is_null() => errors.push(FieldError::forbidden(
@@ -58,7 +57,12 @@ fn strategy(errors: &mut Vec<FieldError>, path: &Path, strategy: &Value) {
                 errors.push(FieldError::invalid(&path.child("maxUnavailable"), most, why));
             }
         }
-        _ => {}
+        "Recreate" => {}
+        _ => {
+            let given = json!({"Type": text(strategy, "/type"), "RollingUpdate": rolling});
+            let types = ["Recreate", "RollingUpdate"];
+            errors.push(FieldError::not_supported(path, &given, &types));
+        }
     }
 }
 
@@ -111,7 +115,16 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
             let why = "empty selector is invalid for deployment";
             errors.push(FieldError::invalid(&place, &json!({}), why));
         }
-        Some(_) => selector(&mut errors, &place, &spec["selector"]),
+        Some(_) => {
+            let before = errors.len();
+            selector(&mut errors, &place, &spec["selector"]);
+            if errors.len() > before {
+                // Upstream looks no further then.
+                let why = "invalid label selector";
+                errors.push(FieldError::invalid(&place, &spec["selector"], why));
+                return unchanged(errors, spec, old);
+            }
+        }
     }
     let template = &spec["template"];
     let place = path.child("template");
@@ -120,12 +133,11 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     if !spec["selector"].is_object() || !selects(&spec["selector"], own) {
         errors.push(FieldError::invalid(
             &place.child("metadata").child("labels"),
-            &if own.is_null() { json!({}) } else { own.clone() },
+            own,
             "`selector` does not match template `labels`",
         ));
     }
-    let unchanged = old.is_some_and(|old| old["spec"]["template"] == *template);
-    if !unchanged {
+    if old.is_none_or(|old| old["spec"]["template"] != *template) {
         // Upstream names them without `metadata`.
         labels(&mut errors, &place.child("labels"), own);
         let (path, notes) = (place.child("annotations"), &template["metadata"]["annotations"]);
@@ -144,13 +156,14 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
         errors.push(FieldError::forbidden(&place, why));
     }
+    unchanged(errors, spec, old)
+}
+
+/// With what an update may not change.
+fn unchanged(mut errors: Vec<FieldError>, spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     if let Some(old) = old {
-        immutable(
-            &mut errors,
-            &path.child("selector"),
-            &spec["selector"],
-            &old["spec"]["selector"],
-        );
+        let (path, before) = (Path::new("spec.selector"), &old["spec"]["selector"]);
+        immutable(&mut errors, &path, &spec["selector"], before);
     }
     errors
 }
@@ -208,6 +221,29 @@ mod tests {
         assert!(
             lines[1].starts_with("spec.template.annotations: Invalid value: \"x y\": "),
             "{said}"
+        );
+    }
+
+    #[test]
+    fn either_strategy_may_stand_alone() {
+        for kind in ["Recreate", "RollingUpdate"] {
+            assert_eq!(said(json!({"strategy": {"type": kind}})), "");
+        }
+    }
+
+    #[test]
+    fn an_invalid_selector_is_all_that_is_said_of_the_template() {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "X"}]});
+        assert_eq!(
+            said(json!({"selector": selector, "template": {}})),
+            "spec.selector.matchExpressions[0].operator: Invalid value: \"X\": not a valid selector operator\n\
+             spec.selector: Invalid value: {\"matchExpressions\":[{\"key\":\"a\",\"operator\":\"X\"}]}: invalid label selector"
+        );
+        let unlabelled = json!({"spec": {"containers": [{"name": "c", "image": "i"}]}});
+        assert_eq!(
+            said(json!({"template": unlabelled, "strategy": {"type": "X"}})),
+            "spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`\n\
+             spec.strategy: Unsupported value: {\"RollingUpdate\":null,\"Type\":\"X\"}: supported values: \"Recreate\", \"RollingUpdate\""
         );
     }
 

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::PatchError;
+use crate::schema::decode::go_value;
 
 /// Operations of one patch; upstream refuses more with the same words.
 const MAX_OPERATIONS: usize = 10_000;
@@ -25,6 +26,12 @@ pub fn patch(mut target: Value, patch: &Value) -> Result<Value, PatchError> {
             operations.len()
         )));
     }
+    if let Some(other) = operations.iter().find(|operation| !operation.is_object()) {
+        return Err(PatchError::Malformed(format!(
+            "error decoding patch: json: cannot unmarshal {} into Go value of type handlers.jsonPatchOp",
+            go_value(other)
+        )));
+    }
     for operation in operations {
         apply(&mut target, operation)?;
     }
@@ -34,26 +41,19 @@ pub fn patch(mut target: Value, patch: &Value) -> Result<Value, PatchError> {
 fn apply(target: &mut Value, operation: &Value) -> Result<(), PatchError> {
     let text = |name: &str| operation.get(name).and_then(Value::as_str);
     let op = text("op").unwrap_or_default();
-    let path = text("path")
-        .ok_or_else(|| PatchError::Malformed(format!("{op} operation is missing its path")))?;
+    let path = text("path").ok_or_else(|| unfit(format!("{op} operation is missing its path")))?;
     let pointer = parse(path)?;
-    let value = || {
-        operation.get("value").cloned().ok_or_else(|| {
-            PatchError::Malformed(format!("{op} operation does not apply: doc is missing value"))
-        })
-    };
+    let value = || operation.get("value").cloned().unwrap_or(Value::Null);
     let from = || {
-        let from = text("from").ok_or_else(|| {
-            PatchError::Malformed(format!("{op} operation is missing its from path"))
-        })?;
+        let from = text("from")
+            .ok_or_else(|| unfit(format!("{op} operation is missing its from path")))?;
         parse(from)
     };
     match op {
-        "add" => add(target, &pointer, value()?, path),
+        "add" => add(target, &pointer, value(), path),
         "remove" => remove(target, &pointer, path).map(|_old| ()),
         "replace" => {
-            let new = value()?;
-            *find(target, &pointer).ok_or_else(|| missing("replace", path))? = new;
+            *slot(target, &pointer).ok_or_else(|| missing("replace", path))? = value();
             Ok(())
         }
         "move" => {
@@ -68,7 +68,12 @@ fn apply(target: &mut Value, operation: &Value) -> Result<(), PatchError> {
         }
         "copy" => {
             let from = from()?;
-            let copied = find(target, &from).ok_or_else(|| missing("copy", path))?.clone();
+            let there = find(target, &from).map(|value| value.clone());
+            let parent = from.split_last().and_then(|(_, parent)| find(target, parent));
+            let copied = match there {
+                None if parent.is_some_and(|parent| parent.is_object()) => Value::Null,
+                found => found.ok_or_else(|| missing("copy", path))?,
+            };
             add(target, &pointer, copied, path)
         }
         "test" => {
@@ -80,7 +85,7 @@ fn apply(target: &mut Value, operation: &Value) -> Result<(), PatchError> {
                 Err(unfit(format!("testing value {path} failed: test failed")))
             }
         }
-        other => Err(PatchError::Malformed(format!("Unexpected kind: {other}"))),
+        other => Err(unfit(format!("Unexpected kind: {other}"))),
     }
 }
 
@@ -97,9 +102,7 @@ fn parse(path: &str) -> Result<Vec<String>, PatchError> {
         return Ok(Vec::new());
     }
     let Some(rest) = path.strip_prefix('/') else {
-        return Err(PatchError::Malformed(format!(
-            "the path {path:?} does not begin with a slash"
-        )));
+        return Err(unfit(format!("the path {path:?} does not begin with a slash")));
     };
     Ok(rest.split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect())
 }
@@ -110,6 +113,19 @@ fn find<'a>(target: &'a mut Value, pointer: &[String]) -> Option<&'a mut Value> 
         Value::Array(items) => items.get_mut(index(part)?),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     })
+}
+
+/// As [`find`], but a field that its object does not have is a null: upstream's library takes it so for what is
+/// replaced.
+fn slot<'a>(target: &'a mut Value, pointer: &[String]) -> Option<&'a mut Value> {
+    match pointer.split_last() {
+        None => Some(target),
+        Some((last, parent)) => match find(target, parent)? {
+            Value::Object(map) => Some(map.entry(last.clone()).or_insert(Value::Null)),
+            Value::Array(items) => items.get_mut(index(last)?),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+        },
+    }
 }
 
 /// An index without sign and leading zeros.
@@ -229,12 +245,27 @@ mod tests {
         }
     }
 
+    /// Upstream's library takes what is not there for null, against the RFC.
+    #[test]
+    fn what_is_missing_is_null() {
+        let cases = [
+            (json!([{"op": "replace", "path": "/b", "value": 1}]), json!({"a": 1, "b": 1})),
+            (json!([{"op": "copy", "from": "/b", "path": "/a"}]), json!({"a": null})),
+            (json!([{"op": "add", "path": "/a"}]), json!({"a": null})),
+        ];
+        for (operations, wanted) in cases {
+            assert_eq!(patch(json!({"a": 1}), &operations), Ok(wanted), "{operations}");
+        }
+    }
+
     #[test]
     fn refusals() {
         let cases = [
             (json!({}), "no list"),
             (json!([{"op": "remove", "path": "/x"}]), "missing"),
-            (json!([{"op": "replace", "path": "/x", "value": 1}]), "missing"),
+            (json!([{"op": "replace", "path": "/x/y", "value": 1}]), "missing parent"),
+            (json!([{"op": "replace", "path": "/l/1", "value": 1}]), "missing index"),
+            (json!([5]), "no operation"),
             (json!([{"op": "add", "path": "/x/y", "value": 1}]), "missing parent"),
             (json!([{"op": "test", "path": "/a", "value": 2}]), "test"),
             (json!([{"op": "add", "path": "/l/7", "value": 2}]), "index"),
@@ -242,7 +273,6 @@ mod tests {
             (json!([{"op": "jump", "path": "/a"}]), "unknown"),
             (json!([{"op": "add", "path": "a", "value": 1}]), "no slash"),
             (json!([{"op": "move", "from": "/l", "path": "/l/0"}]), "into itself"),
-            (json!([{"op": "add", "path": "/a"}]), "no value"),
         ];
         for (operations, why) in cases {
             let target = json!({"a": 1, "l": [1]});

@@ -145,7 +145,7 @@ fn validate_service_create() {
         ),
         (
             "valid LoadBalancer source range annotation",
-            json!({"type": BALANCER, "annotations": {source_ranges: "1.2.3.4/8,  5.6.7.8/16"}}),
+            json!({"type": BALANCER, "annotations": {source_ranges: "1.0.0.0/8,  5.6.0.0/16"}}),
             "",
         ),
         (
@@ -165,7 +165,7 @@ fn validate_service_create() {
         ),
         (
             "valid LoadBalancer source range",
-            json!({"type": BALANCER, "loadBalancerSourceRanges": ["1.2.3.4/8", " 5.6.7.8/16", "fd00::/8"]}),
+            json!({"type": BALANCER, "loadBalancerSourceRanges": ["1.0.0.0/8", " 5.6.0.0/16", "fd00::/8"]}),
             "",
         ),
         (

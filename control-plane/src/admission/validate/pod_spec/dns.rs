@@ -13,6 +13,8 @@ use crate::{
 const NAMESERVERS: usize = 3;
 const SEARCHES: usize = 32;
 const SEARCH_BYTES: usize = 2048;
+/// What the kernel keeps as a host's name (`HOST_NAME_MAX`).
+const HOST_NAME: usize = 64;
 
 /// Upstream's `validatePodDNSConfig`.
 pub(super) fn config(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
@@ -54,6 +56,21 @@ pub(super) fn config(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
             errors.push(FieldError::required(&path, "must not be empty"));
         }
     }
+}
+
+/// Upstream's `validatePodHostName`: a name that stands for all others.
+pub(super) fn host_name(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    let Some(name) = spec["hostnameOverride"].as_str() else { return };
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        if spec[field] == true {
+            let why = format!("may not be specified when {field} is true");
+            errors.push(FieldError::forbidden(path, why));
+        }
+    }
+    if name.len() > HOST_NAME {
+        errors.push(FieldError::too_long(path, HOST_NAME));
+    }
+    invalid(errors, path, &json!(name), names::dns1123_subdomain(name));
 }
 
 pub(super) fn host_aliases(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {

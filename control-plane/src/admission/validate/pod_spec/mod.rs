@@ -79,14 +79,19 @@ pub(super) fn spec(of: Of, spec: &Value, path: &Path) -> Vec<FieldError> {
     security::host_users(&mut errors, path, spec);
     deadline(&mut errors, path, spec);
     references(&mut errors, path, spec);
+    dns::host_name(&mut errors, &path.child("hostnameOverride"), spec);
     scheduling::tolerations(&mut errors, &path.child("tolerations"), spec);
     dns::host_aliases(&mut errors, &path.child("hostAliases"), spec);
     preemption(&mut errors, &path.child("preemptionPolicy"), &spec["preemptionPolicy"]);
+    resources::of_pod(&mut errors, &path.child("resources"), spec);
     let overhead = json!({"limits": spec["overhead"]});
     resources::resources(&mut errors, &path.child("overhead"), &overhead);
     system(&mut errors, &path.child("os"), &spec["os"]);
     match of {
-        Of::Pod => container::only_in_pods(&mut errors, path, spec),
+        Of::Pod => {
+            container::only_in_pods(&mut errors, path, spec);
+            volumes::only_in_pods(&mut errors, &path.child("volumes"), spec);
+        }
         Of::Template => only_templates(&mut errors, path, spec),
     }
     errors

@@ -47,7 +47,8 @@ fn named(errors: &mut Vec<FieldError>, path: &Path, of: &Value, volumes: &Volume
     let name = text(of, "/name");
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
-    } else if !volumes.contains_key(name) {
+    }
+    if !volumes.contains_key(name) {
         errors.push(FieldError::not_found(path, &json!(name)));
     }
 }

@@ -3,7 +3,7 @@
 use api::{names, quantity::Quantity};
 use serde_json::{Value, json};
 
-use super::invalid;
+use super::{invalid, list};
 use crate::schema::{FieldError, Path};
 
 /// What is counted, not measured, besides extended resources (upstream's `integerResources`).
@@ -33,15 +33,65 @@ const MEASURED: &[&str] = &[
     "limits.ephemeral-storage",
 ];
 const OF_CONTAINERS: &[&str] = &["cpu", "memory", "ephemeral-storage"];
+const OF_PODS: &[&str] = &["cpu", "memory"];
 const HUGE_PAGES: &str = "hugepages-";
 
 /// Limits and requests of a container.
 pub(super) fn resources(errors: &mut Vec<FieldError>, path: &Path, resources: &Value) {
+    let check = |errors: &mut Vec<FieldError>, path: &Path, name: &str| {
+        resource_name(errors, path, name);
+        if !name.contains('/') && !OF_CONTAINERS.contains(&name) && !name.starts_with(HUGE_PAGES) {
+            let why = "must be a standard resource for containers";
+            errors.push(FieldError::invalid(path, &json!(name), why));
+        }
+    };
+    requirements(errors, path, resources, &check);
+}
+
+/// Limits and requests of a pod as a whole, which has less of them.
+pub(super) fn of_pod(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    let resources = &spec["resources"];
+    if !resources.is_object() {
+        return;
+    }
+    if spec["os"]["name"] == "windows" {
+        return errors.push(FieldError::forbidden(path, "may not be set for a windows pod"));
+    }
+    if !resources["claims"].is_null() {
+        let why = "claims may not be set for Resources at pod-level";
+        errors.push(FieldError::forbidden(&path.child("claims"), why));
+    }
+    let check = |errors: &mut Vec<FieldError>, path: &Path, name: &str| {
+        let before = errors.len();
+        resource_name(errors, path, name);
+        if errors.len() == before && !OF_PODS.contains(&name) && !name.starts_with(HUGE_PAGES) {
+            errors.push(FieldError::not_supported(path, &json!(name), OF_PODS));
+        }
+    };
+    requirements(errors, path, resources, &check);
+    for (index, container) in list(spec, "containers") {
+        for (name, limit) in container["resources"]["limits"].as_object().into_iter().flatten() {
+            let (own, most) = (quantity(limit), quantity(&resources["limits"][name]));
+            if let (Some(own), Some(most)) = (own, most)
+                && own > most
+            {
+                let why = format!("must be less than or equal to pod limits of {most}");
+                let path = path.child("containers").index(index).key(name).child("limits");
+                errors.push(FieldError::invalid(&path, limit, why));
+            }
+        }
+    }
+}
+
+/// Says what is wrong with the name of a resource.
+type Named<'a> = dyn Fn(&mut Vec<FieldError>, &Path, &str) + 'a;
+
+fn requirements(errors: &mut Vec<FieldError>, path: &Path, resources: &Value, check: &Named<'_>) {
     let mut named = Vec::new();
     for list in ["limits", "requests"] {
         for (name, value) in resources[list].as_object().into_iter().flatten() {
             let place = path.child(list).key(name);
-            resource_name(errors, &place, name);
+            check(errors, &place, name);
             amount(errors, &place, name, value);
             if list == "requests" {
                 within_limit(errors, path, name, resources);
@@ -101,9 +151,6 @@ fn resource_name(errors: &mut Vec<FieldError>, path: &Path, name: &str) {
         let pages = name.strip_prefix("requests.").unwrap_or(name).starts_with(HUGE_PAGES);
         if reasons.is_empty() && !pages && !COUNTED.contains(&name) && !MEASURED.contains(&name) {
             refuse("must be a standard resource type or fully qualified");
-        }
-        if !OF_CONTAINERS.contains(&name) && !name.starts_with(HUGE_PAGES) {
-            refuse("must be a standard resource for containers");
         }
     }
     invalid(errors, path, &value, reasons);

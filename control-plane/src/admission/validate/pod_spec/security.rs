@@ -76,7 +76,7 @@ pub(super) fn host_users(errors: &mut Vec<FieldError>, path: &Path, spec: &Value
         [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")]
     {
         if spec[field] == true {
-            let why = "when `pod.Spec.HostUsers` is false";
+            let why = "when `hostUsers` is false";
             errors.push(FieldError::forbidden(&path.child(shown), why));
         }
     }

@@ -114,12 +114,29 @@ fn source(errors: &mut Vec<FieldError>, path: &Path, volume: &Value) {
                 let why = "must be an absolute path";
                 errors.push(FieldError::invalid(&path.child("path"), &fields["path"], why));
             }
+            "image" => image(errors, &path, fields),
             "ephemeral" if !fields["volumeClaimTemplate"].is_object() => {
                 errors.push(FieldError::required(&path.child("volumeClaimTemplate"), ""));
             }
             _ => {}
         }
     }
+}
+
+/// What a template may leave open.
+pub(super) fn only_in_pods(errors: &mut Vec<FieldError>, path: &Path, spec: &Value) {
+    for (index, volume) in list(spec, "volumes") {
+        let image = &volume["image"];
+        if image.is_object() && text(image, "/reference").is_empty() {
+            let path = path.index(index).child("image").child("reference");
+            errors.push(FieldError::required(&path, ""));
+        }
+    }
+}
+
+fn image(errors: &mut Vec<FieldError>, path: &Path, fields: &Value) {
+    let policies = ["Always", "IfNotPresent", "Never"];
+    super::supported(errors, &path.child("pullPolicy"), &fields["pullPolicy"], &policies);
 }
 
 fn empty_dir(errors: &mut Vec<FieldError>, path: &Path, fields: &Value) {
