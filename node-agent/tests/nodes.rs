@@ -54,7 +54,7 @@ mod tests {
             space::{Space, pause},
             tcp, udp,
         },
-        datagrams::{self, connect_udp, connected, hears},
+        datagrams::{self, connect_udp, connected, echoed, hears},
         foreign::Foreign,
         requests::{BREATH, Kind, Outcome, Requests},
         sctp,
@@ -63,6 +63,8 @@ mod tests {
     const BACKENDS: [(u8, u8); 2] = [(1, 12), (2, 21)];
     /// So many requests miss one of two backends once in ten million times.
     const ASKS: usize = 24;
+    /// Bytes of datagrams: what one packet of a pod takes at the most in IPv4 through the tunnel, and several.
+    const LARGE: [usize; 2] = [1_422, 4_000];
     /// So often a process of the node is asked by the node in one way.
     const OWN: usize = 3;
     /// How many answers a client has at the least while agents die and come.
@@ -270,6 +272,12 @@ mod tests {
                 for space in [client, &self.nodes[0].space] {
                     let seen = space.run(move || connected(service, ASKS));
                     assert_eq!(answered_by(&seen), [12, 21], "to {service}");
+                }
+                for bytes in LARGE {
+                    for _ in 0..4 {
+                        let heard = self.nodes[0].space.run(move || echoed(service, bytes));
+                        assert_eq!(heard, bytes, "to {service}");
+                    }
                 }
             }
 

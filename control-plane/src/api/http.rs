@@ -1,6 +1,6 @@
 //! A request from its line to its answer: route, who, may they, limits, then the resource handlers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -243,15 +243,42 @@ pub(super) fn respond(reply: Reply) -> Response<Body> {
         headers.insert(header::ETAG, tag);
         headers.insert(header::VARY, HeaderValue::from_static("Accept"));
     }
-    for warning in reply.warnings {
+    for warning in told(reply.warnings) {
         warn(&mut response, &warning);
     }
     response
 }
 
+/// Characters of an answer's warnings: of each, and of all that are shortened. As upstream's
+/// (`WithWarningRecorder`, staging/src/k8s.io/apiserver/pkg/endpoints/filters/warning.go): clients bound the headers
+/// that they take.
+const WARNING_CHARS: usize = 256;
+const WARNINGS_CHARS: usize = 4_096;
+
+/// Each once; where there is more than clients take each is shortened, and then no more are told.
+fn told(warnings: Vec<String>) -> Vec<String> {
+    let mut known = BTreeSet::new();
+    let once: Vec<String> =
+        warnings.into_iter().filter(|warning| known.insert(warning.clone())).collect();
+    let all: usize = once.iter().map(|warning| warning.chars().count()).sum();
+    if all <= WARNINGS_CHARS {
+        return once;
+    }
+    let mut left = WARNINGS_CHARS;
+    once.into_iter()
+        .map(|warning| warning.chars().take(WARNING_CHARS).collect::<String>())
+        .take_while(|warning| {
+            let count = warning.chars().count();
+            let fits = count <= left;
+            left = left.saturating_sub(count);
+            fits
+        })
+        .collect()
+}
+
 fn warn(response: &mut Response<Body>, warning: &str) {
     let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
-    if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+    if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
         response.headers_mut().append(header::WARNING, value);
     }
 }
@@ -296,6 +323,18 @@ pub(super) fn success(details: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_are_told_once_and_no_more_of_them_than_clients_take() {
+        let some = || vec!["a".to_owned(), "b".to_owned(), "a".to_owned()];
+        assert_eq!(told(some()), ["a", "b"]);
+        let long = "é".repeat(1_000);
+        assert_eq!(told(vec![long.clone()])[0], long, "whole while there is room");
+        let many: Vec<_> = (0..1_000).map(|number| format!("{number} {long}")).collect();
+        let told = told(many);
+        assert_eq!(told.len(), WARNINGS_CHARS / WARNING_CHARS);
+        assert!(told.iter().all(|warning| warning.chars().count() == WARNING_CHARS));
+    }
 
     #[test]
     fn whoever_asks_for_endpoints_is_told_of_slices() {

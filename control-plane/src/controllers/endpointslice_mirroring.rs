@@ -154,7 +154,7 @@ fn wanted(endpoints: &Object, counts: &mut Counts) -> ByFamily {
             }
             added += 1;
             let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-            let endpoint = endpoint(address, ready);
+            let endpoint = endpoint((address, ip), ready);
             let of_ports = wanted.entry(family).or_default().entry(ports.clone()).or_default();
             // Of two that are the same, the ready one stands first.
             of_ports.entry(identity(&endpoint)).or_insert(endpoint);
@@ -163,9 +163,10 @@ fn wanted(endpoints: &Object, counts: &mut Counts) -> ByFamily {
     wanted
 }
 
-fn endpoint(address: &Value, ready: bool) -> Value {
+fn endpoint((address, ip): (&Value, IpAddr), ready: bool) -> Value {
+    // A slice takes an address in its one form alone.
     let mut endpoint = json!({
-        "addresses": [text(address, "/ip")],
+        "addresses": [ip.to_string()],
         "conditions": {"ready": ready},
     });
     for field in ["targetRef", "nodeName", "hostname"] {
@@ -206,7 +207,7 @@ mod tests {
         json!({"apiVersion": "v1", "kind": "Endpoints",
             "metadata": {"name": "web", "namespace": "ns", "uid": "uid-web", "labels": {"a": "b"}},
             "subsets": [{"ports": [{"name": "http", "port": 80}],
-                "addresses": [{"ip": "192.0.2.1", "hostname": "one"}, {"ip": "fd00::1"}],
+                "addresses": [{"ip": "192.0.2.1", "hostname": "one"}, {"ip": "FD00:0::1"}],
                 "notReadyAddresses": [{"ip": "192.0.2.2", "nodeName": "n1"}]}]})
     }
 
@@ -228,6 +229,7 @@ mod tests {
         let [four, six] = &all[..] else { unreachable!("{all:?}") };
         let (four, six) = (created(four, "web-a"), created(six, "web-b"));
         assert_eq!((&four["addressType"], &six["addressType"]), (&json!("IPv4"), &json!("IPv6")));
+        assert_eq!(six["endpoints"][0]["addresses"], json!(["fd00::1"]));
         let owner = &four["metadata"]["ownerReferences"][0];
         assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Endpoints"), &json!("uid-web")));
         assert_eq!(

@@ -24,7 +24,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -365,10 +365,18 @@ async fn write(
     config: &NodeConfig,
     status: &NodeStatus,
 ) -> Result<(), kube::Error> {
-    let patch = json!({"status": status});
-    api.patch_status(&config.name, &PatchParams::default(), &Patch::Strategic(patch))
-        .await
-        .map(drop)
+    let patch = Patch::Strategic(status_patch(status));
+    api.patch_status(&config.name, &PatchParams::default(), &patch).await.map(drop)
+}
+
+/// The patch for a status. Addresses take the place of those that are there: servers merge them by their type, of which
+/// a node of two families has two (`fixupPatchForNodeStatusAddresses`, pkg/util/node/node.go in Kubernetes).
+fn status_patch(status: &NodeStatus) -> Value {
+    let mut patch = json!({ "status": status });
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    patch
 }
 
 #[cfg(test)]
@@ -394,6 +402,18 @@ mod tests {
             reserved_cpu_millis: 100,
             reserved_memory_bytes: 256 << 20,
         }
+    }
+
+    #[test]
+    fn two_addresses_of_one_type_take_the_place_of_others() {
+        let address = |address: &str| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: address.to_owned(),
+        };
+        let addresses = Some(vec![address("10.0.0.1"), address("fd00::1")]);
+        let patch = status_patch(&NodeStatus { addresses, ..NodeStatus::default() });
+        let listed = patch["status"]["addresses"].as_array().unwrap();
+        assert_eq!((listed.len(), &listed[2]), (3, &json!({"$patch": "replace"})));
     }
 
     #[test]

@@ -26,6 +26,10 @@ const NET: &str = "orlop.net";
 pub const HOST_MAC: [u8; 6] = [0x02, b'o', b'r', b'l', b'o', 1];
 const NET_MAC: [u8; 6] = [0x02, b'o', b'r', b'l', b'o', 2];
 
+/// A veth takes nothing larger than its own MTU, whatever its peer may send (`is_skb_forwardable`, include/linux/netdevice.h):
+/// what may be sent is for the end with the addresses to say. The largest there is (`ETH_MAX_MTU`).
+const NET_MTU: u32 = 65_535;
+
 /// Makes the pair if it is not there, or not whole, and returns the interface indices of its end with
 /// the addresses and of the other. `mtu` is that of a new pair.
 ///
@@ -60,6 +64,9 @@ pub(super) fn prepare(netlink: &mut Netlink, mtu: u32) -> Result<(u32, u32), Ove
         if link.mac != Some(mac) {
             netlink.set_mac(link.index, mac).map_err(failed)?;
         }
+    }
+    if net.mtu != NET_MTU {
+        netlink.set_mtu(net.index, NET_MTU).map_err(failed)?;
     }
     settings().map_err(OverlayError::Setting)?;
     for index in [net.index, host.index] {

@@ -49,3 +49,10 @@ pub(crate) fn connected(to: SocketAddr, count: usize) -> BTreeMap<u8, usize> {
     }
     seen
 }
+
+/// How many bytes are answered to so many, over a connected socket.
+pub(crate) fn echoed(to: SocketAddr, bytes: usize) -> usize {
+    let socket = connect_udp(to);
+    socket.send(&vec![b'?'; bytes]).unwrap();
+    socket.recv(&mut vec![0; bytes + 1]).unwrap()
+}

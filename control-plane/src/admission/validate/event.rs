@@ -123,7 +123,21 @@ fn unchanged(errors: &mut Vec<FieldError>, event: &Value, old: &Value) {
         ("reportingComponent", "reportingController"),
         ("reportingInstance", "reportingInstance"),
     ] {
-        immutable(errors, &Path::new(shown), &event[field], &old[field]);
+        if !(is_unset(&event[field]) && is_unset(&old[field])) {
+            immutable(errors, &Path::new(shown), &event[field], &old[field]);
+        }
+    }
+}
+
+/// Whether a field is as one that is not there, to a client that has a zero for it.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(is) => !is,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_unset),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What upstream checks of a status. Pure.
 
+use std::collections::BTreeSet;
+
 use api::names;
 use serde_json::{Value, json};
 
@@ -102,8 +104,9 @@ pub(super) fn namespace(object: &Value) -> Vec<FieldError> {
 
 /// Where a Node can be reached, each way once.
 pub(super) fn node_addresses(object: &Value) -> Vec<FieldError> {
-    let all: Vec<&Value> = list(&object["status"], "addresses").map(|(_, one)| one).collect();
-    let twice = all.iter().enumerate().filter(|(index, one)| all[..*index].contains(one));
+    let mut known = BTreeSet::new();
+    let twice = list(&object["status"], "addresses")
+        .filter(|(_, one)| !known.insert((one["type"].as_str(), one["address"].as_str())));
     let path = Path::new("status.addresses");
     twice
         .map(|(index, one)| {

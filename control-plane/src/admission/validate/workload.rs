@@ -115,6 +115,8 @@ fn common(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
             let why = "empty selector is invalid for deployment";
             errors.push(FieldError::invalid(&place, &json!({}), why));
         }
+        // It cannot be changed, and was taken by a server that asked less.
+        Some(_) if old.is_some_and(|old| old["spec"]["selector"] == spec["selector"]) => {}
         Some(_) => {
             let before = errors.len();
             selector(&mut errors, &place, &spec["selector"]);
@@ -182,6 +184,18 @@ mod tests {
         defaults::apply(resource("apps", "v1", "deployments").unwrap(), &mut object);
         let errors = deployment(&object, None);
         lines(&errors)
+    }
+
+    #[test]
+    fn a_selector_that_was_taken_before_stops_no_update() {
+        let spec = json!({"selector": {"matchLabels": {"a": "b"}, "matchExpressions": [
+            {"key": "a", "operator": "NotIn", "values": ["a b"]}]}});
+        assert!(said(spec.clone()).contains("invalid label selector"));
+        let old = json!({"spec": spec});
+        let mut new = old.clone();
+        new["spec"]["replicas"] = json!(3);
+        new["spec"]["template"] = json!({"metadata": {"labels": {"a": "b"}}});
+        assert!(!lines(&common(&new, Some(&old))).contains("selector"));
     }
 
     #[test]

@@ -7,6 +7,11 @@ use crate::schema::decode::go_value;
 
 /// Operations of one patch; upstream refuses more with the same words.
 const MAX_OPERATIONS: usize = 10_000;
+/// Bytes that all copies of one patch may add; upstream's limit (`AccumulatedCopySizeLimit`, set to the limit of a
+/// body), as each copy could be one of all before it.
+const MAX_COPIED_BYTES: usize = 3 << 20;
+/// Levels of an object that a copy leaves: what has more cannot be gone through by calls.
+const MAX_DEPTH: usize = 500;
 
 /// Applies the operations in order; all or nothing.
 ///
@@ -32,13 +37,49 @@ pub fn patch(mut target: Value, patch: &Value) -> Result<Value, PatchError> {
             go_value(other)
         )));
     }
+    let mut copied = 0;
     for operation in operations {
-        apply(&mut target, operation)?;
+        apply(&mut target, operation, &mut copied)?;
     }
     Ok(target)
 }
 
-fn apply(target: &mut Value, operation: &Value) -> Result<(), PatchError> {
+/// Bytes of a value, about, and its levels.
+fn measure(value: &Value) -> (usize, usize) {
+    let add = |(bytes, levels): (usize, usize), (more, deep): (usize, usize)| {
+        (bytes + more, levels.max(deep + 1))
+    };
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => (4, 0),
+        Value::String(text) => (text.len() + 2, 0),
+        Value::Array(items) => items.iter().map(measure).fold((2, 0), add),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| {
+                let (bytes, levels) = measure(value);
+                (bytes + name.len() + 4, levels)
+            });
+            fields.fold((2, 0), add)
+        }
+    }
+}
+
+/// Counts one more copy.
+fn count_copy(copied: &mut usize, value: &Value, depth: usize) -> Result<(), PatchError> {
+    let (bytes, levels) = measure(value);
+    *copied += bytes;
+    if *copied > MAX_COPIED_BYTES {
+        return Err(unfit(format!(
+            "unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the \
+             limit {MAX_COPIED_BYTES}"
+        )));
+    }
+    if depth + levels > MAX_DEPTH {
+        return Err(unfit(format!("unable to complete the copy, it is deeper than {MAX_DEPTH}")));
+    }
+    Ok(())
+}
+
+fn apply(target: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), PatchError> {
     let text = |name: &str| operation.get(name).and_then(Value::as_str);
     let op = text("op").unwrap_or_default();
     let path = text("path").ok_or_else(|| unfit(format!("{op} operation is missing its path")))?;
@@ -70,11 +111,12 @@ fn apply(target: &mut Value, operation: &Value) -> Result<(), PatchError> {
             let from = from()?;
             let there = find(target, &from).map(|value| value.clone());
             let parent = from.split_last().and_then(|(_, parent)| find(target, parent));
-            let copied = match there {
+            let copy = match there {
                 None if parent.is_some_and(|parent| parent.is_object()) => Value::Null,
                 found => found.ok_or_else(|| missing("copy", path))?,
             };
-            add(target, &pointer, copied, path)
+            count_copy(copied, &copy, pointer.len())?;
+            add(target, &pointer, copy, path)
         }
         "test" => {
             let wanted = operation.get("value").unwrap_or(&Value::Null);
@@ -194,6 +236,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn copies_are_bounded_in_size_and_depth() {
+        let doubling: Vec<_> = (0..40)
+            .map(|number| json!({"op": "copy", "from": "/x", "path": format!("/x/a{number}")}))
+            .collect();
+        let deep: Vec<_> = (1..2_000)
+            .map(|levels| json!({"op": "copy", "from": "/x", "path": format!("/x{}", "/a".repeat(levels))}))
+            .collect();
+        for (patches, why) in [(doubling, "exceeding the limit"), (deep, "deeper than")] {
+            let refused = patch(json!({"x": {}}), &json!(patches)).unwrap_err();
+            let PatchError::Unfit(words) = refused else { panic!("{refused:?}") };
+            assert!(words.contains(why), "{words}");
+        }
+    }
 
     #[test]
     fn operations() {

@@ -2,6 +2,8 @@
 //!
 //! Follows `podToEndpoint`, `getEndpointPorts` and `trafficdist` of upstream's `k8s.io/endpointslice`.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::super::{
@@ -64,6 +66,8 @@ pub(super) fn endpoint(
     }
     let terminating = object.meta.deleted.is_some();
     let ready = publish || (pod.ready && !terminating);
+    // A slice takes an address in its one form alone; another's kubelet may have written it otherwise.
+    let ip = ip.parse::<IpAddr>().map_or_else(|_| ip.to_owned(), |ip| ip.to_string());
     let mut endpoint = json!({
         "addresses": [ip],
         "conditions": {"ready": ready, "serving": pod.ready, "terminating": terminating},

@@ -65,9 +65,11 @@ pub fn pod_status(pod: &Pod, machine: &PodMachine, ctx: &StatusContext<'_>) -> P
             .then(|| ips.into_iter().map(|ip| PodIP { ip }).collect())
             .or(before.pod_ips),
         start_time: before.start_time.or(Some(Time(ctx.now))),
-        qos_class: Some(
-            pod.spec.as_ref().map_or("BestEffort", |spec| qos_class(spec).name()).to_owned(),
-        ),
+        // The server has said it, by amounts that are not rounded, and keeps to it.
+        qos_class: before.qos_class.or_else(|| {
+            let class = pod.spec.as_ref().map_or("BestEffort", |spec| qos_class(spec).name());
+            Some(class.to_owned())
+        }),
         observed_generation: pod.metadata.generation,
         reason,
         message,
