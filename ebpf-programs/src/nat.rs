@@ -298,8 +298,9 @@ pub fn choose_source<F: Arrival>(frame: &F, key: &FlowKey, flow: &mut Flow, from
         flow.flags |= FLOW_TO_HOST;
         return;
     }
-    if flow.dst == key.src {
-        // A pod that reached itself under its own address would answer itself.
+    let is_pod = || is_here || maps::tunnel(&flow.dst).is_some_and(|to| to.node != flow.dst);
+    if flow.dst == key.src && is_pod() {
+        // A pod that reached itself under its own address would answer itself. Others do not know the gateway.
         flow.src = gateway;
         return;
     }

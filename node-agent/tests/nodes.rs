@@ -434,8 +434,8 @@ mod tests {
             self.cluster.set_endpoints(vec![one[0]], vec![one[1]]);
             self.cluster.settle(agents);
             let node = &self.nodes[0].space;
+            node.run(|| datagrams::serve(4 * OWN));
             for service in services() {
-                node.run(|| datagrams::serve(2 * OWN));
                 let seen = node.run(move || [udp(service, OWN), connected(service, OWN)]);
                 assert_eq!(
                     seen.map(|seen| answered_by(&seen)),

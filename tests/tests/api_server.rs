@@ -31,7 +31,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{
-        node::{IP, NAME, Node},
+        node::{IP, NAME, Node, addresses, node_object},
         place::is_possible,
         server::{Kind, Server, which},
         space::pause,
@@ -55,16 +55,14 @@ mod tests {
 
     #[test]
     fn follows_our_own_server() {
-        super::node::play();
-        if can_run() {
+        if !super::node::play(&[]) && can_run() {
             follows(Kind::Ours);
         }
     }
 
     #[test]
     fn follows_upstreams_server() {
-        super::node::play();
-        if !can_run() {
+        if super::node::play(&[]) || !can_run() {
             return;
         }
         match Kind::upstream() {
@@ -117,19 +115,12 @@ mod tests {
         })
     }
 
-    fn node_object() -> Value {
-        let spec = json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]});
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}, "spec": spec})
-    }
-
     fn follows(kind: Kind) {
         let is_ours = matches!(kind, Kind::Ours);
         let node = Node::new();
         let mut server = Server::start(kind, &node);
         server.create(&[node_object(), service("web", WEB, Some(NODE_PORT)), slice("web", 8081)]);
-        let status =
-            json!({"status": {"addresses": [{"type": "InternalIP", "address": IP}]}}).to_string();
-        server.kubectl(&["patch", "node", NAME, "--subresource=status", "-p", &status]);
+        server.kubectl(&["patch", "node", NAME, "--subresource=status", "-p", &addresses()]);
         let credentials = server.credentials();
         node.start_agent(&credentials);
         let web = || node.ask(&service_ip(WEB), 80);

@@ -415,7 +415,7 @@ impl Reference {
         let (from, port, way) = if from == From::Host && World::is_node(&backend.0) {
             // Between two addresses of its own the node would answer past the programs.
             (ip(ASKER, v6), SourcePort::OwnInRange, Way::Host)
-        } else if backend.0 == client {
+        } else if backend.0 == client && (is_pods || World::far_node_of_pod(&client).is_some()) {
             gateway(Way::to(&client))
         } else if World::is_node(&backend.0) {
             own(Way::Stack)

@@ -68,6 +68,20 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_outside_and_is_the_backend_sees_this_nodes_address() {
+        with_kernel(|kernel, at| {
+            for itself in [at.client, at.other_node] {
+                kernel.serve(TCP, (any(at.node), 30_443), &[(itself, 6443)]);
+                let asked = Frame::tcp((itself, 20_000), (at.node, 30_443));
+                let sent = masked(&redirected(&asked, (itself, 6443)), (at.node, 20_000));
+                kernel.check("tc_from_underlay", &asked, REDIRECT, Some(&hop(&sent)));
+                let seen = hop(&asked.answer());
+                kernel.check("tc_from_underlay", &sent.answer(), REDIRECT, Some(&seen));
+            }
+        });
+    }
+
+    #[test]
     fn a_pod_of_another_node_asks_by_the_tunnel_and_keeps_its_address() {
         with_kernel(|kernel, at| {
             kernel.serve(TCP, (any(at.node), 30_080), &[(at.pod, 8080)]);

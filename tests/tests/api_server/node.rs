@@ -4,9 +4,10 @@ use std::{
     cell::RefCell,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 
 use super::{
     manifest::Manifest,
@@ -24,17 +26,27 @@ use super::{
 
 pub(crate) const NAME: &str = "node-1";
 pub(crate) const IP: &str = "192.0.2.1";
+/// The client outside, where a server is as well.
+pub(crate) const FAR: &str = "192.0.2.99";
 /// What a process of this test is to be: `server FOLDER` or `agent FOLDER`.
 pub(crate) const ROLE: &str = "ORLOP_ROLE";
 /// Longest for one connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// In a process that a test has made of itself, does what that is for, to its end.
-pub(crate) fn play() {
-    let Some(role) = std::env::var_os(ROLE) else { return };
+/// The name of a process' part, and what it does in a folder.
+type Part<'a> = (&'a str, fn(&Path));
+
+/// In a process that a test has made of itself, does what that is for, to its end. `others` are parts by their names
+/// beside those of a server and an agent. Gives whether it was such a process.
+pub(crate) fn play(others: &[Part<'_>]) -> bool {
+    let Some(role) = std::env::var_os(ROLE) else { return false };
     let role = role.into_string().unwrap();
     let (role, folder) = role.split_once(' ').unwrap();
     let folder = Path::new(folder);
+    if let Some((_, part)) = others.iter().find(|(name, _)| *name == role) {
+        part(folder);
+        return true;
+    }
     tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match role {
@@ -42,6 +54,7 @@ pub(crate) fn play() {
         "agent" => runtime.block_on(run_agent(folder)),
         _ => panic!("{role}"),
     }
+    true
 }
 
 async fn run_agent(folder: &Path) {
@@ -51,9 +64,39 @@ async fn run_agent(folder: &Path) {
     node_agent::agent::run(flags.parse(NAME).unwrap()).await.unwrap();
 }
 
+/// The node as a cluster has it.
+pub(crate) fn node_object() -> Value {
+    let spec = json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]});
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}, "spec": spec})
+}
+
+/// The patch of its status that says where it is.
+pub(crate) fn addresses() -> String {
+    json!({"status": {"addresses": [{"type": "InternalIP", "address": IP}]}}).to_string()
+}
+
+/// Servers that answer everybody with their port.
+fn serve(ports: &'static [u16]) {
+    for port in ports {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).unwrap();
+        let _tcp = thread::spawn(move || {
+            for stream in listener.incoming() {
+                // Who asks may be gone.
+                let _gone = write!(stream.unwrap(), "{port}");
+            }
+        });
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, *port)).unwrap();
+        let _udp = thread::spawn(move || {
+            while let Ok((_, from)) = socket.recv_from(&mut [0]) {
+                let _gone = socket.send_to(port.to_string().as_bytes(), from);
+            }
+        });
+    }
+}
+
 /// This test once more, in another role. Its name is its thread's.
 pub(crate) fn itself(role: &str, folder: &Path) -> Command {
-    let name = std::thread::current().name().unwrap().to_owned();
+    let name = thread::current().name().unwrap().to_owned();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &name, "--nocapture"]);
     command.env(ROLE, format!("{role} {}", folder.display()));
@@ -68,7 +111,7 @@ pub(crate) fn said_to(command: &mut Command, file: &Path) {
 
 pub(crate) struct Node {
     pub(crate) space: Space,
-    outside: Space,
+    pub(crate) outside: Space,
     /// Of all that is stored, the server's things too.
     pub(crate) folder: tempfile::TempDir,
     cgroup: PathBuf,
@@ -82,25 +125,21 @@ impl Node {
         outside.run(move || {
             ip(&format!(
                 "link add eth0 type veth peer name eth0 netns {tid}
-                 addr add 192.0.2.99/24 dev eth0
-                 link set eth0 up"
+                 addr add {FAR}/24 dev eth0
+                 link set eth0 up
+                 route add 10.96.0.0/16 via {IP}
+                 route add 203.0.113.0/24 via {IP}"
             ));
+            serve(&[8083]);
         });
         space.run(|| {
             ip(&format!(
                 "addr add {IP}/24 dev eth0
                  link set eth0 up
-                 route add default via 192.0.2.99"
+                 route add default via {FAR}"
             ));
-            for port in [8081, 8082] {
-                let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
-                drop(std::thread::spawn(move || {
-                    for stream in listener.incoming() {
-                        // Who asks may be gone.
-                        let _gone = write!(stream.unwrap(), "{port}");
-                    }
-                }));
-            }
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            serve(&[8081, 8082]);
         });
         let folder = tempfile::tempdir().unwrap();
         let hybrid = Path::new("/sys/fs/cgroup/unified");
@@ -117,7 +156,7 @@ impl Node {
     }
 
     /// The same, in the node's cgroup.
-    fn within(&self, program: &Path, arguments: &[&str]) -> Command {
+    pub(crate) fn within(&self, program: &Path, arguments: &[&str]) -> Command {
         let procs = self.cgroup.join("cgroup.procs");
         let mut command = Command::new("sh");
         command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(procs);
@@ -203,7 +242,7 @@ impl Drop for Node {
         while fs::remove_dir(&self.cgroup).is_err() && start.elapsed() < PATIENCE {
             pause(Duration::from_millis(20));
         }
-        if std::thread::panicking() {
+        if thread::panicking() {
             let said = fs::read_to_string(self.folder.path().join("agent.log"));
             eprintln!("the agent said:\n{}", said.unwrap_or_default());
         }

@@ -113,6 +113,11 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// The administrator's kubeconfig.
+    pub(crate) fn admin(&self) -> PathBuf {
+        self.file("admin.kubeconfig")
+    }
+
     fn ready(&self) -> Result<String, String> {
         let kubeconfig = match self.kind {
             Kind::Ours => {
@@ -124,7 +129,7 @@ impl<'a> Server<'a> {
                 kubeconfig(&ca, &json!({ "token": ADMIN_TOKEN }))
             }
         };
-        fs::write(self.file("admin.kubeconfig"), kubeconfig).unwrap();
+        fs::write(self.admin(), kubeconfig).unwrap();
         self.try_kubectl(&["get", "--raw=/readyz"], "")
     }
 
@@ -169,7 +174,7 @@ impl<'a> Server<'a> {
 
     fn try_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(self.file("admin.kubeconfig"));
+        command.arg("--kubeconfig").arg(self.admin());
         command.arg("--cache-dir").arg(self.file("cache")).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.node.spawn(command);
@@ -186,7 +191,7 @@ impl<'a> Server<'a> {
         fs::create_dir_all(&account).unwrap();
         let file = account.join("kubeconfig");
         match self.kind {
-            Kind::Ours => drop(fs::copy(self.file("admin.kubeconfig"), &file).unwrap()),
+            Kind::Ours => drop(fs::copy(self.admin(), &file).unwrap()),
             Kind::Upstream { .. } => {
                 let manifest = Manifest::read();
                 self.create(manifest.documents());
