@@ -12,7 +12,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::server::{Answer, Server, find};
+    use super::server::{Answer, Server};
 
     const CASES: &str = include_str!("upstream/cases.txt");
     /// What stands between a case and why the two answers to it differ.
@@ -139,11 +139,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn both_servers_answer_alike() {
-        let (Some(kube_apiserver), Some(etcd)) = (find("kube-apiserver"), find("etcd")) else {
-            let missing = ["kube-apiserver", "etcd"].into_iter().find(|name| find(name).is_none());
-            let missing = missing.unwrap_or_default();
-            skip::because(&format!("no {missing}, in the folder of KUBEBUILDER_ASSETS or in PATH"));
-            return;
+        let programs = skip::program("kube-apiserver")
+            .and_then(|kube_apiserver| Ok((kube_apiserver, skip::program("etcd")?)));
+        let (kube_apiserver, etcd) = match programs {
+            Ok(both) => both,
+            Err(missing) => return skip::because(&missing),
         };
         let (ours, upstream) =
             tokio::join!(Server::ours(), Server::upstream(&kube_apiserver, &etcd));

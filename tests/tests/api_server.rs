@@ -33,7 +33,7 @@ mod tests {
     use super::{
         node::{IP, NAME, Node, addresses, node_object},
         place::is_possible,
-        server::{Kind, Server, which},
+        server::{Kind, Server},
         space::pause,
     };
 
@@ -46,9 +46,9 @@ mod tests {
 
     /// Whether this can run here; says why if not.
     fn can_run() -> bool {
-        let missing = ["busybox", "kubectl"].into_iter().find(|name| which(name).is_none());
-        if let Some(name) = missing {
-            skip::because(&format!("no {name}"));
+        let missing = ["busybox", "kubectl"].into_iter().find_map(|name| skip::program(name).err());
+        if let Some(why) = &missing {
+            skip::because(why);
         }
         missing.is_none() && is_possible()
     }

@@ -41,7 +41,7 @@ mod tests {
         asking::{Answers, Question, ask_all},
         node::{NAME, Node, addresses, node_object, said_to},
         place::is_possible,
-        server::{Kind, Server, which},
+        server::{Kind, Server},
         services::{self, Case},
         space::pause,
     };
@@ -54,10 +54,8 @@ mod tests {
         if super::node::play(&[("ask", super::asking::play)]) {
             return;
         }
-        let missing =
-            ["kubectl", "iptables", "kube-proxy"].into_iter().find(|name| which(name).is_none());
-        let missing = missing
-            .map(|name| format!("no {name}, in the folder of KUBEBUILDER_ASSETS or in PATH"));
+        let mut programs = ["kubectl", "iptables", "kube-proxy"].into_iter();
+        let missing = programs.find_map(|name| skip::program(name).err());
         if let Some(why) = missing.or_else(|| Kind::upstream().err()) {
             skip::because(&why);
             return;
@@ -120,7 +118,7 @@ mod tests {
 
     impl KubeProxy {
         fn start(node: &Node, kubeconfig: &Path) -> Self {
-            let mut command = Command::new(which("kube-proxy").unwrap());
+            let mut command = Command::new(skip::program("kube-proxy").unwrap());
             command.arg("--kubeconfig").arg(kubeconfig);
             command.arg(format!("--hostname-override={NAME}"));
             command.args(["--proxy-mode=iptables", "--cluster-cidr=10.244.0.0/16"]);

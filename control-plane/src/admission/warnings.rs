@@ -10,14 +10,16 @@ use base64::Engine as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::Value;
 
-use super::service::fields::{is_headless, kind, parse_ip};
+use super::{
+    service::fields::{is_headless, kind, parse_ip},
+    validate::list,
+};
 use crate::{
     api::prepare::text,
     schema::{Path, Served},
 };
 
-/// Of a written object. `changed` says whether a workload has another generation than before; upstream says nothing of
-/// one that stayed, and nothing of a Pod that is not new.
+/// Of a written object. Upstream says nothing of a workload whose generation stayed, and nothing of a Pod that is not new.
 #[must_use]
 pub fn of(served: &Served, object: &Value, written: Written) -> Vec<String> {
     let mut said = Vec::new();
@@ -52,44 +54,40 @@ pub enum Written {
     Same,
 }
 
-fn items<'a>(of: &'a Value, field: &str) -> impl Iterator<Item = (usize, &'a Value)> {
-    of[field].as_array().into_iter().flatten().enumerate()
-}
-
 fn pod_spec(said: &mut Vec<String>, path: &Path, spec: &Value) {
     gone(said, path, spec);
     doubles(said, path, spec);
-    for (_, volume) in items(spec, "volumes") {
+    for (_, volume) in list(spec, "volumes") {
         let bare = |one: &Value| one.as_object().is_none_or(serde_json::Map::is_empty);
-        for _ in items(&volume["projected"], "sources").filter(|(_, source)| bare(source)) {
+        for _ in list(&volume["projected"], "sources").filter(|(_, source)| bare(source)) {
             let name = text(volume, "/name");
             said.push(format!("volume {name:?} (Projected) has no sources provided"));
         }
     }
-    for (index, secret) in items(spec, "imagePullSecrets") {
+    for (index, secret) in list(spec, "imagePullSecrets") {
         if text(secret, "/name").is_empty() {
             let path = path.child("imagePullSecrets").index(index).child("name");
             said.push(format!("{path}: invalid empty name \"\""));
         }
     }
     for field in ["initContainers", "containers"] {
-        for (index, container) in items(spec, field) {
+        for (index, container) in list(spec, field) {
             let path = path.child(field).index(index);
             fractions(said, &path.child("resources"), &container["resources"]);
             hidden(said, &path.child("env"), container);
         }
     }
-    for (index, one) in items(spec, "topologySpreadConstraints") {
+    for (index, one) in list(spec, "topologySpreadConstraints") {
         unselective(said, &path.child("topologySpreadConstraints").index(index), one);
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
         let (path, terms) = (path.child("affinity").child(kind), &spec["affinity"][kind]);
         let field = "requiredDuringSchedulingIgnoredDuringExecution";
-        for (index, term) in items(terms, field) {
+        for (index, term) in list(terms, field) {
             unselective(said, &path.child(field).index(index), term);
         }
         let field = "preferredDuringSchedulingIgnoredDuringExecution";
-        for (index, term) in items(terms, field) {
+        for (index, term) in list(terms, field) {
             let path = path.child(field).index(index).child("podAffinityTerm");
             unselective(said, &path, &term["podAffinityTerm"]);
         }
@@ -98,20 +96,21 @@ fn pod_spec(said: &mut Vec<String>, path: &Path, spec: &Value) {
 
 /// Lists in which the second of two that are called the same is of no use.
 fn doubles(said: &mut Vec<String>, path: &Path, spec: &Value) {
-    for (list, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")] {
+    for (items, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")]
+    {
         let mut seen = BTreeSet::new();
-        for (index, one) in items(spec, list) {
+        for (index, one) in list(spec, items) {
             let word = one[field].as_str().unwrap_or("");
             if !seen.insert(word) {
-                let path = path.child(list).index(index).child(field);
+                let path = path.child(items).index(index).child(field);
                 said.push(format!("{path}: duplicate {what} {word:?}"));
             }
         }
     }
     let mut named: BTreeMap<&str, String> = BTreeMap::new();
     for field in ["initContainers", "containers"] {
-        for (index, container) in items(spec, field) {
-            for (number, port) in items(container, "ports") {
+        for (index, container) in list(spec, field) {
+            for (number, port) in list(container, "ports") {
                 let name = text(port, "/name");
                 let own = path.child(field).index(index).child("ports").index(number).to_string();
                 if let Some(first) = named.get(name) {
@@ -139,7 +138,7 @@ const GONE: &[(&str, &str)] = &[
 ];
 
 fn gone(said: &mut Vec<String>, path: &Path, spec: &Value) {
-    for (index, volume) in items(spec, "volumes") {
+    for (index, volume) in list(spec, "volumes") {
         for (kind, why) in GONE.iter().filter(|(kind, _)| volume[*kind].is_object()) {
             let path = path.child("volumes").index(index).child(kind);
             said.push(format!("{path}: {why}"));
@@ -173,7 +172,7 @@ fn fractions(said: &mut Vec<String>, path: &Path, resources: &Value) {
 /// A variable that is set twice, unless the second time is made of the first.
 fn hidden(said: &mut Vec<String>, path: &Path, container: &Value) {
     let mut seen = BTreeSet::new();
-    for (index, variable) in items(container, "env") {
+    for (index, variable) in list(container, "env") {
         let (name, value) = (text(variable, "/name"), text(variable, "/value"));
         let before = format!("$({name})");
         let anew = variable["valueFrom"].is_object() || value == before || !value.contains(&before);
@@ -196,7 +195,7 @@ fn service(said: &mut Vec<String>, service: &Value) {
     }
     let headless = is_headless(service) && kind(service) == "ClusterIP";
     let external = kind(service) == "ExternalName";
-    let outside = items(spec, "externalIPs").next().is_some();
+    let outside = list(spec, "externalIPs").next().is_some();
     let balanced = text(spec, "/loadBalancerIP");
     if !headless && !external {
         addresses(said, &Path::new("spec.clusterIPs"), &spec["clusterIPs"]);

@@ -285,11 +285,12 @@ fn warn(response: &mut Response<Body>, warning: &str) {
 
 /// What is told to whoever asks for a resource that upstream advises against, whatever the answer.
 fn deprecation<B>(request: &Request<B>) -> Option<&'static str> {
-    let path = decode_path(request.uri().path());
-    // Few requests are for these.
-    if !path.contains("/endpoints") {
+    let path = request.uri().path();
+    // Few requests are for these, and few paths are encoded.
+    if !path.contains("/endpoints") && !path.contains('%') {
         return None;
     }
+    let path = decode_path(path);
     let Route::Resource(target, _) = route(request.method().as_str(), &path, &Query::default())
     else {
         return None;

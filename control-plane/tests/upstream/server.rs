@@ -1,12 +1,7 @@
 //! The two servers on loopback, and a client of them.
 
 use std::{
-    collections::BTreeSet,
-    env, fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::Arc,
+    collections::BTreeSet, fs, net::TcpListener, path::Path, process::Stdio, sync::Arc,
     time::Duration,
 };
 
@@ -59,13 +54,6 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) warnings: BTreeSet<String>,
     pub(super) body: Bytes,
-}
-
-/// A program in the folder of `KUBEBUILDER_ASSETS`, where tests of controllers have them, or in PATH.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
-    let folders = env::var_os("KUBEBUILDER_ASSETS").into_iter().chain(env::var_os("PATH"));
-    let folders = folders.flat_map(|some| env::split_paths(&some).collect::<Vec<_>>());
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
 /// A port that nobody listens on; the next one who asks may get it too, which the tests' runner makes unlikely.

@@ -5,12 +5,26 @@ use std::{
     env,
     fs::OpenOptions,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
 };
 
 /// Names the file that every skipped test adds a line to; `cargo xtask test` sets it and reads the file.
 pub const FILE: &str = "ORLOP_SKIPPED";
+
+/// One of upstream's programs: in the folder of `KUBEBUILDER_ASSETS`, where tests of controllers have them
+/// (controller-runtime's envtest), or in `PATH`, as whatever else is looked for by its name.
+///
+/// # Errors
+/// Why the test that wants it cannot run, in words for [`because`].
+pub fn program(name: &str) -> Result<PathBuf, String> {
+    let folders = env::var_os("KUBEBUILDER_ASSETS").into_iter().chain(env::var_os("PATH"));
+    let folders = folders.flat_map(|some| env::split_paths(&some).collect::<Vec<_>>());
+    folders
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .ok_or_else(|| format!("no {name}, in the folder of KUBEBUILDER_ASSETS or in PATH"))
+}
 
 /// Says why the test that calls this is skipped, and notes it where `FILE` asks for that. To be called by the
 /// test's own thread, as it has the test's name.

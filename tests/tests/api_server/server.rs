@@ -1,7 +1,7 @@
 //! A server of the Kubernetes API in the node's network namespace, in processes that can be killed.
 
 use std::{
-    env, fs,
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,13 +24,6 @@ const READY: Duration = Duration::from_secs(60);
 /// A secret of this test alone: it is good for the time of the test, in a network namespace that nobody reaches.
 const ADMIN_TOKEN: &str = "administrator-of-a-test";
 
-/// A program by its name.
-pub(crate) fn which(name: &str) -> Option<PathBuf> {
-    let folders = env::var_os("KUBEBUILDER_ASSETS").into_iter().chain(env::var_os("PATH"));
-    let folders = folders.flat_map(|some| env::split_paths(&some).collect::<Vec<_>>());
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
-}
-
 /// Whose server.
 pub(crate) enum Kind {
     Ours,
@@ -38,14 +31,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Upstream's programs: in the folder of `KUBEBUILDER_ASSETS`, where tests of controllers have them
-    /// (controller-runtime's envtest), or in PATH. The error names what is missing.
+    /// Upstream's. The error names the program that is missing.
     pub(crate) fn upstream() -> Result<Self, String> {
-        let find = |name: &str| {
-            which(name)
-                .ok_or_else(|| format!("no {name}, in the folder of KUBEBUILDER_ASSETS or in PATH"))
-        };
-        Ok(Self::Upstream { kube_apiserver: find("kube-apiserver")?, etcd: find("etcd")? })
+        let kube_apiserver = skip::program("kube-apiserver")?;
+        Ok(Self::Upstream { kube_apiserver, etcd: skip::program("etcd")? })
     }
 }
 

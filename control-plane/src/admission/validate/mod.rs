@@ -73,7 +73,11 @@ pub fn part(attempt: &Attempt<'_>, object: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn list<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = (usize, &'a Value)> + use<'a> {
+/// The items of a list with their indices; none where there is no such list.
+pub(super) fn list<'a>(
+    of: &'a Value,
+    key: &str,
+) -> impl Iterator<Item = (usize, &'a Value)> + use<'a> {
     of.get(key).and_then(Value::as_array).into_iter().flatten().enumerate()
 }
 

@@ -20,8 +20,10 @@ use super::{
     stream::{FAREWELL, Socket, drain, upgrade, write},
     text, values,
 };
-use crate::chain::chain;
-use crate::kubelet::runtime::{ContainerId, ExecIo, ExecSpec, Runtime};
+use crate::{
+    chain::chain,
+    kubelet::runtime::{ContainerId, ExecIo, ExecSpec, Runtime},
+};
 
 /// Protocols of remote commands, best first; version 5 can close its standard input.
 const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
